@@ -1,0 +1,176 @@
+// kernels.h: the table of kernels, the scalar ones, and the choice by what the CPU can do.
+//
+// The scalar kernels are the specification. kernels_avx2.h and kernels_avx512.h hold the same functions in the same
+// order; a kernel of any table computes one output value in one fixed order of operations, whatever the number of
+// rows, of threads or of neighbouring values, so results do not depend on how the work is cut.
+//
+// Letters: n rows of activations, r rows of weights, k columns of both.
+#ifndef LLAMA_KERNELS_H
+#define LLAMA_KERNELS_H
+
+#include "quant.h" // Tensor, Rows
+
+// Keys are cached in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are computed
+// side by side without a horizontal sum. Values are cached as rows, (positions, head_dim).
+enum { KEY_BLOCK = 16 };
+
+// out[i * stride + r] = x row i . w row r, for 0 <= i < n and begin <= r < end.
+typedef void MatmulKernel(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                          int32_t end);
+
+typedef struct {
+    const char *name;
+    bool (*available)(void);
+    MatmulKernel *matmul[N_TYPES];
+    // q (n), scales (n / group_size) of x (n): quant.h
+    void (*quantise)(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size);
+    // out = x / sqrt(mean(x^2) + eps) * weight, all (k)
+    void (*rmsnorm)(float *out, const float *x, const float *weight, int32_t k, float eps);
+    // h1 = silu(h1) * h3 with silu(h) = h / (1 + exp(-h)), both (n)
+    void (*swiglu)(float *h1, const float *h3, int32_t n);
+    // out (head_dim) = softmax(q . keys / sqrt(head_dim)) . values over n positions; scores: room for n rounded up
+    // to KEY_BLOCK
+    void (*attend)(float *out, const float *q, const float *keys, const float *values, float *scores, int32_t n,
+                   int32_t head_dim);
+} Kernels;
+
+// ---------------------------------------------------------------------------------------------------------
+// A loop from 0 to a constant, unrolled, so that the arrays it indexes live in registers.
+#ifdef __clang__
+#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#else
+#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
+#endif
+
+// ---------------------------------------------------------------------------------------------------------
+// exp, for softmax and silu: 2^i x p(f) with x = i ln 2 + f and |f| <= ln 2 / 2. p is the Taylor polynomial of
+// degree 7; error below 2e-7 relative. x is clamped to where the result is a normal number; NaN stays NaN.
+
+#define EXP_MIN -87.0f
+#define EXP_MAX 88.0f
+#define EXP_LOG2E 1.442695041f
+#define EXP_LN2_HIGH 0.693359375f // few bits, so that i x LN2_HIGH is exact
+#define EXP_LN2_LOW -2.12194440e-4f
+
+enum { EXP_DEGREE = 7 };
+static const float EXP_TERMS[EXP_DEGREE + 1] = {1 / 5040.0f, 1 / 720.0f, 1 / 120.0f, 1 / 24.0f,
+                                                1 / 6.0f,    1 / 2.0f,   1,          1};
+
+static inline float exp_scalar(float x) {
+    if (x != x) return x;
+    x = fminf(fmaxf(x, EXP_MIN), EXP_MAX);
+    float i = rintf(x * EXP_LOG2E);
+    float f = x - i * EXP_LN2_HIGH - i * EXP_LN2_LOW;
+    float p = EXP_TERMS[0];
+    for (int t = 1; t <= EXP_DEGREE; t++) p = p * f + EXP_TERMS[t];
+    return ldexpf(p, (int)i);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The scalar kernels
+
+static void matmul_fp32_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                               int32_t end) {
+    for (int32_t i = 0; i < n; i++) {
+        const float *values = x->values + (int64_t)i * x->cols;
+        for (int32_t r = begin; r < end; r++) {
+            const float *row = tensor_row_fp32(w, r);
+            float sum = 0;
+            for (int32_t k = 0; k < w->cols; k++) sum += row[k] * values[k];
+            out[i * stride + r] = sum;
+        }
+    }
+}
+
+static void matmul_int8_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                               int32_t end) {
+    int32_t size = w->group_size;
+    for (int32_t i = 0; i < n; i++) {
+        const float *x_scales = x->scales + (int64_t)i * (x->cols / size);
+        for (int32_t r = begin; r < end; r++) {
+            const int8_t *q = tensor_row_int8(w, r), *x_q = x->quants + (int64_t)i * x->cols;
+            const uint8_t *scales = tensor_row_scales(w, r);
+            float sum = 0;
+            for (int32_t g = 0; g < tensor_groups(w); g++, q += size, x_q += size) {
+                int32_t dot = 0;
+                for (int32_t k = 0; k < size; k++) dot += q[k] * x_q[k];
+                sum += (float)dot * (load_f32(scales + 4 * g) * x_scales[g]);
+            }
+            out[i * stride + r] = sum;
+        }
+    }
+}
+
+static void rmsnorm_scalar(float *out, const float *x, const float *weight, int32_t k, float eps) {
+    float sum = 0;
+    for (int32_t i = 0; i < k; i++) sum += x[i] * x[i];
+    float scale = 1 / sqrtf(sum / (float)k + eps);
+    for (int32_t i = 0; i < k; i++) out[i] = weight[i] * (scale * x[i]);
+}
+
+static void swiglu_scalar(float *h1, const float *h3, int32_t n) {
+    for (int32_t i = 0; i < n; i++) h1[i] = h1[i] / (1 + exp_scalar(-h1[i])) * h3[i];
+}
+
+static void attend_scalar(float *out, const float *q, const float *keys, const float *values, float *scores,
+                          int32_t n, int32_t head_dim) {
+    float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0;
+    for (int32_t t = 0; t < n; t++) {
+        const float *block = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+        float dot = 0;
+        for (int32_t d = 0; d < head_dim; d++) dot += q[d] * block[d * KEY_BLOCK];
+        scores[t] = dot * scale;
+        max = fmaxf(max, scores[t]);
+    }
+    for (int32_t t = 0; t < n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
+    for (int32_t d = 0; d < head_dim; d++) {
+        float dot = 0;
+        for (int32_t t = 0; t < n; t++) dot += scores[t] * values[(int64_t)t * head_dim + d];
+        out[d] = dot / sum;
+    }
+}
+
+static bool available_scalar(void) {
+    return true;
+}
+
+static const Kernels kernels_scalar = {
+    .name = "scalar",
+    .available = available_scalar,
+    .matmul = {[LLAMA_FP32] = matmul_fp32_scalar, [LLAMA_INT8] = matmul_int8_scalar},
+    .quantise = quantise,
+    .rmsnorm = rmsnorm_scalar,
+    .swiglu = swiglu_scalar,
+    .attend = attend_scalar,
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// The choice
+
+#if defined(__x86_64__)
+#include "kernels_avx2.h"
+#include "kernels_avx512.h"
+#endif
+
+// From the best to the one that always runs.
+static const Kernels *const all_kernels[] = {
+#if defined(__x86_64__)
+    &kernels_avx512,
+    &kernels_avx2,
+#endif
+    &kernels_scalar,
+};
+
+// The kernels of that name, or the best that this CPU runs for NULL.
+static int kernels_find(const char *name, const Kernels **kernels, LlamaError *error) {
+    char names[64] = "";
+    for (size_t i = 0; i < COUNT(all_kernels); i++) {
+        if (!all_kernels[i]->available()) continue;
+        *kernels = all_kernels[i];
+        if (!name || strcmp(name, all_kernels[i]->name) == 0) return LLAMA_OK;
+        snprintf(names + strlen(names), sizeof names - strlen(names), " %s", all_kernels[i]->name);
+    }
+    return fail(error, LLAMA_ERROR_USAGE, "kernels = %.32s, this CPU has:%s", name, names);
+}
+
+#endif

@@ -1,0 +1,261 @@
+// kernels_avx2.h: the kernels for AVX2 with FMA, 8 lanes. Mirrors kernels_avx512.h.
+#ifndef LLAMA_KERNELS_AVX2_H
+#define LLAMA_KERNELS_AVX2_H
+
+#include "kernels.h"
+
+#include <immintrin.h> // _mm256_*
+
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
+
+// The first n lanes, all 8 for n >= 8.
+AVX2_INLINE __m256i mask_avx2(int64_t n) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)MIN(n, 8)), lanes);
+}
+
+AVX2_INLINE float reduce_add_avx2(__m256 x) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+AVX2_INLINE float reduce_max_avx2(__m256 x) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+AVX2_INLINE __m256 exp_avx2(__m256 x) {
+    x = _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x); // where one is NaN the second operand is the result
+    x = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), x);
+    __m256 i = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT);
+    __m256 f = _mm256_fnmadd_ps(i, _mm256_set1_ps(EXP_LN2_HIGH), x);
+    f = _mm256_fnmadd_ps(i, _mm256_set1_ps(EXP_LN2_LOW), f);
+    __m256 p = _mm256_set1_ps(EXP_TERMS[0]);
+    EACH (t, EXP_DEGREE) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(EXP_TERMS[t + 1]));
+    __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(i), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// fp32 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are constants at
+// every call, so that the tile stays in registers.
+
+AVX2_INLINE void step_fp32_avx2(__m256 sum[8][3], const float *x, int64_t x_stride, const float *w,
+                                int64_t w_stride, __m256i mask, const int r, const int n) {
+    __m256 values[3];
+    EACH (i, n) values[i] = _mm256_maskload_ps(x + i * x_stride, mask);
+    EACH (j, r) {
+        __m256 row = _mm256_maskload_ps(w + j * w_stride, mask);
+        EACH (i, n) sum[j][i] = _mm256_fmadd_ps(row, values[i], sum[j][i]);
+    }
+}
+
+AVX2_INLINE void tile_fp32_avx2(float *out, int64_t stride, const float *x, int64_t x_stride, const float *w,
+                                int64_t k_size, const int r, const int n) {
+    __m256 sum[8][3];
+    int64_t k = 0;
+    EACH (j, r)
+        EACH (i, n) sum[j][i] = _mm256_setzero_ps();
+    for (; k + 8 <= k_size; k += 8)
+        step_fp32_avx2(sum, x + k, x_stride, w + k, k_size, _mm256_set1_epi32(-1), r, n);
+    if (k < k_size) step_fp32_avx2(sum, x + k, x_stride, w + k, k_size, mask_avx2(k_size - k), r, n);
+    EACH (j, r)
+        EACH (i, n) out[i * stride + j] = reduce_add_avx2(sum[j][i]);
+}
+
+AVX2 static void matmul_fp32_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                  int32_t begin, int32_t end) {
+    int64_t k = w->cols, x_stride = x->cols;
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8)
+        tile_fp32_avx2(out + r, stride, x->values, x_stride, tensor_row_fp32(w, r), k, 8, 1);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 3 <= n; i += 3)
+            tile_fp32_avx2(out + i * stride + r, stride, x->values + i * x_stride, x_stride, tensor_row_fp32(w, r),
+                           k, 4, 3);
+        for (; i < n; i++)
+            tile_fp32_avx2(out + i * stride + r, stride, x->values + i * x_stride, x_stride, tensor_row_fp32(w, r),
+                           k, 4, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++)
+            tile_fp32_avx2(out + i * stride + r, stride, x->values + i * x_stride, x_stride, tensor_row_fp32(w, r),
+                           k, 1, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// int8 matmul, group sizes that are multiples of 32. maddubs takes unsigned x signed bytes and adds pairs in 16
+// bits with saturation: |w| <= 128 and |x| <= 127 give at most 2 x 128 x 127 = 32512, so all is exact.
+
+AVX2_INLINE void tile_int8_avx2(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
+                                const int r, const int n) {
+    const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
+    const uint8_t *scales = tensor_row_scales(w, r0);
+    const float *x_scales = x->scales + (int64_t)i0 * x_groups;
+    __m256 sum[4][2];
+    EACH (j, r)
+        EACH (i, n) sum[j][i] = _mm256_setzero_ps();
+    for (int32_t g = 0; g < groups; g++) {
+        __m256i dot[4][2], values[2];
+        EACH (j, r)
+            EACH (i, n) dot[j][i] = zero;
+        for (int32_t k = g * size; k < (g + 1) * size; k += 32) {
+            EACH (i, n) values[i] = _mm256_loadu_si256((const __m256i *)(x_q + (int64_t)i * x->cols + k));
+            EACH (j, r) {
+                __m256i row = _mm256_loadu_si256((const __m256i *)(q + (int64_t)j * w->cols + k));
+                __m256i magnitude = _mm256_abs_epi8(row);
+                EACH (i, n) {
+                    __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(values[i], row));
+                    dot[j][i] = _mm256_add_epi32(dot[j][i], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+        }
+        EACH (j, r) {
+            float scale = load_f32(scales + ((int64_t)j * groups + g) * 4);
+            EACH (i, n) {
+                __m256 both = _mm256_set1_ps(scale * x_scales[(int64_t)i * x_groups + g]);
+                sum[j][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[j][i]), both, sum[j][i]);
+            }
+        }
+    }
+    EACH (j, r)
+        EACH (i, n) out[i * stride + j] = reduce_add_avx2(sum[j][i]);
+}
+
+AVX2 static void matmul_int8_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                  int32_t begin, int32_t end) {
+    if (w->group_size % 32) {
+        matmul_int8_scalar(out, stride, x, n, w, begin, end);
+        return;
+    }
+    int32_t r = begin;
+    for (; n == 1 && r + 4 <= end; r += 4) tile_int8_avx2(out + r, stride, x, 0, w, r, 4, 1);
+    for (; r + 2 <= end; r += 2) {
+        int32_t i = 0;
+        for (; i + 2 <= n; i += 2) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 2, 2);
+        for (; i < n; i++) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 2, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 1, 1);
+}
+
+AVX2 static void quantise_avx2(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+    if (group_size % 8) {
+        quantise(q, scales, x, n, group_size);
+        return;
+    }
+    const __m256 top = _mm256_set1_ps(127), bottom = _mm256_set1_ps(-127), sign = _mm256_set1_ps(-0.0f);
+    for (int32_t g = 0; g < n / group_size; g++, x += group_size, q += group_size) {
+        __m256 max_lanes = _mm256_setzero_ps(), poison = _mm256_setzero_ps();
+        for (int32_t i = 0; i < group_size; i += 8) {
+            __m256 value = _mm256_loadu_ps(x + i);
+            max_lanes = _mm256_max_ps(max_lanes, _mm256_andnot_ps(sign, value));
+            poison = _mm256_fmadd_ps(value, _mm256_setzero_ps(), poison);
+        }
+        float max = reduce_max_avx2(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
+        scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + reduce_add_avx2(poison);
+        for (int32_t i = 0; i < group_size; i += 8) {
+            __m256 value = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse));
+            __m256i eight = _mm256_cvtps_epi32(_mm256_max_ps(bottom, _mm256_min_ps(value, top)));
+            __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+            _mm_storel_epi64((__m128i *)(q + i), _mm_packs_epi16(words, words));
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The rest of a layer
+
+AVX2 static void rmsnorm_avx2(float *out, const float *x, const float *weight, int32_t k, float eps) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int32_t i = 0; i < k; i += 8) {
+        __m256 value = _mm256_maskload_ps(x + i, mask_avx2(k - i));
+        sum = _mm256_fmadd_ps(value, value, sum);
+    }
+    __m256 scale = _mm256_set1_ps(1 / sqrtf(reduce_add_avx2(sum) / (float)k + eps));
+    for (int32_t i = 0; i < k; i += 8) {
+        __m256i mask = mask_avx2(k - i);
+        __m256 value = _mm256_mul_ps(scale, _mm256_maskload_ps(x + i, mask));
+        _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(_mm256_maskload_ps(weight + i, mask), value));
+    }
+}
+
+AVX2 static void swiglu_avx2(float *h1, const float *h3, int32_t n) {
+    const __m256 one = _mm256_set1_ps(1);
+    for (int32_t i = 0; i < n; i += 8) {
+        __m256i mask = mask_avx2(n - i);
+        __m256 h = _mm256_maskload_ps(h1 + i, mask);
+        __m256 e = exp_avx2(_mm256_sub_ps(_mm256_setzero_ps(), h));
+        __m256 silu = _mm256_div_ps(h, _mm256_add_ps(one, e));
+        _mm256_maskstore_ps(h1 + i, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(h3 + i, mask)));
+    }
+}
+
+// Scores of n positions to probabilities, without the division by their sum, which is returned.
+AVX2_INLINE float softmax_avx2(float *scores, int32_t n, float max) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int32_t t = 0; t < n; t += 8) {
+        __m256i mask = mask_avx2(n - t);
+        __m256 e = exp_avx2(_mm256_sub_ps(_mm256_maskload_ps(scores + t, mask), _mm256_set1_ps(max)));
+        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
+        _mm256_maskstore_ps(scores + t, mask, e);
+    }
+    return reduce_add_avx2(sum);
+}
+
+AVX2 static void attend_avx2(float *out, const float *q, const float *keys, const float *values, float *scores,
+                             int32_t n, int32_t head_dim) {
+    const __m256 scale = _mm256_set1_ps(1 / sqrtf((float)head_dim));
+    __m256 max = _mm256_set1_ps(-INFINITY);
+    for (int32_t t = 0; t < n; t += 8) { // half a block of keys
+        const float *half = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+        __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps(); // head_dim is even
+        for (int32_t d = 0; d < head_dim; d += 2) {
+            even = _mm256_fmadd_ps(_mm256_set1_ps(q[d]), _mm256_loadu_ps(half + d * KEY_BLOCK), even);
+            odd = _mm256_fmadd_ps(_mm256_set1_ps(q[d + 1]), _mm256_loadu_ps(half + (d + 1) * KEY_BLOCK), odd);
+        }
+        __m256 score = _mm256_mul_ps(_mm256_add_ps(even, odd), scale);
+        _mm256_storeu_ps(scores + t, score);
+        max = _mm256_blendv_ps(max, _mm256_max_ps(max, score), _mm256_castsi256_ps(mask_avx2(n - t)));
+    }
+    float inverse = 1 / softmax_avx2(scores, n, reduce_max_avx2(max));
+    for (int32_t d = 0; d < head_dim; d += 8) {
+        __m256i mask = mask_avx2(head_dim - d);
+        __m256 sum[4]; // of positions t, t + 1, t + 2, t + 3 modulo 4
+        EACH (j, 4) sum[j] = _mm256_setzero_ps();
+        int32_t t = 0;
+        for (; t + 4 <= n; t += 4)
+            EACH (j, 4) {
+                __m256 value = _mm256_maskload_ps(values + (int64_t)(t + j) * head_dim + d, mask);
+                sum[j] = _mm256_fmadd_ps(_mm256_set1_ps(scores[t + j]), value, sum[j]);
+            }
+        for (; t < n; t++) {
+            __m256 value = _mm256_maskload_ps(values + (int64_t)t * head_dim + d, mask);
+            sum[0] = _mm256_fmadd_ps(_mm256_set1_ps(scores[t]), value, sum[0]);
+        }
+        __m256 total = _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3]));
+        _mm256_maskstore_ps(out + d, mask, _mm256_mul_ps(total, _mm256_set1_ps(inverse)));
+    }
+}
+
+static bool available_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static const Kernels kernels_avx2 = {
+    .name = "avx2",
+    .available = available_avx2,
+    .matmul = {[LLAMA_FP32] = matmul_fp32_avx2, [LLAMA_INT8] = matmul_int8_avx2},
+    .quantise = quantise_avx2,
+    .rmsnorm = rmsnorm_avx2,
+    .swiglu = swiglu_avx2,
+    .attend = attend_avx2,
+};
+
+#endif

@@ -1,0 +1,246 @@
+// kernels_avx512.h: the kernels for AVX-512 with VNNI (the int8 dot product), 16 lanes. Mirrors kernels_avx2.h.
+#ifndef LLAMA_KERNELS_AVX512_H
+#define LLAMA_KERNELS_AVX512_H
+
+#include "kernels.h"
+#include "kernels_avx2.h" // group sizes below 64
+
+#include <immintrin.h> // _mm512_*
+
+#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
+
+// The first n lanes, all 16 for n >= 16.
+AVX512_INLINE __mmask16 mask_avx512(int64_t n) {
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+AVX512_INLINE __m512 exp_avx512(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(EXP_MIN), x); // where one is NaN the second operand is the result
+    x = _mm512_min_ps(_mm512_set1_ps(EXP_MAX), x);
+    __m512 i = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 f = _mm512_fnmadd_ps(i, _mm512_set1_ps(EXP_LN2_HIGH), x);
+    f = _mm512_fnmadd_ps(i, _mm512_set1_ps(EXP_LN2_LOW), f);
+    __m512 p = _mm512_set1_ps(EXP_TERMS[0]);
+    EACH (t, EXP_DEGREE) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP_TERMS[t + 1]));
+    return _mm512_scalef_ps(p, i);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// fp32 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are constants at
+// every call, so that the tile stays in registers.
+
+AVX512_INLINE void step_fp32_avx512(__m512 sum[8][6], const float *x, int64_t x_stride, const float *w,
+                                    int64_t w_stride, __mmask16 mask, const int r, const int n) {
+    __m512 values[6];
+    EACH (i, n) values[i] = _mm512_maskz_loadu_ps(mask, x + i * x_stride);
+    EACH (j, r) {
+        __m512 row = _mm512_maskz_loadu_ps(mask, w + j * w_stride);
+        EACH (i, n) sum[j][i] = _mm512_fmadd_ps(row, values[i], sum[j][i]);
+    }
+}
+
+AVX512_INLINE void tile_fp32_avx512(float *out, int64_t stride, const float *x, int64_t x_stride, const float *w,
+                                    int64_t k_size, const int r, const int n) {
+    __m512 sum[8][6];
+    int64_t k = 0;
+    EACH (j, r)
+        EACH (i, n) sum[j][i] = _mm512_setzero_ps();
+    for (; k + 16 <= k_size; k += 16) step_fp32_avx512(sum, x + k, x_stride, w + k, k_size, 0xffff, r, n);
+    if (k < k_size) step_fp32_avx512(sum, x + k, x_stride, w + k, k_size, mask_avx512(k_size - k), r, n);
+    EACH (j, r)
+        EACH (i, n) out[i * stride + j] = _mm512_reduce_add_ps(sum[j][i]);
+}
+
+AVX512 static void matmul_fp32_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                      int32_t begin, int32_t end) {
+    int64_t k = w->cols, x_stride = x->cols;
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8)
+        tile_fp32_avx512(out + r, stride, x->values, x_stride, tensor_row_fp32(w, r), k, 8, 1);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 6 <= n; i += 6)
+            tile_fp32_avx512(out + i * stride + r, stride, x->values + i * x_stride, x_stride,
+                             tensor_row_fp32(w, r), k, 4, 6);
+        for (; i < n; i++)
+            tile_fp32_avx512(out + i * stride + r, stride, x->values + i * x_stride, x_stride,
+                             tensor_row_fp32(w, r), k, 4, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++)
+            tile_fp32_avx512(out + i * stride + r, stride, x->values + i * x_stride, x_stride,
+                             tensor_row_fp32(w, r), k, 1, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// int8 matmul, group sizes that are multiples of 64. The dot product instruction takes unsigned x signed bytes, so
+// the activations are shifted by 128 and 128 x the sum of the weights is subtracted again: all exact.
+
+AVX512_INLINE void tile_int8_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w,
+                                    int32_t r0, const int r, const int n) {
+    const __m512i shift = _mm512_set1_epi8((char)128), zero = _mm512_setzero_si512();
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
+    const uint8_t *scales = tensor_row_scales(w, r0);
+    const float *x_scales = x->scales + (int64_t)i0 * x_groups;
+    __m512 sum[4][4];
+    EACH (j, r)
+        EACH (i, n) sum[j][i] = _mm512_setzero_ps();
+    for (int32_t g = 0; g < groups; g++) {
+        __m512i dot[4][4], correction[4], values[4];
+        EACH (j, r)
+            EACH (i, n) dot[j][i] = zero;
+        EACH (j, r) correction[j] = zero;
+        for (int32_t k = g * size; k < (g + 1) * size; k += 64) {
+            EACH (i, n) values[i] = _mm512_xor_si512(_mm512_loadu_si512(x_q + (int64_t)i * x->cols + k), shift);
+            EACH (j, r) {
+                __m512i row = _mm512_loadu_si512(q + (int64_t)j * w->cols + k);
+                correction[j] = _mm512_dpbusd_epi32(correction[j], shift, row);
+                EACH (i, n) dot[j][i] = _mm512_dpbusd_epi32(dot[j][i], values[i], row);
+            }
+        }
+        EACH (j, r) {
+            float scale = load_f32(scales + ((int64_t)j * groups + g) * 4);
+            EACH (i, n) {
+                __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(dot[j][i], correction[j]));
+                __m512 both = _mm512_set1_ps(scale * x_scales[(int64_t)i * x_groups + g]);
+                sum[j][i] = _mm512_fmadd_ps(exact, both, sum[j][i]);
+            }
+        }
+    }
+    EACH (j, r)
+        EACH (i, n) out[i * stride + j] = _mm512_reduce_add_ps(sum[j][i]);
+}
+
+AVX512 static void matmul_int8_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                      int32_t begin, int32_t end) {
+    if (w->group_size % 64) {
+        matmul_int8_avx2(out, stride, x, n, w, begin, end);
+        return;
+    }
+    int32_t r = begin;
+    for (; n == 1 && r + 4 <= end; r += 4) tile_int8_avx512(out + r, stride, x, 0, w, r, 4, 1);
+    for (; r + 2 <= end; r += 2) {
+        int32_t i = 0;
+        for (; i + 4 <= n; i += 4) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 2, 4);
+        for (; i < n; i++) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 2, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 1, 1);
+}
+
+AVX512 static void quantise_avx512(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+    if (group_size % 16) {
+        quantise(q, scales, x, n, group_size);
+        return;
+    }
+    const __m512 top = _mm512_set1_ps(127), bottom = _mm512_set1_ps(-127);
+    for (int32_t g = 0; g < n / group_size; g++, x += group_size, q += group_size) {
+        __m512 max_lanes = _mm512_setzero_ps(), poison = _mm512_setzero_ps();
+        for (int32_t i = 0; i < group_size; i += 16) {
+            __m512 value = _mm512_loadu_ps(x + i);
+            max_lanes = _mm512_max_ps(max_lanes, _mm512_abs_ps(value));
+            poison = _mm512_fmadd_ps(value, _mm512_setzero_ps(), poison);
+        }
+        float max = _mm512_reduce_max_ps(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
+        scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + _mm512_reduce_add_ps(poison);
+        for (int32_t i = 0; i < group_size; i += 16) {
+            __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse));
+            value = _mm512_max_ps(bottom, _mm512_min_ps(value, top));
+            _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The rest of a layer
+
+AVX512 static void rmsnorm_avx512(float *out, const float *x, const float *weight, int32_t k, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int32_t i = 0; i < k; i += 16) {
+        __m512 value = _mm512_maskz_loadu_ps(mask_avx512(k - i), x + i);
+        sum = _mm512_fmadd_ps(value, value, sum);
+    }
+    __m512 scale = _mm512_set1_ps(1 / sqrtf(_mm512_reduce_add_ps(sum) / (float)k + eps));
+    for (int32_t i = 0; i < k; i += 16) {
+        __mmask16 mask = mask_avx512(k - i);
+        __m512 value = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(mask, x + i));
+        _mm512_mask_storeu_ps(out + i, mask, _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weight + i), value));
+    }
+}
+
+AVX512 static void swiglu_avx512(float *h1, const float *h3, int32_t n) {
+    const __m512 one = _mm512_set1_ps(1);
+    for (int32_t i = 0; i < n; i += 16) {
+        __mmask16 mask = mask_avx512(n - i);
+        __m512 h = _mm512_maskz_loadu_ps(mask, h1 + i);
+        __m512 e = exp_avx512(_mm512_sub_ps(_mm512_setzero_ps(), h));
+        __m512 silu = _mm512_div_ps(h, _mm512_add_ps(one, e));
+        _mm512_mask_storeu_ps(h1 + i, mask, _mm512_mul_ps(silu, _mm512_maskz_loadu_ps(mask, h3 + i)));
+    }
+}
+
+// Scores of n positions to probabilities, without the division by their sum, which is returned.
+AVX512_INLINE float softmax_avx512(float *scores, int32_t n, float max) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int32_t t = 0; t < n; t += 16) {
+        __mmask16 mask = mask_avx512(n - t);
+        __m512 e = exp_avx512(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + t), _mm512_set1_ps(max)));
+        sum = _mm512_mask_add_ps(sum, mask, sum, e);
+        _mm512_mask_storeu_ps(scores + t, mask, e);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+AVX512 static void attend_avx512(float *out, const float *q, const float *keys, const float *values, float *scores,
+                                 int32_t n, int32_t head_dim) {
+    const __m512 scale = _mm512_set1_ps(1 / sqrtf((float)head_dim));
+    __m512 max = _mm512_set1_ps(-INFINITY);
+    for (int32_t t = 0; t < n; t += KEY_BLOCK, keys += KEY_BLOCK * head_dim) {
+        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps(); // head_dim is even
+        for (int32_t d = 0; d < head_dim; d += 2) {
+            even = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), _mm512_loadu_ps(keys + d * KEY_BLOCK), even);
+            odd = _mm512_fmadd_ps(_mm512_set1_ps(q[d + 1]), _mm512_loadu_ps(keys + (d + 1) * KEY_BLOCK), odd);
+        }
+        __m512 score = _mm512_mul_ps(_mm512_add_ps(even, odd), scale);
+        _mm512_storeu_ps(scores + t, score);
+        max = _mm512_mask_max_ps(max, mask_avx512(n - t), max, score);
+    }
+    float inverse = 1 / softmax_avx512(scores, n, _mm512_reduce_max_ps(max));
+    for (int32_t d = 0; d < head_dim; d += 16) {
+        __mmask16 mask = mask_avx512(head_dim - d);
+        __m512 sum[4]; // of positions t, t + 1, t + 2, t + 3 modulo 4
+        EACH (j, 4) sum[j] = _mm512_setzero_ps();
+        int32_t t = 0;
+        for (; t + 4 <= n; t += 4)
+            EACH (j, 4) {
+                __m512 value = _mm512_maskz_loadu_ps(mask, values + (int64_t)(t + j) * head_dim + d);
+                sum[j] = _mm512_fmadd_ps(_mm512_set1_ps(scores[t + j]), value, sum[j]);
+            }
+        for (; t < n; t++) {
+            __m512 value = _mm512_maskz_loadu_ps(mask, values + (int64_t)t * head_dim + d);
+            sum[0] = _mm512_fmadd_ps(_mm512_set1_ps(scores[t]), value, sum[0]);
+        }
+        __m512 total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+        _mm512_mask_storeu_ps(out + d, mask, _mm512_mul_ps(total, _mm512_set1_ps(inverse)));
+    }
+}
+
+static bool available_avx512(void) {
+    return available_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+static const Kernels kernels_avx512 = {
+    .name = "avx512",
+    .available = available_avx512,
+    .matmul = {[LLAMA_FP32] = matmul_fp32_avx512, [LLAMA_INT8] = matmul_int8_avx512},
+    .quantise = quantise_avx512,
+    .rmsnorm = rmsnorm_avx512,
+    .swiglu = swiglu_avx512,
+    .attend = attend_avx512,
+};
+
+#endif

@@ -1,0 +1,231 @@
+// llama.h: the public interface of the engine. Open a checkpoint, make a context, feed it rows of tokens,
+// sample, turn tokens into text.
+//
+// Every function that can fail returns LLAMA_OK or one of the codes below and says why in `error`, in one line
+// that names the file or field, what was found and what is allowed. No function prints, exits or keeps global
+// state. A model and a tokenizer are read-only after they are opened and may be shared between threads; a
+// context, a sampler, a stream and a generation belong to one thread at a time.
+//
+// The part between the two `cdef` lines is also what the Python extension compiles against (build_engine.py).
+#ifndef LLAMA_H
+#define LLAMA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// cdef begin
+// ---------------------------------------------------------------------------------------------------------
+// Errors. The codes are the exit codes of the command line.
+
+enum { LLAMA_OK = 0, LLAMA_ERROR_USAGE = 2, LLAMA_ERROR_FILE = 3, LLAMA_ERROR_RESOURCE = 4 };
+
+typedef struct {
+    int code;
+    char text[1024]; // one line, no newline
+} LlamaError;
+
+// ---------------------------------------------------------------------------------------------------------
+// Model: a checkpoint of the llama2.c family (v0, v1: fp32, v2: int8), mapped into memory and never copied.
+
+typedef struct LlamaModel LlamaModel;
+
+enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1 }; // types of the weights
+
+typedef struct {
+    int32_t version;    // of the file format: 0, 1 or 2
+    int32_t dim;        // width of the residual stream
+    int32_t hidden_dim; // width of the feed-forward layers
+    int32_t n_layers;
+    int32_t n_heads;    // query heads
+    int32_t n_kv_heads; // key and value heads, each shared by n_heads / n_kv_heads query heads
+    int32_t head_dim;   // width of a head
+    int32_t vocab_size;
+    int32_t max_seq_len; // positions the model was trained for
+    int32_t tied;        // 1: the classifier is the token embedding
+    int32_t weight_type; // LLAMA_FP32, LLAMA_INT8
+    int32_t group_size;  // weights that share a scale, 0 for fp32
+    float norm_eps;
+    float rope_theta;
+} LlamaConfig;
+
+int llama_open(const char *path, LlamaModel **model, LlamaError *error);
+void llama_close(LlamaModel *model);
+const LlamaConfig *llama_config(const LlamaModel *model);
+uint64_t llama_parameters(const LlamaModel *model);  // number of weights
+uint64_t llama_token_bytes(const LlamaModel *model); // bytes of weights that one decoded token reads
+
+// ---------------------------------------------------------------------------------------------------------
+// Context: the KV cache of one or more sequences and the scratch memory of forward.
+
+typedef struct LlamaContext LlamaContext;
+
+typedef struct {         // 0 in any field: the default
+    int32_t context;     // positions a sequence may have, at most (and by default) max_seq_len
+    int32_t sequences;   // sequences held side by side (1)
+    int32_t batch;       // rows that go through the layers at once (128)
+    int32_t threads;     // OpenMP threads (chosen from the size of the model and the processors at hand)
+    const char *kernels; // "scalar", "avx2", "avx512", "neon" (NULL: $LLAMA_ISA, else the best this CPU runs)
+} LlamaContextOptions;
+
+int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
+                       LlamaError *error);
+void llama_context_free(LlamaContext *context);
+// The options as they were resolved: every field is filled in.
+const LlamaContextOptions *llama_context_options(const LlamaContext *context);
+uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
+
+// One row of a forward pass. One row is decoding; many rows of one sequence are prefill or the check of a
+// speculation; rows of many sequences are batched serving.
+typedef struct {
+    int32_t token;        // 0 <= token < vocab_size
+    int32_t position;     // at most the number of positions its sequence holds; a lower one overwrites
+                          // what is there and forgets what came after
+    int32_t sequence;     // 0 <= sequence < options.sequences
+    int32_t wants_logits; // 1: the next row of `logits` is for this row
+} LlamaRow;
+
+// Runs n rows through the model. logits: (rows that want them, vocab_size), NULL if none does.
+// The result does not depend on the number of threads nor on how rows are grouped into calls.
+int llama_forward(LlamaContext *context, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error);
+
+// ---------------------------------------------------------------------------------------------------------
+// Tokenizer: sentencepiece BPE with byte fallback, from a tokenizer.bin.
+
+typedef struct LlamaTokenizer LlamaTokenizer;
+
+int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaError *error);
+void llama_tokenizer_close(LlamaTokenizer *tokenizer);
+int32_t llama_vocab_size(const LlamaTokenizer *tokenizer);
+int32_t llama_bos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
+int32_t llama_eos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
+
+// Room that the ids of a text of `length` bytes need at most, BOS and EOS included.
+size_t llama_encode_bound(size_t length);
+// Writes the ids of text to ids, which has room for llama_encode_bound(length), and their number to n. Text is
+// UTF-8 and may hold any byte, NUL included; an invalid byte counts as U+FFFD.
+int llama_encode(const LlamaTokenizer *tokenizer, const char *text, size_t length, int bos, int eos, int32_t *ids,
+                 size_t *n, LlamaError *error);
+// The bytes of a token that follows `previous` (-1 for none: the token starts a text). After BOS and at the start
+// of a text one leading space is dropped; a byte token is its byte; BOS and EOS are empty. The bytes belong to
+// the tokenizer and live as long as it. NULL and length 0 for an id outside the vocabulary.
+const char *llama_token_bytes_of(const LlamaTokenizer *tokenizer, int32_t previous, int32_t token, size_t *length);
+
+// Stream: bytes of tokens in, whole UTF-8 characters out. An unfinished character is held back until it is whole;
+// a byte that can't be part of one becomes U+FFFD. Text that may be the beginning of a stop string is held back
+// too; where a stop string is complete, it and what follows is dropped.
+typedef struct LlamaStream LlamaStream;
+
+int llama_stream_init(const char *const *stops, int32_t n_stops, LlamaStream **stream, LlamaError *error);
+void llama_stream_free(LlamaStream *stream);
+void llama_stream_reset(LlamaStream *stream);
+// Appends bytes. Sets text and length to what may be printed now (valid until the next call) and stopped to 1 once
+// a stop string was found.
+int llama_stream_push(LlamaStream *stream, const char *bytes, size_t n, const char **text, size_t *length,
+                      int *stopped, LlamaError *error);
+// The end of the text: gives out what was held back.
+int llama_stream_flush(LlamaStream *stream, const char **text, size_t *length, LlamaError *error);
+
+// ---------------------------------------------------------------------------------------------------------
+// Sampler: logits in, a token out.
+
+typedef struct LlamaSampler LlamaSampler;
+
+typedef struct {
+    float temperature;       // 0: greedy, the most likely token
+    float top_p;             // keep the most likely tokens whose probabilities reach top_p; 0 or 1: off
+    float min_p;             // keep tokens at least min_p times as likely as the most likely one; 0: off
+    int32_t top_k;           // keep the top_k most likely tokens; 0: off
+    float repeat_penalty;    // divide (multiply if negative) the logits of tokens seen, prompt included; 1: off
+    float presence_penalty;  // subtracted once from the logits of tokens generated; 0: off
+    float frequency_penalty; // subtracted for every time a token was generated; 0: off
+    uint64_t seed;           // of the xorshift generator; any value but 0
+} LlamaSampling;
+
+int llama_sampler_init(int32_t vocab_size, const LlamaSampling *sampling, LlamaSampler **sampler,
+                       LlamaError *error);
+void llama_sampler_free(LlamaSampler *sampler);
+// Adds bias to the logit of a token before every sample; -INFINITY forbids the token.
+int llama_sampler_bias(LlamaSampler *sampler, int32_t token, float bias, LlamaError *error);
+// Draws a token from logits (vocab_size), which it overwrites. A NaN or an infinity is an error.
+int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error);
+// Tells the penalties of a token: generated = 0 for the prompt's, 1 for those drawn.
+int llama_sampler_accept(LlamaSampler *sampler, int32_t token, int generated, LlamaError *error);
+// Forgets the tokens told; the generator goes on.
+void llama_sampler_reset(LlamaSampler *sampler);
+
+// ---------------------------------------------------------------------------------------------------------
+// Generation: one sequence being written. Feed it token ids, then take piece after piece.
+
+typedef struct LlamaGeneration LlamaGeneration;
+
+enum { LLAMA_RUNNING = 0, LLAMA_STOP_TOKEN = 1, LLAMA_STOP_STRING = 2, LLAMA_STOP_LENGTH = 3 };
+
+typedef struct {
+    const char *text; // whole UTF-8 characters, valid until the next call; empty while the prompt is read
+    size_t length;
+    int32_t token;  // drawn by this call, -1 for none
+    int32_t finish; // LLAMA_RUNNING, or why this piece is the last
+} LlamaPiece;
+
+typedef struct {
+    int32_t prompt_tokens, generated_tokens;
+    double prompt_seconds;   // until the first token was drawn
+    double generate_seconds; // from the first token drawn to the last
+} LlamaStats;
+
+// The context, tokenizer and sampler stay the caller's and outlive the generation.
+int llama_generation_init(LlamaContext *context, const LlamaTokenizer *tokenizer, LlamaSampler *sampler,
+                          int32_t sequence, const char *const *stops, int32_t n_stops, LlamaGeneration **generation,
+                          LlamaError *error);
+void llama_generation_free(LlamaGeneration *generation);
+// Appends ids to what the sequence holds. Text goes on until position `limit` (0: the end of the context). An
+// error if ids do not fit before it.
+int llama_generation_feed(LlamaGeneration *generation, const int32_t *ids, size_t n, int32_t limit,
+                          LlamaError *error);
+int llama_generation_next(LlamaGeneration *generation, LlamaPiece *piece, LlamaError *error);
+// Goes back to the first n positions of the sequence, to go on from there in another way.
+int llama_generation_rewind(LlamaGeneration *generation, int32_t n, LlamaError *error);
+int32_t llama_generation_position(const LlamaGeneration *generation);        // positions the sequence holds
+const LlamaStats *llama_generation_stats(const LlamaGeneration *generation); // since the last feed
+
+// ---------------------------------------------------------------------------------------------------------
+// Chat: a turn of a conversation as token ids, by the Llama 2 template.
+
+// Room that the ids of a turn need at most.
+size_t llama_chat_bound(size_t system_length, size_t user_length);
+// The ids of one user turn. system: NULL for none, only for the first turn. first = 0: closes the answer before.
+int llama_chat_turn(const LlamaTokenizer *tokenizer, const char *system, size_t system_length, const char *user,
+                    size_t user_length, int first, int32_t *ids, size_t *n, LlamaError *error);
+
+// ---------------------------------------------------------------------------------------------------------
+// Command line: the options of ./run and python -m llama.run.
+
+typedef struct {
+    const char *model;       // path of the checkpoint, NULL: not given
+    const char *tokenizer;   // -z, NULL: looked for beside the model and in the working directory
+    const char *prompt;      // -i, NULL: not given
+    const char *prompt_file; // -f, "-" for standard input, NULL: not given
+    const char *system;      // -y, NULL: not given
+    const char **stops;      // --stop, (n_stops)
+    int32_t n_stops;
+    int32_t steps;   // -n, 0: to the end of the context
+    int32_t context; // -c, 0: not given
+    int32_t threads; // -j, 0: not given
+    int32_t samples; // --samples
+    int32_t chat;    // -m chat
+    int32_t echo, stats, help;
+    LlamaSampling sampling; // seed 0: take the clock
+} LlamaRunOptions;
+
+// Reads the options. Strings stay the caller's argv. llama_run_options_free frees the rest.
+int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError *error);
+void llama_run_options_free(LlamaRunOptions *options);
+const char *llama_run_help(void);
+// Opens the tokenizer at path, or for path NULL the one that belongs to the model at model_path, and checks that
+// it has vocab_size tokens. Looks for tokenizer.bin and tok<vocab_size>.bin beside the model, then in the working
+// directory.
+int llama_tokenizer_find(const char *path, const char *model_path, int32_t vocab_size, LlamaTokenizer **tokenizer,
+                         LlamaError *error);
+// cdef end
+
+#endif

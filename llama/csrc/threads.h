@@ -1,0 +1,93 @@
+// threads.h: one OpenMP team for a whole forward pass, a spinning barrier inside it.
+//
+// A parallel region costs a fork and a join (half a microsecond, a hundred on a busy machine); a forward pass has a
+// hundred steps that must wait for each other. So the team is made once a pass and its threads meet at barriers.
+// One thread runs inline, without OpenMP; so does a build without it.
+#ifndef LLAMA_THREADS_H
+#define LLAMA_THREADS_H
+
+#include "util.h"
+
+#include <sched.h>     // sched_yield, sched_getaffinity
+#include <stdatomic.h> // atomic_int
+
+#ifdef _OPENMP
+#include <omp.h> // omp_get_num_threads
+#endif
+
+// Where a thread stands in its team.
+typedef struct {
+    int thread;  // 0 <= thread < threads
+    int threads; // those that really came, which may be fewer than were asked for
+    struct Barrier *barrier;
+} Team;
+
+typedef struct Barrier {
+    _Alignas(64) atomic_int arrived; // threads that wait
+    _Alignas(64) atomic_int round;   // barriers passed; apart from `arrived`, as all waiting threads read it
+} Barrier;
+
+static inline void cpu_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Waits for the whole team. Spins, as the others are mostly less than a microsecond away, and gives up the
+// processor if they are not: then another thread of the team may be waiting for this very core.
+static void barrier_wait(const Team *team) {
+    if (team->threads == 1) return;
+    Barrier *barrier = team->barrier;
+    int round = atomic_load_explicit(&barrier->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == team->threads - 1) {
+        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&barrier->round, memory_order_acquire) == round; spins++) {
+        if (spins < 4000)
+            cpu_relax();
+        else
+            sched_yield();
+    }
+}
+
+// Runs work(job, team) on each thread of a new team and returns when all are done.
+static void team_run(int threads, void (*work)(void *job, const Team *team), void *job) {
+    Barrier barrier = {0};
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        work(job, &(Team){omp_get_thread_num(), omp_get_num_threads(), &barrier});
+        return;
+    }
+#endif
+    (void)threads;
+    work(job, &(Team){0, 1, &barrier});
+}
+
+// The part [begin, end) of n items that falls to this thread, cut at multiples of `step`.
+typedef struct {
+    int32_t begin, end;
+} Range;
+
+static Range team_range(const Team *team, int32_t n, int32_t step) {
+    int64_t steps = ((int64_t)n + step - 1) / step;
+    int64_t begin = steps * team->thread / team->threads * step;
+    int64_t end = steps * (team->thread + 1) / team->threads * step;
+    return (Range){(int32_t)MIN(begin, n), (int32_t)MIN(end, n)};
+}
+
+// Processors that this process may run on.
+static int processors(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return MAX(1, CPU_COUNT(&set));
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+#endif

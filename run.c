@@ -1,0 +1,793 @@
+// run.c: inference of Llama models in C. Load a checkpoint, run rows of tokens through it, write text.
+//
+//     cc -O3 -fopenmp run.c -o run -lm
+//     ./run stories15M.bin -t 0.8 -i "Once upon a time"
+//
+// The story is told here: the state of a model at work, the forward pass, a text being written, the command line.
+// The machinery it calls is in llama/csrc/, included below in reading order. The Python extension compiles this
+// file too, with LLAMA_LIBRARY defined and the command line left out; what it may call is llama/csrc/llama.h.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE // sched_getaffinity
+#endif
+
+#include "llama/csrc/llama.h"      // the public interface: what every function below promises
+#include "llama/csrc/util.h"       // fail, pages_alloc, mapping_init, seconds
+#include "llama/csrc/threads.h"    // team_run, barrier_wait, team_range
+#include "llama/csrc/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
+#include "llama/csrc/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
+#include "llama/csrc/checkpoint.h" // LlamaModel, Layer: llama_open
+#include "llama/csrc/tokenizer.h"  // llama_encode, llama_token_bytes_of
+#include "llama/csrc/stream.h"     // LlamaStream: bytes of tokens to whole characters
+#include "llama/csrc/sampler.h"    // llama_sample
+#include "llama/csrc/chat.h"       // llama_chat_turn
+#include "llama/csrc/options.h"    // llama_run_parse
+
+// ---------------------------------------------------------------------------------------------------------
+// Context: everything that changes while a model runs, in one block of memory. B = options.batch.
+
+struct LlamaContext {
+    const LlamaModel *model;
+    const Kernels *kernels;
+    LlamaContextOptions options; // all filled in
+    int32_t positions;           // options.context, rounded up to whole blocks of keys
+    float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
+    // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim), keys in blocks (kernels.h)
+    float *keys, *values;
+    int32_t *lengths; // (sequences) positions that the cache holds
+    int32_t *before;  // (sequences) the same before the pass
+    int32_t *pass_of; // (sequences) number of the last pass with a row of this sequence
+    int32_t pass;
+    float *x;        // (B, dim) the residual stream
+    float *q;        // (B, n_heads, head_dim)
+    float *k, *v;    // (B, n_kv_heads, head_dim)
+    float *gate;     // (B, hidden_dim) w3 . x
+    float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
+    Rows input;      // (B, dim) what enters a matmul: x normalised, or the heads' output
+    Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
+    float *scores;   // (threads, positions)
+    int32_t *wanted; // (B) rows whose logits are wanted
+    void *memory;    // all of the above
+    uint64_t n_bytes;
+};
+
+// Hands out pieces of one block. With base NULL it only counts.
+typedef struct {
+    uint8_t *base;
+    uint64_t used;
+} Arena;
+
+static void *arena_take(Arena *arena, int64_t n, size_t size) {
+    void *piece = arena->base ? arena->base + arena->used : NULL;
+    arena->used += round_up((uint64_t)n * size, 64);
+    return piece;
+}
+
+static Rows take_rows(Arena *arena, int32_t n, int32_t cols, const LlamaConfig *c) {
+    int64_t values = (int64_t)n * cols;
+    Rows rows = {.cols = cols, .values = arena_take(arena, values, sizeof(float))};
+    if (c->weight_type == LLAMA_FP32) return rows;
+    rows.quants = arena_take(arena, values, sizeof(int8_t));
+    rows.scales = arena_take(arena, values / c->group_size, sizeof(float));
+    return rows;
+}
+
+static void context_place(LlamaContext *ctx, Arena *arena) {
+    const LlamaConfig *c = &ctx->model->config;
+    const LlamaContextOptions *o = &ctx->options;
+    int64_t B = o->batch, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+    int64_t cache = (int64_t)c->n_layers * o->sequences * ctx->positions * kv_dim;
+    ctx->rope = arena_take(arena, (int64_t)o->context * c->head_dim, sizeof(float));
+    ctx->keys = arena_take(arena, cache, sizeof(float));
+    ctx->values = arena_take(arena, cache, sizeof(float));
+    ctx->lengths = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->before = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->pass_of = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->x = arena_take(arena, B * c->dim, sizeof(float));
+    ctx->q = arena_take(arena, B * c->n_heads * c->head_dim, sizeof(float));
+    ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
+    ctx->v = arena_take(arena, B * kv_dim, sizeof(float));
+    ctx->gate = arena_take(arena, B * c->hidden_dim, sizeof(float));
+    ctx->delta = arena_take(arena, B * c->dim, sizeof(float));
+    ctx->input = take_rows(arena, o->batch, c->dim, c);
+    ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
+    ctx->scores = arena_take(arena, (int64_t)o->threads * ctx->positions, sizeof(float));
+    ctx->wanted = arena_take(arena, B, sizeof(int32_t));
+}
+
+// Angle j of a position is position / theta^(2 j / head_dim); see Su et al., RoFormer, 2021.
+static void rope_table(LlamaContext *ctx) {
+    const LlamaConfig *c = &ctx->model->config;
+    for (int32_t j = 0; j < c->head_dim / 2; j++) {
+        double frequency = pow(c->rope_theta, -2.0 * j / c->head_dim);
+        for (int64_t position = 0; position < ctx->options.context; position++) {
+            float *pair = ctx->rope + position * c->head_dim + 2 * j;
+            pair[0] = (float)cos((double)position * frequency);
+            pair[1] = (float)sin((double)position * frequency);
+        }
+    }
+}
+
+// Below this size the weights of a token are read faster than two threads meet.
+enum { ONE_THREAD_BYTES = 3 << 20 };
+
+static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, LlamaError *error) {
+    const LlamaConfig *c = &ctx->model->config;
+    LlamaContextOptions *o = &ctx->options;
+    if (given) *o = *given;
+    bool small = llama_token_bytes(ctx->model) < ONE_THREAD_BYTES;
+    const struct {
+        const char *name;
+        int32_t *value, standard, max;
+    } fields[] = {
+        {"context", &o->context, c->max_seq_len, c->max_seq_len},
+        {"sequences", &o->sequences, 1, 1 << 16},
+        {"batch", &o->batch, 128, 1 << 12},
+        {"threads", &o->threads, small ? 1 : processors(), 1 << 10},
+    };
+    for (size_t i = 0; i < COUNT(fields); i++) {
+        if (*fields[i].value == 0) *fields[i].value = MIN(fields[i].standard, fields[i].max);
+        if (*fields[i].value < 1 || *fields[i].value > fields[i].max)
+            return fail(error, LLAMA_ERROR_USAGE, "%s = %d, allowed 1 to %d", fields[i].name, *fields[i].value,
+                        fields[i].max);
+    }
+    ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
+    int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
+    if (code == LLAMA_OK) o->kernels = ctx->kernels->name;
+    return code;
+}
+
+void llama_context_free(LlamaContext *ctx) {
+    if (!ctx) return;
+    pages_free(ctx->memory, ctx->n_bytes);
+    free(ctx);
+}
+
+static int context_allocate(LlamaContext *ctx, LlamaError *error) {
+    Arena arena = {0};
+    context_place(ctx, &arena);
+    ctx->n_bytes = arena.used;
+    uint64_t limit = physical_memory();
+    arena = (Arena){.base = ctx->n_bytes > limit ? NULL : pages_alloc(ctx->n_bytes)};
+    if (!arena.base)
+        return fail(error, LLAMA_ERROR_RESOURCE,
+                    "a context of %d positions needs %.1f GiB, this machine has %.1f GiB", ctx->options.context,
+                    (double)ctx->n_bytes / (1 << 30), (double)limit / (1 << 30));
+    ctx->memory = arena.base;
+    context_place(ctx, &arena);
+    rope_table(ctx);
+    return LLAMA_OK;
+}
+
+int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
+                       LlamaError *error) {
+    *context = NULL;
+    LlamaContext *ctx = calloc(1, sizeof *ctx);
+    if (!ctx) return fail_memory(error, sizeof *ctx);
+    ctx->model = model;
+    int code = resolve_options(ctx, options, error);
+    if (code == LLAMA_OK) code = context_allocate(ctx, error);
+    if (code == LLAMA_OK)
+        *context = ctx;
+    else
+        llama_context_free(ctx);
+    return code;
+}
+
+const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
+    return &ctx->options;
+}
+uint64_t llama_context_bytes(const LlamaContext *ctx) {
+    return ctx->n_bytes;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Forward: a pass takes up to B rows through the layers. Every thread of the team runs forward_pass; each step is
+// cut into ranges of rows or of output columns, and ends at a barrier where the next one needs all of its results.
+
+typedef struct {
+    LlamaContext *ctx;
+    const LlamaRow *rows; // (n)
+    int32_t n;
+    int32_t n_wanted;
+    float *logits; // (n_wanted, vocab_size)
+} Pass;
+
+static float *cached_keys(const LlamaContext *ctx, int32_t layer, int32_t sequence, int32_t head) {
+    const LlamaConfig *c = &ctx->model->config;
+    int64_t plane = ((int64_t)layer * ctx->options.sequences + sequence) * c->n_kv_heads + head;
+    return ctx->keys + plane * ctx->positions * c->head_dim; // (positions / KEY_BLOCK, head_dim, KEY_BLOCK)
+}
+
+static float *cached_values(const LlamaContext *ctx, int32_t layer, int32_t sequence, int32_t head) {
+    return ctx->values + (cached_keys(ctx, layer, sequence, head) - ctx->keys); // (positions, head_dim)
+}
+
+static void embed(const Pass *pass, const Team *team) {
+    LlamaContext *ctx = pass->ctx;
+    Range range = team_range(team, pass->n, 1);
+    for (int32_t i = range.begin; i < range.end; i++)
+        tensor_row(ctx->x + (int64_t)i * ctx->model->config.dim, &ctx->model->tok_embeddings, pass->rows[i].token);
+    barrier_wait(team);
+}
+
+// Brings row i of an input into the form that the weights w are multiplied with.
+static void rows_quantise(const LlamaContext *ctx, Rows *rows, int32_t i, const Tensor *w) {
+    if (w->type == LLAMA_FP32) return;
+    int64_t at = (int64_t)i * rows->cols;
+    ctx->kernels->quantise(rows->quants + at, rows->scales + at / w->group_size, rows->values + at, rows->cols,
+                           w->group_size);
+}
+
+static void quantise_all(const Pass *pass, const Team *team, Rows *rows, const Tensor *w) {
+    if (w->type == LLAMA_FP32) return;
+    Range range = team_range(team, pass->n, 1);
+    for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, rows, i, w);
+    barrier_wait(team);
+}
+
+// input row i = rmsnorm(x row from[i]), for the matmul with w. from: (n) or NULL for the rows as they stand.
+static void normalise(const Pass *pass, const Team *team, const Tensor *norm, const Tensor *w, const int32_t *from,
+                      int32_t n) {
+    LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    Range range = team_range(team, n, 1);
+    for (int32_t i = range.begin; i < range.end; i++) {
+        const float *x = ctx->x + (int64_t)(from ? from[i] : i) * c->dim;
+        float *out = ctx->input.values + (int64_t)i * c->dim;
+        ctx->kernels->rmsnorm(out, x, tensor_row_fp32(norm, 0), c->dim, c->norm_eps);
+        rows_quantise(ctx, &ctx->input, i, w);
+    }
+    barrier_wait(team);
+}
+
+// This thread's columns of out (n, w->rows) = x (n, w->cols) . w^T. No barrier.
+static Range matmul(const LlamaContext *ctx, const Team *team, float *out, const Rows *x, int32_t n,
+                    const Tensor *w) {
+    Range range = team_range(team, w->rows, 16);
+    ctx->kernels->matmul[w->type](out, w->rows, x, n, w, range.begin, range.end);
+    return range;
+}
+
+// x (n, dim) += y (n, hidden or heads) . w^T
+static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const Tensor *w) {
+    LlamaContext *ctx = pass->ctx;
+    Range range = matmul(ctx, team, ctx->delta, y, pass->n, w);
+    for (int32_t i = 0; i < pass->n; i++) {
+        float *x = ctx->x + (int64_t)i * w->rows;
+        const float *delta = ctx->delta + (int64_t)i * w->rows;
+        for (int32_t r = range.begin; r < range.end; r++) x[r] += delta[r];
+    }
+    barrier_wait(team);
+}
+
+// Rotates the pairs (2 j, 2 j + 1) of a head by the angles of a position.
+static void rotate(float *head, const float *rope, int32_t head_dim) {
+    for (int32_t j = 0; j < head_dim; j += 2) {
+        float a = head[j], b = head[j + 1], cosine = rope[j], sine = rope[j + 1];
+        head[j] = a * cosine - b * sine;
+        head[j + 1] = a * sine + b * cosine;
+    }
+}
+
+// Rotates the queries and keys of one row and head group and puts keys and values into the cache.
+static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head) {
+    LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    const LlamaRow *row = &pass->rows[i];
+    const float *rope = ctx->rope + (int64_t)row->position * c->head_dim;
+    int32_t share = c->n_heads / c->n_kv_heads;
+    float *q = ctx->q + ((int64_t)i * c->n_heads + (int64_t)head * share) * c->head_dim;
+    for (int32_t h = 0; h < share; h++) rotate(q + (int64_t)h * c->head_dim, rope, c->head_dim);
+    int64_t at = ((int64_t)i * c->n_kv_heads + head) * c->head_dim;
+    rotate(ctx->k + at, rope, c->head_dim);
+    float *block = cached_keys(ctx, layer, row->sequence, head) +
+                   (int64_t)(row->position / KEY_BLOCK) * KEY_BLOCK * c->head_dim + row->position % KEY_BLOCK;
+    for (int32_t d = 0; d < c->head_dim; d++) block[d * KEY_BLOCK] = ctx->k[at + d];
+    memcpy(cached_values(ctx, layer, row->sequence, head) + (int64_t)row->position * c->head_dim, ctx->v + at,
+           (size_t)c->head_dim * sizeof(float));
+}
+
+// The output of one query head of one row, over all positions of its sequence up to its own.
+static void attend_head(const Pass *pass, const Team *team, int32_t layer, int32_t i, int32_t head) {
+    LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    const LlamaRow *row = &pass->rows[i];
+    int32_t kv_head = head / (c->n_heads / c->n_kv_heads);
+    int64_t at = ((int64_t)i * c->n_heads + head) * c->head_dim;
+    ctx->kernels->attend(ctx->input.values + at, ctx->q + at, cached_keys(ctx, layer, row->sequence, kv_head),
+                         cached_values(ctx, layer, row->sequence, kv_head),
+                         ctx->scores + (int64_t)team->thread * ctx->positions, row->position + 1, c->head_dim);
+}
+
+static void attention(const Pass *pass, const Team *team, int32_t layer) {
+    LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    const Layer *w = &ctx->model->layers[layer];
+    normalise(pass, team, &w->attention_norm, &w->wq, NULL, pass->n);
+    matmul(ctx, team, ctx->q, &ctx->input, pass->n, &w->wq);
+    matmul(ctx, team, ctx->k, &ctx->input, pass->n, &w->wk);
+    matmul(ctx, team, ctx->v, &ctx->input, pass->n, &w->wv);
+    barrier_wait(team);
+    Range range = team_range(team, pass->n * c->n_kv_heads, 1);
+    for (int32_t i = range.begin; i < range.end; i++) cache_head(pass, layer, i / c->n_kv_heads, i % c->n_kv_heads);
+    barrier_wait(team);
+    // Later rows have more to attend to, so they are dealt out in turn.
+    for (int32_t i = team->thread; i < pass->n * c->n_heads; i += team->threads)
+        attend_head(pass, team, layer, i / c->n_heads, i % c->n_heads);
+    barrier_wait(team);
+    quantise_all(pass, team, &ctx->input, &w->wo);
+    add_matmul(pass, team, &ctx->input, &w->wo);
+}
+
+// x += w2 . (silu(w1 . norm(x)) * (w3 . norm(x)))
+static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
+    LlamaContext *ctx = pass->ctx;
+    const Layer *w = &ctx->model->layers[layer];
+    normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
+    Range range = matmul(ctx, team, ctx->hidden.values, &ctx->input, pass->n, &w->w1);
+    matmul(ctx, team, ctx->gate, &ctx->input, pass->n, &w->w3);
+    for (int32_t i = 0; i < pass->n; i++) {
+        int64_t at = (int64_t)i * w->w1.rows + range.begin;
+        ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
+    }
+    barrier_wait(team);
+    quantise_all(pass, team, &ctx->hidden, &w->w2);
+    add_matmul(pass, team, &ctx->hidden, &w->w2);
+}
+
+static void forward_pass(void *job, const Team *team) {
+    const Pass *pass = job;
+    LlamaContext *ctx = pass->ctx;
+    const LlamaModel *m = ctx->model;
+    embed(pass, team);
+    for (int32_t layer = 0; layer < m->config.n_layers; layer++) {
+        attention(pass, team, layer);
+        feed_forward(pass, team, layer);
+    }
+    if (pass->n_wanted == 0) return;
+    normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
+    matmul(ctx, team, pass->logits, &ctx->input, pass->n_wanted, &m->output);
+}
+
+static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *error) {
+    const struct {
+        const char *name;
+        int32_t value, end;
+    } fields[] = {
+        {"token", row->token, ctx->model->config.vocab_size},
+        {"sequence", row->sequence, ctx->options.sequences},
+        {"position", row->position, ctx->options.context},
+    };
+    for (size_t i = 0; i < COUNT(fields); i++) {
+        if (fields[i].value < 0 || fields[i].value >= fields[i].end)
+            return fail(error, LLAMA_ERROR_USAGE, "%s = %d, allowed 0 to %d", fields[i].name, fields[i].value,
+                        fields[i].end - 1);
+    }
+    if (row->position > ctx->lengths[row->sequence])
+        return fail(error, LLAMA_ERROR_USAGE, "position = %d, sequence %d holds only %d", row->position,
+                    row->sequence, ctx->lengths[row->sequence]);
+    return LLAMA_OK;
+}
+
+// Takes as many of n rows into the pass as go through the layers together: at most B, and a sequence may not go
+// back to a position that it has in the same pass.
+static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
+    LlamaContext *ctx = pass->ctx;
+    ctx->pass++;
+    memcpy(ctx->before, ctx->lengths, (size_t)ctx->options.sequences * sizeof *ctx->before);
+    for (pass->n = pass->n_wanted = 0; pass->n < MIN(n, ctx->options.batch); pass->n++) {
+        const LlamaRow *row = &pass->rows[pass->n];
+        int code = check_row(ctx, row, error);
+        if (code == LLAMA_OK && row->wants_logits && !pass->logits)
+            code = fail(error, LLAMA_ERROR_USAGE, "logits = NULL, but a row wants them");
+        if (code != LLAMA_OK) {
+            memcpy(ctx->lengths, ctx->before, (size_t)ctx->options.sequences * sizeof *ctx->before);
+            return code;
+        }
+        bool back = row->position < ctx->lengths[row->sequence];
+        if (back && ctx->pass_of[row->sequence] == ctx->pass) break;
+        ctx->pass_of[row->sequence] = ctx->pass;
+        ctx->lengths[row->sequence] = row->position + 1;
+        if (row->wants_logits) ctx->wanted[pass->n_wanted++] = pass->n;
+    }
+    return LLAMA_OK;
+}
+
+int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
+    for (Pass pass = {.ctx = ctx, .rows = rows, .logits = logits}; n > 0; n -= pass.n, pass.rows += pass.n) {
+        int code = pass_take(&pass, n, error);
+        if (code != LLAMA_OK) return code;
+        team_run(ctx->options.threads, forward_pass, &pass);
+        if (logits) pass.logits += (int64_t)pass.n_wanted * ctx->model->config.vocab_size;
+    }
+    return LLAMA_OK;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Generation: tokens wait in a queue until they are run; the logits of the last one give the next token.
+
+struct LlamaGeneration {
+    LlamaContext *ctx;
+    const LlamaTokenizer *tokenizer;
+    LlamaSampler *sampler;
+    LlamaStream *stream;
+    int32_t sequence, position, limit;
+    int32_t finish;   // why the text ended, LLAMA_RUNNING before
+    int32_t previous; // the newest token, which the next one's text depends on
+    LlamaRow *queue;  // (n_queue) tokens that are to run, from `next` on
+    int32_t n_queue, next;
+    float *logits; // (vocab_size)
+    double start, first;
+    LlamaStats stats;
+};
+
+void llama_generation_free(LlamaGeneration *g) {
+    if (!g) return;
+    llama_stream_free(g->stream);
+    free(g->queue);
+    free(g->logits);
+    free(g);
+}
+
+int llama_generation_init(LlamaContext *ctx, const LlamaTokenizer *tokenizer, LlamaSampler *sampler,
+                          int32_t sequence, const char *const *stops, int32_t n_stops, LlamaGeneration **generation,
+                          LlamaError *error) {
+    *generation = NULL;
+    size_t vocab_size = (size_t)ctx->model->config.vocab_size;
+    LlamaGeneration *g = calloc(1, sizeof *g);
+    if (!g) return fail_memory(error, sizeof *g);
+    *g = (LlamaGeneration){.ctx = ctx, .tokenizer = tokenizer, .sampler = sampler, .sequence = sequence};
+    g->finish = LLAMA_STOP_LENGTH; // until it is fed
+    g->logits = malloc(vocab_size * sizeof *g->logits);
+    int code = g->logits ? LLAMA_OK : fail_memory(error, vocab_size * sizeof *g->logits);
+    if (code == LLAMA_OK) code = llama_stream_init(stops, n_stops, &g->stream, error);
+    if (code == LLAMA_OK)
+        *generation = g;
+    else
+        llama_generation_free(g);
+    return code;
+}
+
+// Room for n tokens behind those that still wait, which move to the front.
+static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
+    int32_t waiting = g->n_queue - g->next;
+    size_t bytes = ((size_t)waiting + n + 1) * sizeof *g->queue; // one more for the token that is drawn
+    LlamaRow *queue = malloc(bytes);
+    if (!queue) return fail_memory(error, bytes);
+    if (waiting > 0) memcpy(queue, g->queue + g->next, (size_t)waiting * sizeof *queue);
+    free(g->queue);
+    g->queue = queue;
+    g->n_queue = waiting;
+    g->next = 0;
+    return LLAMA_OK;
+}
+
+static void queue_push(LlamaGeneration *g, int32_t token) {
+    int32_t position = g->position + g->n_queue - g->next;
+    g->queue[g->n_queue++] = (LlamaRow){.token = token, .position = position, .sequence = g->sequence};
+    g->previous = token;
+}
+
+int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int32_t limit, LlamaError *error) {
+    int32_t context = g->ctx->options.context;
+    if (limit == 0) limit = context;
+    if (limit < 0 || limit > context)
+        return fail(error, LLAMA_ERROR_USAGE, "limit = %d, allowed 1 to %d, the context", limit, context);
+    size_t held = (size_t)(g->position + g->n_queue - g->next);
+    if (n == 0) return fail(error, LLAMA_ERROR_USAGE, "the prompt has no tokens");
+    if (n > (size_t)limit || held + n > (size_t)limit)
+        return fail(error, LLAMA_ERROR_USAGE, "the prompt has %zu tokens, the context has room for %d", n,
+                    MAX(0, limit - (int32_t)held));
+    int code = queue_reserve(g, n, error);
+    for (size_t i = 0; i < n && code == LLAMA_OK; i++) code = llama_sampler_accept(g->sampler, ids[i], 0, error);
+    if (code != LLAMA_OK) return code;
+    for (size_t i = 0; i < n; i++) queue_push(g, ids[i]);
+    llama_stream_reset(g->stream);
+    g->limit = limit;
+    g->finish = LLAMA_RUNNING;
+    g->stats = (LlamaStats){.prompt_tokens = g->n_queue};
+    g->start = g->first = 0;
+    return LLAMA_OK;
+}
+
+// Runs the next tokens of the queue. The last one of all has its logits computed.
+static int queue_run(LlamaGeneration *g, LlamaError *error) {
+    int32_t waiting = g->n_queue - g->next, n = MIN(waiting, g->ctx->options.batch);
+    g->queue[g->n_queue - 1].wants_logits = 1;
+    int code = llama_forward(g->ctx, g->queue + g->next, n, g->logits, error);
+    if (code != LLAMA_OK) return code;
+    g->position += n;
+    g->next += n;
+    return LLAMA_OK;
+}
+
+// Draws a token from the logits and puts it into the queue, unless it ends the text.
+static int draw(LlamaGeneration *g, int32_t *token, LlamaError *error) {
+    int code = llama_sample(g->sampler, g->logits, token, error);
+    if (code == LLAMA_OK) code = llama_sampler_accept(g->sampler, *token, 1, error);
+    if (code != LLAMA_OK) return code;
+    double now = seconds();
+    if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
+    g->stats.generate_seconds = now - g->first;
+    g->n_queue = g->next = 0;
+    if (*token == llama_eos(g->tokenizer) || *token == llama_bos(g->tokenizer)) g->finish = LLAMA_STOP_TOKEN;
+    return LLAMA_OK;
+}
+
+// Turns the token drawn into text and decides whether the text goes on.
+static int write_token(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
+    size_t length;
+    int stopped;
+    const char *bytes = llama_token_bytes_of(g->tokenizer, g->previous, piece->token, &length);
+    int code = llama_stream_push(g->stream, bytes, length, &piece->text, &piece->length, &stopped, error);
+    queue_push(g, piece->token);
+    if (stopped)
+        piece->finish = g->finish = LLAMA_STOP_STRING;
+    else if (g->position == g->limit)
+        g->finish = LLAMA_STOP_LENGTH; // the next piece is the last
+    return code;
+}
+
+int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
+    *piece = (LlamaPiece){.text = "", .token = -1};
+    if (g->start == 0) g->start = seconds();
+    if (g->finish == LLAMA_RUNNING) {
+        int code = queue_run(g, error);
+        if (code != LLAMA_OK || g->next < g->n_queue) return code;
+        code = draw(g, &piece->token, error);
+        if (code != LLAMA_OK) return code;
+        if (g->finish == LLAMA_RUNNING) return write_token(g, piece, error);
+    }
+    piece->finish = g->finish;
+    return llama_stream_flush(g->stream, &piece->text, &piece->length, error);
+}
+
+int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {
+    if (n < 0 || n > g->position)
+        return fail(error, LLAMA_ERROR_USAGE, "rewind to %d, allowed 0 to %d", n, g->position);
+    g->position = n;
+    g->n_queue = g->next = 0;
+    g->finish = LLAMA_STOP_LENGTH;
+    return LLAMA_OK;
+}
+
+int32_t llama_generation_position(const LlamaGeneration *g) {
+    return g->position;
+}
+const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
+    return &g->stats;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Command line
+#ifndef LLAMA_LIBRARY
+
+#include <signal.h> // SIGPIPE
+
+typedef struct {
+    LlamaRunOptions options;
+    LlamaModel *model;
+    LlamaTokenizer *tokenizer;
+    LlamaContext *ctx;
+    LlamaSampler *sampler;
+    LlamaGeneration *generation;
+    double open_seconds;
+} Run;
+
+// Bytes of any length, NUL included.
+typedef struct {
+    char *bytes; // NULL: none
+    size_t length;
+} Buffer;
+
+static int write_out(const char *bytes, size_t n, LlamaError *error) {
+    if (fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_RESOURCE, "standard output: %s", strerror(errno));
+}
+
+// Reads up to the delimiter, which is dropped, or with EOF as delimiter all there is. bytes stays NULL at the end
+// of the file.
+static int read_until(FILE *file, int delimiter, Buffer *buffer, LlamaError *error) {
+    size_t room = 0;
+    *buffer = (Buffer){0};
+    for (int c; (c = getc(file)) != EOF;) {
+        if (buffer->length + 1 >= room) {
+            room = room ? 2 * room : 256;
+            char *bytes = realloc(buffer->bytes, room);
+            if (!bytes) return fail_memory(error, room);
+            buffer->bytes = bytes;
+        }
+        if (c == delimiter) return LLAMA_OK;
+        buffer->bytes[buffer->length++] = (char)c;
+    }
+    return LLAMA_OK;
+}
+
+static int read_file(const char *path, Buffer *buffer, LlamaError *error) {
+    bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    int code = file ? read_until(file, EOF, buffer, error) : LLAMA_ERROR_FILE;
+    if (code == LLAMA_ERROR_FILE || (file && ferror(file)))
+        code = fail(error, LLAMA_ERROR_FILE, "%s: %s", standard ? "standard input" : path, strerror(errno));
+    if (file && !standard) fclose(file);
+    if (buffer->length > 0 && buffer->bytes[buffer->length - 1] == '\n') buffer->length--;
+    return code;
+}
+
+static int run_open(Run *run, LlamaError *error) {
+    LlamaRunOptions *o = &run->options;
+    if (!o->model)
+        return fail(error, LLAMA_ERROR_USAGE,
+                    "no model given, and none ships yet: name a checkpoint, for instance ./run stories15M.bin");
+    int code = llama_open(o->model, &run->model, error);
+    if (code != LLAMA_OK) return code;
+    const LlamaConfig *c = &run->model->config;
+    LlamaContextOptions context = {.context = o->context ? o->context : c->max_seq_len, .threads = o->threads};
+    if (o->steps > 0) context.context = MIN(context.context, o->steps);
+    if (o->sampling.seed == 0) o->sampling.seed = (uint64_t)time(NULL);
+    const char *const *stops = (const char *const *)o->stops;
+    code = llama_tokenizer_find(o->tokenizer, o->model, c->vocab_size, &run->tokenizer, error);
+    if (code == LLAMA_OK) code = llama_context_init(run->model, &context, &run->ctx, error);
+    if (code == LLAMA_OK) code = llama_sampler_init(c->vocab_size, &o->sampling, &run->sampler, error);
+    if (code != LLAMA_OK) return code;
+    return llama_generation_init(run->ctx, run->tokenizer, run->sampler, 0, stops, o->n_stops, &run->generation,
+                                 error);
+}
+
+static void run_close(Run *run) {
+    llama_generation_free(run->generation);
+    llama_sampler_free(run->sampler);
+    llama_context_free(run->ctx);
+    llama_tokenizer_close(run->tokenizer);
+    llama_close(run->model);
+    llama_run_options_free(&run->options);
+}
+
+// Writes the text that follows what was fed, as it comes, and a newline.
+static int write_text(Run *run, int32_t *finish, LlamaError *error) {
+    LlamaPiece piece;
+    do {
+        int code = llama_generation_next(run->generation, &piece, error);
+        if (code == LLAMA_OK && piece.length > 0) code = write_out(piece.text, piece.length, error);
+        if (code != LLAMA_OK) return code;
+    } while (piece.finish == LLAMA_RUNNING);
+    *finish = piece.finish;
+    return write_out("\n", 1, error);
+}
+
+static void write_stats(const Run *run) {
+    const LlamaStats *s = llama_generation_stats(run->generation);
+    const LlamaContextOptions *o = llama_context_options(run->ctx);
+    double token_bytes = (double)llama_token_bytes(run->model);
+    double speed = s->generated_tokens > 1 ? (s->generated_tokens - 1) / s->generate_seconds : 0;
+    if (run->options.stats) {
+        fprintf(
+            stderr,
+            "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB cache and scratch\n",
+            run->options.model, (double)llama_parameters(run->model) / 1e6,
+            type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
+            (double)llama_context_bytes(run->ctx) / (1 << 20));
+        fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
+    }
+    fprintf(
+        stderr,
+        "prompt: %d tokens, %.1f tokens/s; generated: %d tokens, %.1f tokens/s; first token: %.1f ms; %.2f GB/s\n",
+        s->prompt_tokens, s->prompt_tokens / s->prompt_seconds, s->generated_tokens, speed, 1e3 * s->prompt_seconds,
+        speed * token_bytes / 1e9);
+}
+
+// One text after the other from the same prompt, which is run once: each later text goes back to its last token.
+static int write_samples(Run *run, Buffer prompt, const int32_t *ids, size_t n, LlamaError *error) {
+    const LlamaRunOptions *o = &run->options;
+    int32_t finish, last = (int32_t)n - 1;
+    for (int32_t sample = 0; sample < o->samples; sample++) {
+        int code = sample > 0 ? write_out("---\n", 4, error) : LLAMA_OK;
+        if (code == LLAMA_OK && o->echo) code = write_out(prompt.bytes, prompt.length, error);
+        llama_sampler_reset(run->sampler);
+        if (sample > 0) {
+            for (int32_t i = 0; i < last && code == LLAMA_OK; i++)
+                code = llama_sampler_accept(run->sampler, ids[i], 0, error);
+            if (code == LLAMA_OK) code = llama_generation_rewind(run->generation, last, error);
+        }
+        int32_t from = sample > 0 ? last : 0;
+        if (code == LLAMA_OK) code = llama_generation_feed(run->generation, ids + from, n - (size_t)from, 0, error);
+        if (code == LLAMA_OK) code = write_text(run, &finish, error);
+        if (code != LLAMA_OK) return code;
+    }
+    return LLAMA_OK;
+}
+
+static int generate(Run *run, LlamaError *error) {
+    const LlamaRunOptions *o = &run->options;
+    Buffer prompt = {0};
+    int code = o->prompt_file ? read_file(o->prompt_file, &prompt, error) : LLAMA_OK;
+    Buffer text = o->prompt ? (Buffer){(char *)o->prompt, strlen(o->prompt)} : prompt;
+    size_t n = 0;
+    int32_t *ids = malloc(llama_encode_bound(text.length) * sizeof *ids);
+    if (!ids) code = fail_memory(error, llama_encode_bound(text.length) * sizeof *ids);
+    if (code == LLAMA_OK) code = llama_encode(run->tokenizer, text.bytes, text.length, 1, 0, ids, &n, error);
+    if (code == LLAMA_OK) code = write_samples(run, text, ids, n, error);
+    if (code == LLAMA_OK) write_stats(run);
+    free(ids);
+    free(prompt.bytes);
+    return code;
+}
+
+// Asks until there is an answer that is not empty. bytes stays NULL at the end of the input.
+static int ask(const char *question, bool may_be_empty, Buffer *answer, LlamaError *error) {
+    *answer = (Buffer){0};
+    do {
+        free(answer->bytes);
+        int code = write_out(question, strlen(question), error);
+        if (code == LLAMA_OK) code = read_until(stdin, '\n', answer, error);
+        if (code != LLAMA_OK) return code;
+    } while (answer->bytes && answer->length == 0 && !may_be_empty);
+    return LLAMA_OK;
+}
+
+// Feeds a turn and writes its answer. finish is LLAMA_STOP_LENGTH when the context is full.
+static int write_answer(Run *run, Buffer system, Buffer user, bool first, int32_t *finish, LlamaError *error) {
+    size_t n, bound = llama_chat_bound(system.length, user.length);
+    int32_t *ids = malloc(bound * sizeof *ids);
+    if (!ids) return fail_memory(error, bound * sizeof *ids);
+    const char *instructions = first && system.length > 0 ? system.bytes : NULL;
+    int code = llama_chat_turn(run->tokenizer, instructions, system.length, user.bytes, user.length, first, ids, &n,
+                               error);
+    *finish = LLAMA_STOP_LENGTH;
+    if (code == LLAMA_OK && (first || (size_t)llama_generation_position(run->generation) + n <=
+                                          (size_t)llama_context_options(run->ctx)->context)) {
+        code = llama_generation_feed(run->generation, ids, n, 0, error);
+        if (code == LLAMA_OK) code = write_out("Assistant: ", 11, error);
+        if (code == LLAMA_OK) code = write_text(run, finish, error);
+    }
+    free(ids);
+    return code;
+}
+
+static int chat(Run *run, LlamaError *error) {
+    const LlamaRunOptions *o = &run->options;
+    Buffer system = {0}, user = {0};
+    int32_t finish = LLAMA_RUNNING;
+    int code = LLAMA_OK;
+    if (o->system)
+        system = (Buffer){strdup(o->system), strlen(o->system)};
+    else
+        code = ask("Enter system prompt (optional): ", true, &system, error);
+    if (o->prompt) user = (Buffer){strdup(o->prompt), strlen(o->prompt)};
+    for (bool first = true; code == LLAMA_OK && finish != LLAMA_STOP_LENGTH; first = false) {
+        if (!user.bytes) code = ask("User: ", false, &user, error);
+        if (code != LLAMA_OK || !user.bytes) break;
+        code = write_answer(run, system, user, first, &finish, error);
+        free(user.bytes);
+        user = (Buffer){0};
+    }
+    if (code == LLAMA_OK && finish == LLAMA_STOP_LENGTH) {
+        fprintf(stderr, "the conversation fills the context of %d positions\n",
+                llama_context_options(run->ctx)->context);
+    } else if (code == LLAMA_OK) {
+        code = write_out("\n", 1, error);
+    }
+    free(system.bytes);
+    free(user.bytes);
+    return code;
+}
+
+int main(int argc, char **argv) {
+    Run run = {0};
+    LlamaError error = {0};
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write_out
+    double start = seconds();
+    int code = llama_run_parse(argc, argv, &run.options, &error);
+    if (code == LLAMA_OK && run.options.help) {
+        code = write_out(run_help, strlen(run_help), &error);
+    } else if (code == LLAMA_OK) {
+        code = run_open(&run, &error);
+        run.open_seconds = seconds() - start;
+        if (code == LLAMA_OK) code = run.options.chat ? chat(&run, &error) : generate(&run, &error);
+    }
+    if (code != LLAMA_OK) fprintf(stderr, "error: %s\n", error.text);
+    run_close(&run);
+    return code;
+}
+
+#endif
