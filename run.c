@@ -29,6 +29,7 @@ struct LlamaContext {
     const LlamaModel *model;
     const Kernels *kernels;
     LlamaContextOptions options; // all filled in
+    int32_t processors;          // at hand when the context was made
     int32_t positions;           // options.context, rounded up to whole blocks of keys
     float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
     // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim), keys in blocks (kernels.h)
@@ -122,7 +123,7 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
         {"context", &o->context, c->max_seq_len, c->max_seq_len},
         {"sequences", &o->sequences, 1, 1 << 16},
         {"batch", &o->batch, 128, 1 << 12},
-        {"threads", &o->threads, small ? 1 : processors(), 1 << 10},
+        {"threads", &o->threads, small ? 1 : ctx->processors, 1 << 10},
     };
     for (size_t i = 0; i < COUNT(fields); i++) {
         if (*fields[i].value == 0) *fields[i].value = MIN(fields[i].standard, fields[i].max);
@@ -164,6 +165,7 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
     LlamaContext *ctx = calloc(1, sizeof *ctx);
     if (!ctx) return fail_memory(error, sizeof *ctx);
     ctx->model = model;
+    ctx->processors = processors();
     int code = resolve_options(ctx, options, error);
     if (code == LLAMA_OK) code = context_allocate(ctx, error);
     if (code == LLAMA_OK)
@@ -397,7 +399,7 @@ int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *log
     for (Pass pass = {.ctx = ctx, .rows = rows, .logits = logits}; n > 0; n -= pass.n, pass.rows += pass.n) {
         int code = pass_take(&pass, n, error);
         if (code != LLAMA_OK) return code;
-        team_run(ctx->options.threads, forward_pass, &pass);
+        team_run(ctx->options.threads, ctx->processors, forward_pass, &pass);
         if (logits) pass.logits += (int64_t)pass.n_wanted * ctx->model->config.vocab_size;
     }
     return LLAMA_OK;
@@ -581,7 +583,7 @@ typedef struct {
 } Buffer;
 
 static int write_out(const char *bytes, size_t n, LlamaError *error) {
-    if (fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0) return LLAMA_OK;
+    if (n == 0 || (fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0)) return LLAMA_OK;
     return fail(error, LLAMA_ERROR_RESOURCE, "standard output: %s", strerror(errno));
 }
 

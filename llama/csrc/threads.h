@@ -23,6 +23,7 @@ typedef struct {
 } Team;
 
 typedef struct Barrier {
+    int spins;                       // before a waiting thread gives up its processor
     _Alignas(64) atomic_int arrived; // threads that wait
     _Alignas(64) atomic_int round;   // barriers passed; apart from `arrived`, as all waiting threads read it
 } Barrier;
@@ -55,8 +56,8 @@ static void barrier_wait(const Team *team) {
 }
 
 // Runs work(job, team) on each thread of a new team and returns when all are done.
-static void team_run(int threads, void (*work)(void *job, const Team *team), void *job) {
-    Barrier barrier = {0};
+static void team_run(int threads, int processors, void (*work)(void *job, const Team *team), void *job) {
+    Barrier barrier = {.spins = threads > processors ? 0 : 1000}; // tens of microseconds
 #ifdef _OPENMP
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
@@ -64,7 +65,6 @@ static void team_run(int threads, void (*work)(void *job, const Team *team), voi
         return;
     }
 #endif
-    (void)threads;
     work(job, &(Team){0, 1, &barrier});
 }
 
