@@ -450,6 +450,10 @@ int llama_generation_init(LlamaContext *ctx, const LlamaTokenizer *tokenizer, Ll
     return code;
 }
 
+int32_t llama_generation_position(const LlamaGeneration *g) {
+    return g->position + g->n_queue - g->next;
+}
+
 // Room for n tokens behind those that still wait, which move to the front.
 static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
     int32_t waiting = g->n_queue - g->next;
@@ -465,8 +469,8 @@ static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
 }
 
 static void queue_push(LlamaGeneration *g, int32_t token) {
-    int32_t position = g->position + g->n_queue - g->next;
-    g->queue[g->n_queue++] = (LlamaRow){.token = token, .position = position, .sequence = g->sequence};
+    LlamaRow row = {.token = token, .position = llama_generation_position(g), .sequence = g->sequence};
+    g->queue[g->n_queue++] = row;
     g->previous = token;
 }
 
@@ -475,7 +479,7 @@ int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int3
     if (limit == 0) limit = context;
     if (limit < 0 || limit > context)
         return fail(error, LLAMA_ERROR_USAGE, "limit = %d, allowed 1 to %d, the context", limit, context);
-    size_t held = (size_t)(g->position + g->n_queue - g->next);
+    size_t held = (size_t)llama_generation_position(g);
     if (n == 0) return fail(error, LLAMA_ERROR_USAGE, "the prompt has no tokens");
     if (n > (size_t)limit || held + n > (size_t)limit)
         return fail(error, LLAMA_ERROR_USAGE, "the prompt has %zu tokens, the context has room for %d", n,
@@ -553,9 +557,6 @@ int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {
     return LLAMA_OK;
 }
 
-int32_t llama_generation_position(const LlamaGeneration *g) {
-    return g->position;
-}
 const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
     return &g->stats;
 }
@@ -667,7 +668,7 @@ static void write_stats(const Run *run) {
             stderr,
             "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB cache and scratch\n",
             run->options.model, (double)llama_parameters(run->model) / 1e6,
-            type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
+            run->model->config.weight_type == LLAMA_INT8 ? "int8" : "fp32", o->context, o->threads, o->kernels,
             (double)llama_context_bytes(run->ctx) / (1 << 20));
         fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
     }
@@ -757,7 +758,7 @@ static int chat(Run *run, LlamaError *error) {
         code = ask("Enter system prompt (optional): ", true, &system, error);
     if (o->prompt) user = (Buffer){strdup(o->prompt), strlen(o->prompt)};
     for (bool first = true; code == LLAMA_OK && finish != LLAMA_STOP_LENGTH; first = false) {
-        if (!user.bytes) code = ask("User: ", false, &user, error);
+        if (!user.bytes && !ended) code = ask("User: ", false, &user, error);
         if (code != LLAMA_OK || !user.bytes) break;
         code = write_answer(run, system, user, first, &finish, error);
         free(user.bytes);

@@ -229,8 +229,8 @@ int llama_tokenizer_find(const char *path, const char *model_path, int32_t vocab
     *tokenizer = NULL;
     if (path) return open_checked(path, vocab_size, tokenizer, error);
     fail(error, LLAMA_ERROR_FILE,
-         "no tokenizer for %.256s: neither tokenizer.bin nor tok%d.bin is beside it or in the working directory, "
-         "-z names another",
+         "no tokenizer for %.256s: neither tokenizer.bin nor tok%d.bin is beside it or in the working directory; "
+         "give its path (-z)",
          model_path, vocab_size);
     const char *slash = strrchr(model_path, '/');
     size_t length = slash ? (size_t)(slash - model_path) + 1 : 0;

@@ -35,10 +35,6 @@ typedef struct {
     int32_t cols;   // distance of the rows
 } Rows;
 
-static const char *type_name(int32_t type) {
-    return type == LLAMA_INT8 ? "int8" : "fp32";
-}
-
 static inline int32_t tensor_groups(const Tensor *w) {
     return w->cols / w->group_size;
 }

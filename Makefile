@@ -1,0 +1,79 @@
+# make, then one of the targets below. CC chooses the compiler (default cc), CFLAGS adds to its options,
+# TESTS names the tests to run (default all), for instance make test TESTS=tests/test_package.py.
+
+CC ?= cc
+C_SOURCES = run.c $(wildcard llama/csrc/*.h)
+# One rounding everywhere: without -ffp-contract=off the compiler may fuse a sum on one machine and not on another.
+C_FLAGS = -ffp-contract=off $(CFLAGS)
+WARNINGS = -Wall -Wextra -Werror
+SANITIZERS = -fsanitize=address,undefined -fno-sanitize-recover=undefined
+# Empty where the compiler has no OpenMP, as the one that ships with macOS.
+OPENMP = $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+
+PYTHON ?= python3
+TESTS ?=
+VENV = .venv
+BIN = $(VENV)/bin
+SANITIZE = build/sanitize
+
+.DEFAULT_GOAL := help
+.PHONY: help run runfast rundebug demo test lint sanitize clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: ## build ./run for any machine, on one thread
+	$(CC) -O3 $(C_FLAGS) run.c -o run -lm
+
+runfast: ## build ./run for this machine, on all its cores
+	$(CC) -O3 -march=native $(OPENMP) $(C_FLAGS) run.c -o run -lm
+
+rundebug: ## build ./run for a debugger
+	$(CC) -g -O0 $(C_FLAGS) run.c -o run -lm
+
+demo: runfast ## build ./run and tell a story
+	@model=$$(ls llama/models/*.bin 2>/dev/null | head -n 1); \
+	if [ -n "$$model" ]; then ./run "$$model"; \
+	else echo "No model ships yet: download stories15M.bin and tokenizer.bin of the tinyllamas collection" \
+		"into this folder, then: ./run stories15M.bin"; fi
+
+# The virtual environment, made again when what it holds changes.
+$(VENV)/ready: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# The package in editable mode, with its extension built in place.
+$(VENV)/installed: $(VENV)/ready $(C_SOURCES) llama/build_engine.py setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/ready ## check the style, and that C compiles without a warning
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	mkdir -p build
+	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
+	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
+
+# The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
+# torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the
+# tests run through a script that says so.
+sanitize: $(VENV)/ready ## run the tests of the engine under the address and undefined-behaviour sanitizers
+	mkdir -p $(SANITIZE)
+	$(CC) -g -O1 -fno-omit-frame-pointer $(SANITIZERS) $(OPENMP) $(C_FLAGS) run.c -o $(SANITIZE)/native -lm
+	printf '#!/bin/sh\nunset LD_PRELOAD\nASAN_OPTIONS=detect_leaks=1 exec "$(CURDIR)/$(SANITIZE)/native" "$$@"\n' \
+		> $(SANITIZE)/run
+	chmod +x $(SANITIZE)/run
+	LLAMA_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZE) --build-lib $(SANITIZE)/lib
+	$(SANITIZE)/run --help > /dev/null
+	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZE)/lib \
+	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib ." $(TESTS)
+
+clean: ## remove what was built, the virtual environment included
+	rm -rf run build dist *.egg-info llama/_engine*.so $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

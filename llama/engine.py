@@ -1,0 +1,499 @@
+"""The Python face of the C engine (llama/csrc/llama.h): open a checkpoint, generate, logits, text and ids.
+
+    from llama import Llama
+    llama = Llama("stories15M.bin")
+    print("".join(llama.generate("Once upon a time", max_tokens=50, seed=1)))
+
+A Llama holds one context with one sequence, so it writes one text at a time; open it twice for two (the
+weights are mapped, the second costs only its cache). Left out on purpose: many sequences side by side and
+chat, which the C interface has; training, which needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama._engine import ffi, lib
+
+if TYPE_CHECKING:
+    import numpy as np
+
+StrPath = str | os.PathLike[str]
+
+WEIGHT_TYPES = {lib.LLAMA_FP32: "fp32", lib.LLAMA_INT8: "int8"}
+FINISH = (None, "stop_token", "stop_string", "length")  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+FREE = {
+    "LlamaModel": lib.llama_close,
+    "LlamaContext": lib.llama_context_free,
+    "LlamaTokenizer": lib.llama_tokenizer_close,
+    "LlamaStream": lib.llama_stream_free,
+    "LlamaSampler": lib.llama_sampler_free,
+    "LlamaGeneration": lib.llama_generation_free,
+}
+MODELS = Path(__file__).parent / "models"  # where a model ships with the package
+
+
+class LlamaError(Exception):
+    """What every error of this package is. `code` is the exit code of the command line."""
+
+    code = 1
+
+
+class UsageError(LlamaError, ValueError):
+    """An argument that can't be: out of range, of the wrong kind, too long for the context."""
+
+    code = lib.LLAMA_ERROR_USAGE
+
+
+class ClosedError(UsageError):
+    """The object was closed, or another text was begun on the same Llama."""
+
+
+class BadFileError(LlamaError, OSError, ValueError):
+    """A file that is missing, can't be read or is not what it should be."""
+
+    code = lib.LLAMA_ERROR_FILE
+
+
+class ResourceError(LlamaError, MemoryError):
+    """Not enough memory, or another resource that the system refused."""
+
+    code = lib.LLAMA_ERROR_RESOURCE
+
+
+class ModelNotFoundError(LlamaError, FileNotFoundError):
+    """No model was named, and none ships with the package."""
+
+    code = lib.LLAMA_ERROR_USAGE
+
+
+ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError)}
+
+
+def invoke(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a C function. Raises UsageError for an argument that its C type can't hold."""
+    try:
+        return function(*arguments)
+    except (TypeError, OverflowError) as error:
+        raise UsageError(str(error)) from None
+
+
+def call(function: Callable[..., int], *arguments: Any) -> None:
+    """Calls a C function that takes a LlamaError last, and raises the LlamaError that it reports."""
+    error = ffi.new("LlamaError *")
+    if invoke(function, *arguments, error) != lib.LLAMA_OK:
+        text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
+        raise ERRORS.get(error.code, LlamaError)(text)
+
+
+def create(kind: str, function: Callable[..., int], *arguments: Any) -> Any:
+    """Calls a C function that makes a `kind`, and returns it; it is freed when nothing refers to it any more.
+
+    The arguments live as long as the object: in C a context must not outlive its model, nor a generation its
+    context, tokenizer and sampler. So closing is only letting go, and can't pull memory from under a call in
+    another thread.
+    """
+    out = ffi.new(f"{kind} **")
+    call(function, *arguments, out)
+
+    def free(pointer: Any, keep: Any = arguments) -> None:
+        FREE[kind](pointer)
+
+    return ffi.gc(out[0], free)
+
+
+def struct(kind: str, **fields: Any) -> Any:
+    """A new C value, a struct with fields. Raises UsageError for a field of the wrong type or size."""
+    value = ffi.new(f"{kind} *")
+    for name, field in fields.items():
+        try:
+            setattr(value, name, field)
+        except (TypeError, OverflowError) as error:
+            raise UsageError(f"{name} = {field!r}: {error}") from None
+    return value
+
+
+def c_bytes(text: str) -> bytes:
+    """UTF-8 of text. A lone surrogate, which has none, counts as U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text).encode()
+
+
+def c_strings(texts: Sequence[str]) -> list[Any]:
+    """Texts as char[]s. Raises UsageError for a NUL, which ends a C string."""
+    if any("\0" in text for text in texts):
+        raise UsageError("a stop string can't hold a NUL character")
+    return [ffi.new("char[]", c_bytes(text)) for text in texts]
+
+
+def c_path(path: StrPath) -> bytes:
+    """A path as the bytes the system knows it by. Raises UsageError for a NUL, which no path can hold."""
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise UsageError(f"{path!r}: a path can't hold a NUL character")
+    return name
+
+
+def c_text(text: Any, length: int) -> bytes:
+    """A copy of length bytes at text, which may be NULL if there are none."""
+    return ffi.buffer(text, length)[:] if length else b""
+
+
+def alive(handle: Any, name: str) -> Any:
+    """The handle, or ClosedError when it was closed."""
+    if handle is None:
+        raise ClosedError(f"this {name} is closed")
+    return handle
+
+
+def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool) -> list[int]:
+    """The ids of UTF-8 text by a C tokenizer."""
+    ids = ffi.new("int32_t[]", lib.llama_encode_bound(len(text)))
+    n = ffi.new("size_t *")
+    call(lib.llama_encode, tokenizer, text, len(text), bos, eos, ids, n)
+    return ffi.unpack(ids, n[0])
+
+
+def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
+    """The bytes of a token after `previous` (-1: none). Raises UsageError for an id not in the vocabulary."""
+    length = ffi.new("size_t *")
+    text = invoke(lib.llama_token_bytes_of, tokenizer, previous, token, length)
+    if text == ffi.NULL:
+        raise UsageError(
+            f"token id {token} is not in the vocabulary of {lib.llama_vocab_size(tokenizer)} tokens"
+        )
+    return c_text(text, length[0])
+
+
+def whole_text(data: bytes) -> str:
+    """Bytes as text by the rules of the engine's streams: what is not UTF-8 is U+FFFD."""
+    stream = create("LlamaStream", lib.llama_stream_init, ffi.NULL, 0)
+    text, length, stopped = ffi.new("const char **"), ffi.new("size_t *"), ffi.new("int *")
+    call(lib.llama_stream_push, stream, data, len(data), text, length, stopped)
+    begin = c_text(text[0], length[0])
+    call(lib.llama_stream_flush, stream, text, length)
+    return (begin + c_text(text[0], length[0])).decode()
+
+
+class Tokenizer:
+    """The tokens of a model, from a tokenizer.bin. May be shared between models and threads.
+
+    path: the file. Raises BadFileError if it is not a tokenizer.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
+
+    @classmethod
+    def find(cls, path: StrPath | None, model: StrPath, vocab_size: int) -> Tokenizer:
+        """The tokenizer at path, or for None the one beside the model or in the working directory.
+
+        Raises BadFileError if there is none, or none of vocab_size tokens.
+        """
+        self, name = cls.__new__(cls), ffi.NULL if path is None else c_path(path)
+        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_find, name, c_path(model), vocab_size)
+        return self
+
+    @property
+    def handle(self) -> Any:
+        """The C tokenizer. Raises ClosedError."""
+        return alive(self._handle, "tokenizer")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return lib.llama_vocab_size(self.handle)
+
+    @property
+    def bos_id(self) -> int:
+        """The token that begins a text, -1 where there is none."""
+        return lib.llama_bos(self.handle)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text, -1 where there is none."""
+        return lib.llama_eos(self.handle)
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """The ids of text, between BOS and EOS where asked for. A lone surrogate counts as U+FFFD."""
+        return encode(self.handle, c_bytes(text), bos, eos)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. BOS and EOS are empty, what is not UTF-8 is U+FFFD.
+
+        Raises UsageError for an id outside the vocabulary.
+        """
+        handle, ids = self.handle, list(ids)
+        return whole_text(b"".join(token_bytes(handle, *pair) for pair in zip([-1, *ids], ids, strict=False)))
+
+    def close(self) -> None:
+        """Lets go of the tokenizer; a Llama that uses it can't make text any more. May be called twice."""
+        self._handle = None
+
+    def __enter__(self) -> Tokenizer:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "Tokenizer(closed)" if self._handle is None else f"Tokenizer({self.vocab_size} tokens)"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a model, as its file says it (LlamaConfig in llama.h, where each field is explained)."""
+
+    version: int  # of the file format
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    tied: bool
+    weight_type: str  # "fp32" or "int8"
+    group_size: int  # 0 for fp32
+    norm_eps: float
+    rope_theta: float
+
+
+def model_open(path: StrPath) -> Any:
+    """The C model of a checkpoint. Raises BadFileError, ResourceError."""
+    return create("LlamaModel", lib.llama_open, c_path(path))
+
+
+def model_config(model: Any) -> Config:
+    """The configuration of a C model."""
+    config = lib.llama_config(model)
+    fields = {name: getattr(config, name) for name in Config.__dataclass_fields__}
+    fields["tied"] = bool(config.tied)
+    fields["weight_type"] = WEIGHT_TYPES[config.weight_type]
+    return Config(**fields)
+
+
+def context_init(model: Any, context: int = 0, threads: int = 0) -> Any:
+    """A C context of one sequence. 0: the defaults. Raises UsageError, ResourceError."""
+    options = struct("LlamaContextOptions", context=context, threads=threads)
+    return create("LlamaContext", lib.llama_context_init, model, options)
+
+
+def default_model() -> Path:
+    """The model that ships with the package. Raises ModelNotFoundError while none does."""
+    for path in sorted(MODELS.glob("*.bin")):
+        return path
+    example = "name a checkpoint, for instance Llama('stories15M.bin')"
+    raise ModelNotFoundError(f"no model given, and none ships yet: {example}")
+
+
+def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
+    """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
+    if seed is None:
+        seed = int.from_bytes(os.urandom(8), "little")
+    options = struct("LlamaSampling", seed=seed or 2**64 - 1, **sampling)  # the generator has no state 0
+    sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, options)
+    for token, value in bias.items():
+        call(lib.llama_sampler_bias, sampler, token, value)
+    return sampler
+
+
+class Generation(Iterator[str]):
+    """A text being written: iterate over it for its pieces. Made by Llama.generate.
+
+    finish: None while the text goes on, then "stop_token", "stop_string" or "length".
+    """
+
+    def __init__(self, llama: Llama, handle: Any, finish: str | None) -> None:
+        self._llama, self._handle, self._turn = llama, handle, llama._turn
+        self._piece = ffi.new("LlamaPiece *")
+        self.finish = finish
+
+    def __next__(self) -> str:
+        """The next piece, never empty. Raises ClosedError once the Llama is closed or writes another text."""
+        while self.finish is None:
+            if text := self._step():
+                return text
+        raise StopIteration
+
+    def _step(self) -> str:
+        """One call of the engine: a batch of the prompt is read, or a token drawn."""
+        llama, piece = self._llama, self._piece
+        with llama._lock:
+            alive(llama._context, "Llama")
+            alive(llama.tokenizer.handle, "tokenizer")
+            if self._turn != llama._turn:
+                raise ClosedError("this text ended when generate() or logits() was called again on its Llama")
+            if self.finish is not None:  # another thread was faster
+                return ""
+            call(lib.llama_generation_next, self._handle, piece)
+            self.finish = FINISH[piece.finish]
+            return c_text(piece.text, piece.length).decode()
+
+
+class Llama:
+    """A model, ready to write.
+
+    path: a checkpoint (.bin). None: the model that ships with the package.
+    tokenizer: a path, a Tokenizer, or None for tokenizer.bin or tok<vocab_size>.bin beside the model or in
+        the working directory; it is looked for when text is first needed, so logits of ids need none.
+    threads: None: chosen from the size of the model and the processors at hand.
+    context: positions a text may have, prompt included; at most and by default the model's max_seq_len.
+
+    The attributes path, config, parameters (the number of weights), context, threads and kernels (the
+    instruction set: "scalar", "avx2", "avx512", "neon") say what it came to. Raises BadFileError, UsageError,
+    ResourceError, ModelNotFoundError. One thread at a time is inside the engine; others wait.
+    """
+
+    def __init__(
+        self,
+        path: StrPath | None = None,
+        tokenizer: StrPath | Tokenizer | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+    ) -> None:
+        self.path = os.fspath(default_model() if path is None else path)
+        self._model: Any = model_open(self.path)
+        self.config: Config = model_config(self._model)
+        self._tokenizer: Tokenizer | None = None
+        if tokenizer is not None:
+            self._tokenizer = self._checked(tokenizer)
+        self._context: Any = context_init(self._model, context or 0, threads or 0)
+        options = lib.llama_context_options(self._context)
+        self.parameters: int = lib.llama_parameters(self._model)
+        self.context: int = options.context
+        self.threads: int = options.threads
+        self.kernels: str = ffi.string(options.kernels).decode()
+        self._lock = threading.Lock()
+        self._turn = 0  # counts what used the context: a generation is good while it is the last
+
+    def _checked(self, tokenizer: StrPath | Tokenizer) -> Tokenizer:
+        size = self.config.vocab_size
+        if not isinstance(tokenizer, Tokenizer):
+            return Tokenizer.find(tokenizer, self.path, size)
+        if tokenizer.vocab_size != size:
+            raise UsageError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
+        return tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, looked for at first use. Raises BadFileError if there is none for this model."""
+        alive(self._model, "Llama")
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.find(None, self.path, self.config.vocab_size)
+        return self._tokenizer
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """The ids of text (Tokenizer.encode)."""
+        return self.tokenizer.encode(text, bos, eos)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids (Tokenizer.decode)."""
+        return self.tokenizer.decode(ids)
+
+    def generate(
+        self,
+        prompt: str | Iterable[int] = "",
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 0.9,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Generation:
+        """Continues a prompt: an iterator over the new text, piece by piece; the prompt is not repeated.
+
+        prompt: text, before which BOS is put, or token ids, taken as they are.
+        max_tokens: tokens to draw at most. None: until the model ends the text or the context is full.
+        temperature: 0 is greedy. top_p: 0 or 1 is off. top_k, min_p: 0 is off. repeat_penalty: 1 is off.
+        presence_penalty, frequency_penalty: 0 is off.
+        logit_bias: added to the logits of tokens; -inf forbids a token.
+        seed: from 0 to 2**64 - 1, the same one gives the same text. None: a new one every time.
+        stop: strings that end the text; they are not part of it.
+
+        Options are checked here, not at the first piece. Raises UsageError, BadFileError (no tokenizer),
+        ResourceError. Ends an earlier generation of this Llama that is not finished.
+        """
+        if max_tokens is not None and max_tokens < 0:
+            raise UsageError(f"max_tokens = {max_tokens}: must be 0 or more")
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        sampler = sampler_init(
+            self.config.vocab_size,
+            logit_bias or {},
+            seed,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+        )
+        return self._begin(sampler, ids, max_tokens, [stop] if isinstance(stop, str) else stop)
+
+    def _begin(
+        self, sampler: Any, ids: list[int], max_tokens: int | None, stops: Sequence[str]
+    ) -> Generation:
+        """A generation that has been fed the ids of its prompt."""
+        # The last token drawn is not run, so it takes no position. 0: the end of the context.
+        limit = min(len(ids) + max_tokens - 1, self.context) if max_tokens else 0
+        new, tokenizer, strings = lib.llama_generation_init, self.tokenizer.handle, c_strings(stops)
+        with self._lock:
+            context = alive(self._context, "Llama")
+            self._turn += 1
+            handle = create("LlamaGeneration", new, context, tokenizer, sampler, 0, strings, len(strings))
+            call(lib.llama_generation_feed, handle, ids, len(ids), limit)
+            return Generation(self, handle, "length" if max_tokens == 0 else None)
+
+    def logits(self, ids: Iterable[int]) -> np.ndarray:
+        """The logits after each of T tokens of one text, as float32 of shape (T, vocab_size).
+
+        Raises UsageError if T is more than the context or an id is outside the vocabulary. Ends an earlier
+        generation of this Llama that is not finished.
+        """
+        import numpy as np  # here, because importing it takes longer than opening a model
+
+        tokens = list(ids)
+        if len(tokens) > self.context:
+            raise UsageError(f"{len(tokens)} tokens do not fit in the context of {self.context} positions")
+        logits = np.empty((len(tokens), self.config.vocab_size), dtype=np.float32)
+        with self._lock:
+            alive(self._context, "Llama")
+            self._turn += 1
+            batch = lib.llama_context_options(self._context).batch
+            for start in range(0, len(tokens), batch):
+                rows = [(token, start + i, 0, 1) for i, token in enumerate(tokens[start : start + batch])]
+                out = ffi.from_buffer("float[]", logits[start : start + len(rows)], require_writable=True)
+                call(lib.llama_forward, self._context, rows, len(rows), out)
+        return logits
+
+    def close(self) -> None:
+        """Lets go of the model and its memory; a Tokenizer passed in stays open. May be called twice."""
+        with self._lock:
+            self._context = self._model = self._tokenizer = None
+            self._turn += 1
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._context is None else f"{self.threads} threads, {self.kernels}"
+        size = f"{self.parameters / 1e6:.1f}M parameters, {self.config.weight_type}, context {self.context}"
+        return f"Llama({self.path!r}, {size}, {state})"

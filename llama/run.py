@@ -1,0 +1,274 @@
+"""python -m llama.run: the command line of ./run, with the same options, text, messages and exit codes.
+
+    python -m llama.run stories15M.bin -t 1.0 -p 0.9 -i "Once upon a time"
+    python -m llama.run chat.bin -m chat
+    python -m llama.run --help
+
+Text goes to standard output as the bytes that the engine gives, speed and errors to standard error. Exit
+codes: 0, 2 usage, 3 bad file, 4 resources, 130 interrupted. Left out on purpose: the options and their help,
+which are the engine's (llama_run_parse), and numpy, sentencepiece and torch, which would cost more than a
+story.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from llama.engine import (
+    BadFileError,
+    LlamaError,
+    ResourceError,
+    UsageError,
+    call,
+    context_init,
+    create,
+    encode,
+    ffi,
+    lib,
+    model_open,
+)
+
+NO_MODEL = "no model given, and none ships yet: name a checkpoint, for instance ./run stories15M.bin"
+
+
+@dataclass
+class Run:
+    """What the command line asked for, opened."""
+
+    options: Any  # LlamaRunOptions
+    model: Any
+    tokenizer: Any
+    context: Any
+    sampler: Any
+    generation: Any
+    open_seconds: float
+
+
+# --- Options, input and output
+
+
+def parse(arguments: list[bytes]) -> Any:
+    """The LlamaRunOptions of a command line, program name first. Raises UsageError."""
+    strings = [ffi.new("char[]", argument) for argument in arguments]
+    argv = ffi.new("char *[]", [*strings, ffi.NULL])
+
+    def release(options: Any, keep: Any = (strings, argv)) -> None:  # the options point into argv
+        lib.llama_run_options_free(options)
+
+    memory = ffi.new("LlamaRunOptions *")
+    call(lib.llama_run_parse, len(arguments), argv, memory)
+    return ffi.gc(memory, release)
+
+
+def write(data: bytes) -> None:
+    """Writes to standard output at once. Raises ResourceError when it is closed or full."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(1, left) :]
+    except OSError as error:
+        raise ResourceError(f"standard output: {error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """Writes a line to standard error. If that fails there is nobody left to tell."""
+    try:
+        os.write(2, os.fsencode(text) + b"\n")
+    except OSError:
+        pass
+
+
+def read_line(question: bytes) -> bytes | None:
+    """Asks, and returns a line of standard input without its newline; None at its end."""
+    write(question)
+    line = sys.stdin.buffer.readline() if sys.stdin else b""
+    return line.removesuffix(b"\n") if line else None
+
+
+def read_file(path: bytes) -> bytes:
+    """The bytes of a file, or of standard input for -, without a newline at the end. Raises BadFileError."""
+    standard = path == b"-"
+    try:
+        with open(0 if standard else path, "rb", closefd=not standard) as file:
+            return file.read().removesuffix(b"\n")
+    except OSError as error:
+        name = "standard input" if standard else os.fsdecode(path)
+        raise BadFileError(f"{name}: {error.strerror}") from None
+
+
+def string(pointer: Any) -> bytes | None:
+    """The C string that an option points to, None where it was not given."""
+    return None if pointer == ffi.NULL else ffi.string(pointer)
+
+
+# --- Opening
+
+
+def open_run(options: Any) -> Run:
+    """Opens what a run needs. Raises BadFileError, UsageError, ResourceError."""
+    start = time.perf_counter()
+    if options.model == ffi.NULL:
+        raise UsageError(NO_MODEL)
+    model = model_open(ffi.string(options.model))
+    config = lib.llama_config(model)
+    find, size = lib.llama_tokenizer_find, config.vocab_size
+    tokenizer = create("LlamaTokenizer", find, options.tokenizer, options.model, size)
+    positions = options.context or config.max_seq_len
+    positions = min(positions, options.steps or positions)
+    context = context_init(model, positions, options.threads)
+    options.sampling.seed = options.sampling.seed or int(time.time())
+    sampler = create("LlamaSampler", lib.llama_sampler_init, size, ffi.addressof(options.sampling))
+    new, stops = lib.llama_generation_init, (options.stops, options.n_stops)
+    generation = create("LlamaGeneration", new, context, tokenizer, sampler, 0, *stops)
+    return Run(options, model, tokenizer, context, sampler, generation, time.perf_counter() - start)
+
+
+# --- Writing texts
+
+
+def write_pieces(run: Run) -> int:
+    """Writes the pieces of a text as they come, then a newline. Returns why it ended (LLAMA_STOP_...)."""
+    piece = ffi.new("LlamaPiece *")
+    while piece.finish == lib.LLAMA_RUNNING:
+        call(lib.llama_generation_next, run.generation, piece)
+        if piece.length:
+            write(ffi.buffer(piece.text, piece.length)[:])
+    write(b"\n")
+    return piece.finish
+
+
+def feed(run: Run, ids: list[int]) -> None:
+    """Appends ids to the text, which goes on to the end of the context."""
+    call(lib.llama_generation_feed, run.generation, ids, len(ids), 0)
+
+
+def rewind(run: Run, ids: list[int]) -> None:
+    """Goes back to before the last token of the prompt, as if the rest of it had just been read."""
+    call(lib.llama_generation_rewind, run.generation, len(ids) - 1)
+    lib.llama_sampler_reset(run.sampler)
+    for token in ids[:-1]:
+        call(lib.llama_sampler_accept, run.sampler, token, 0)
+
+
+def speed_line(stats: Any, token_bytes: int) -> str:
+    """What the last text cost. The bandwidth is that of the weights which each generated token reads."""
+    read = stats.prompt_tokens / stats.prompt_seconds if stats.prompt_seconds > 0 else 0.0
+    timed = stats.generated_tokens > 1 and stats.generate_seconds > 0
+    made = (stats.generated_tokens - 1) / stats.generate_seconds if timed else 0.0
+    return (
+        f"prompt: {stats.prompt_tokens} tokens, {read:.1f} tokens/s; "
+        f"generated: {stats.generated_tokens} tokens, {made:.1f} tokens/s; "
+        f"first token: {1e3 * stats.prompt_seconds:.1f} ms; {made * token_bytes / 1e9:.2f} GB/s"
+    )
+
+
+def stats_lines(run: Run) -> str:
+    """What ran, for --stats."""
+    resolved = lib.llama_context_options(run.context)
+    kind = "int8" if lib.llama_config(run.model).weight_type == lib.LLAMA_INT8 else "fp32"
+    return (
+        f"model: {os.fsdecode(ffi.string(run.options.model))}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
+        f"parameters, {kind}, context {resolved.context}, {resolved.threads} threads, "
+        f"{os.fsdecode(ffi.string(resolved.kernels))} kernels, "
+        f"{lib.llama_context_bytes(run.context) / 2**20:.1f} MiB cache and scratch\n"
+        f"opened in {1e3 * run.open_seconds:.1f} ms"
+    )
+
+
+def generate(run: Run) -> None:
+    """Writes --samples texts after the prompt, and the speed of the last one."""
+    path = string(run.options.prompt_file)  # never together with a prompt
+    prompt = read_file(path) if path is not None else string(run.options.prompt) or b""
+    ids = encode(run.tokenizer, prompt, bos=True, eos=False)
+    for sample in range(run.options.samples):
+        if sample > 0:
+            write(b"---\n")
+        if run.options.echo:
+            write(prompt)
+        if sample > 0:
+            rewind(run, ids)
+        feed(run, ids if sample == 0 else ids[-1:])
+        write_pieces(run)
+    if run.options.stats:
+        note(stats_lines(run))
+    note(speed_line(lib.llama_generation_stats(run.generation), lib.llama_token_bytes(run.model)))
+
+
+# --- Chat
+
+
+def chat_ids(run: Run, system: bytes, user: bytes, first: bool) -> list[int]:
+    """The token ids of one turn. system: empty for none, only told in the first turn."""
+    ids = ffi.new("int32_t[]", lib.llama_chat_bound(len(system), len(user)))
+    n = ffi.new("size_t *")
+    instructions = system if first and system else ffi.NULL
+    call(lib.llama_chat_turn, run.tokenizer, instructions, len(system), user, len(user), first, ids, n)
+    return ffi.unpack(ids, n[0])
+
+
+def read_user() -> bytes | None:
+    """The next line that is not empty, None at the end of the input."""
+    line: bytes | None = b""
+    while line == b"":
+        line = read_line(b"User: ")
+    return line
+
+
+def chat(run: Run) -> None:
+    """A conversation, until the input ends or the context is full."""
+    size = lib.llama_context_options(run.context).context
+    system = string(run.options.system)
+    system = read_line(b"Enter system prompt (optional): ") if system is None else system
+    user = string(run.options.prompt)
+    first, finish = True, lib.LLAMA_RUNNING
+    while finish != lib.LLAMA_STOP_LENGTH:
+        if user is None and system is not None:
+            user = read_user()
+        if user is None or system is None:  # the end of the input
+            write(b"\n")
+            return
+        ids = chat_ids(run, system, user, first)
+        if not first and lib.llama_generation_position(run.generation) + len(ids) > size:
+            break
+        feed(run, ids)
+        write(b"Assistant: ")
+        finish = write_pieces(run)
+        user, first = None, False
+    note(f"the conversation fills the context of {size} positions")
+
+
+# --- The program
+
+
+def start(arguments: list[bytes]) -> None:
+    """Does what a command line says. Raises LlamaError, KeyboardInterrupt."""
+    options = parse(arguments)
+    if options.help:
+        write(ffi.string(lib.llama_run_help()))
+        return
+    run = open_run(options)
+    if options.chat:
+        chat(run)
+    else:
+        generate(run)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line without its program name (None: sys.argv) and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        start([b"python -m llama.run", *map(os.fsencode, arguments)])
+    except LlamaError as error:
+        note(f"error: {error}")
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

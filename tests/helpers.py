@@ -1,0 +1,73 @@
+"""What several test files build their inputs with, and how they run the two programs."""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = Path(os.environ.get("RUN_BINARY", ROOT / "run")).absolute()
+PROGRAMS = {"native": [str(RUN)], "python": [sys.executable, "-m", "llama.run"]}
+
+# --- Tokenizers
+
+
+def write_pieces(path: Path, pieces: list[tuple[str, float]]) -> Path:
+    """Writes pieces and their scores as a tokenizer.bin."""
+    records = (struct.pack("<fi", score, len(piece.encode())) + piece.encode() for piece, score in pieces)
+    path.write_bytes(struct.pack("<I", max(len(piece.encode()) for piece, _ in pieces)) + b"".join(records))
+    return path
+
+
+def write_tokenizer(path: Path, sp: SentencePieceProcessor) -> Path:
+    """Writes the vocabulary of sp as a tokenizer.bin."""
+    special = {sp.bos_id(): "\n<s>\n", sp.eos_id(): "\n</s>\n"}
+    pieces = [special.get(i, sp.id_to_piece(i)).replace("▁", " ") for i in range(sp.vocab_size())]
+    return write_pieces(path, [(piece, sp.get_score(i)) for i, piece in enumerate(pieces)])
+
+
+# --- ./run and python -m llama.run
+
+
+def command(program: str, *arguments: str | bytes | Path) -> list[bytes]:
+    """The command line of a program, "native" or "python"."""
+    return [os.fsencode(part) for part in (*PROGRAMS[program], *arguments)]
+
+
+def run(
+    program: str, *arguments: str | bytes | Path, cwd: Path, stdin: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs a program in a folder, with the path of this process. One that hangs raises TimeoutExpired."""
+    if program == "native" and not RUN.exists():
+        raise FileNotFoundError(
+            f"{RUN} is missing: build it with make runfast, or name another in RUN_BINARY"
+        )
+    path = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    return subprocess.run(
+        command(program, *arguments),
+        input=stdin,
+        cwd=cwd,
+        env=os.environ | path | environment,
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def without_times(stderr: bytes) -> bytes:
+    """The same lines with every number that a clock measured replaced by #."""
+    return re.sub(rb"[\d.]+(?:inf)?(?= (?:tokens/s|ms|GB/s))", b"#", stderr)
+
+
+def assert_refused(result: subprocess.CompletedProcess, code: int, message: str | None = None) -> None:
+    """One line on stderr that begins with `error: ` (and goes on with message), and the exit code."""
+    assert result.returncode == code, (result.returncode, result.stderr)
+    assert result.stderr.startswith(b"error: "), result.stderr
+    assert result.stderr.endswith(b"\n"), result.stderr
+    assert result.stderr.count(b"\n") == 1, result.stderr
+    if message is not None:
+        assert os.fsdecode(result.stderr) == f"error: {message}\n"

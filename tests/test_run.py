@@ -1,0 +1,795 @@
+"""The command line: ./run and python -m llama.run take the same options and give the same text and messages.
+
+    python -m pytest tests/test_run.py                          with ./run
+    RUN_BINARY=/path/to/run python -m pytest tests/test_run.py  with another build of it
+
+Two tiny models are built here: a random one, which writes noise, and a chain, whose every token has one
+successor, so that its text can be written down. Left out on purpose: bad files (test_checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+import pytest
+from checkpoints import Shape
+from helpers import PROGRAMS, ROOT, assert_refused, command, run, without_times, write_pieces
+
+import llama
+from llama._engine import ffi, lib
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+PIECES = [" ", *"etaoinshrdlu", "th", "he", "the", " t", " the", "an", " a", "in", "é", "日"]
+VOCABULARY = SPECIAL + BYTES + PIECES
+CONTEXT = 256
+TEMPLATE = "[INST] <<SYS>>\n{}\n<</SYS>>\n\n{} [/INST]"
+
+each_program = pytest.mark.parametrize("program", PROGRAMS)
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    """A folder with a random model of every version and its tokenizer."""
+    folder = tmp_path_factory.mktemp("noise")
+    shape = Shape(vocab_size=len(VOCABULARY), max_seq_len=CONTEXT, tied=False)
+    for version in (0, 1, 2):
+        checkpoints.write(folder / f"v{version}.bin", shape, version)
+    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)])
+    (folder / "opening.txt").write_bytes(b"the tin\n")
+    (folder / "odd.txt").write_bytes(b"a\0b\xff\r\n\n")
+    (folder / "empty.txt").touch()
+    (folder / "newline.txt").write_bytes(b"\n")
+    return folder
+
+
+def write_chain(folder: Path, words: list[str], successors: dict[str, str], context: int = 64) -> Path:
+    """A model and its tokenizer: after a token comes its successor, by default the token itself."""
+    names = SPECIAL + words
+    size = len(names) + len(names) % 2
+    names += [f"unused {i}" for i in range(len(names), size)]
+    shape = Shape(size, 1, 1, 1, 1, vocab_size=size, max_seq_len=context, tied=False)
+    # Attention and feed-forward add nothing, so the classifier sees the embedding of the newest token alone.
+    weights = {name: np.zeros_like(w) for name, w in checkpoints.random_weights(shape).items()}
+    weights["tok_embeddings"] = np.eye(size, dtype=np.float32)
+    weights["norm"][:] = 1
+    for i, name in enumerate(names):
+        weights["output"][names.index(successors.get(name, name)), i] = 100
+    path = folder / "chain.bin"
+    path.write_bytes(checkpoints.v0(shape, weights))
+    write_pieces(folder / "tokenizer.bin", [(name, -float(i)) for i, name in enumerate(names)])
+    return path
+
+
+HELLO = [" he", "llo", " wor", "ld", "</s>"]
+
+
+@pytest.fixture
+def hello(tmp_path) -> Path:
+    """Writes hello world and ends."""
+    return write_chain(tmp_path, HELLO[:-1], dict(zip(["<s>", *HELLO], HELLO, strict=False)))
+
+
+@pytest.fixture
+def loop(tmp_path) -> Path:
+    """Writes x for ever; a prompt of x is BOS and one token."""
+    return write_chain(tmp_path, [" x"], {"<s>": " x"})
+
+
+@pytest.fixture
+def answers(tmp_path) -> Path:
+    """Answers ab to whatever it is told, and ends. What it is told is one unknown token."""
+    return write_chain(tmp_path, ["a", "b"], {"<unk>": "a", "a": "b", "b": "</s>"})
+
+
+def output(program: str, model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> bytes:
+    """What a run that must succeed writes to standard output."""
+    result = run(program, model.name, *options, cwd=model.parent, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def both(model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """What both programs do, which must be the same."""
+    native, python = (run(p, model.name, *options, cwd=model.parent, stdin=stdin) for p in PROGRAMS)
+    assert native.stdout == python.stdout
+    assert without_times(native.stderr) == without_times(python.stderr)
+    assert native.returncode == python.returncode
+    return native
+
+
+def counts(result: subprocess.CompletedProcess) -> tuple[int, int]:
+    """Tokens of the prompt and tokens generated, as the line of the speed says."""
+    found = re.search(rb"^prompt: (\d+) tokens, .*; generated: (\d+) tokens, ", result.stderr, re.MULTILINE)
+    assert found, result.stderr
+    return int(found[1]), int(found[2])
+
+
+# --- Help
+
+
+def help_lines() -> list[tuple[list[str], str]]:
+    """The names of each option in the help, and what stands for its value, "" for none."""
+    lines = re.findall(r"^ {2,6}(-.*?)(?: ([A-Z]+))? {2,}\S", run_help(), re.MULTILINE)
+    return [(names.split(", "), value) for names, value in lines]
+
+
+def run_help() -> str:
+    return ffi.string(lib.llama_run_help()).decode()
+
+
+def test_both_programs_print_the_same_help(tmp_path):
+    for option in ("-h", "--help"):
+        for program in PROGRAMS:
+            result = run(program, option, cwd=tmp_path)
+            assert (result.returncode, result.stdout.decode(), result.stderr) == (0, run_help(), b"")
+
+
+def test_the_help_lists_every_option_that_the_parser_takes():
+    source = (ROOT / "llama" / "csrc" / "options.h").read_text()
+    table = re.findall(r'^ +\{"(-\w)?", "(--[\w-]+)",', source, re.MULTILINE)
+    assert len(table) > 20
+    assert sorted(n for pair in table for n in pair if n) == sorted(n for ns, _ in help_lines() for n in ns)
+
+
+def test_every_option_in_the_help_is_taken(noise):
+    values = {
+        "TEXT": ["the"],
+        "FILE": ["opening.txt"],
+        "MODE": ["generate"],
+        "N": ["4", "1"],
+        "K": ["0", "7"],
+        "S": ["1", str(2**64 - 1)],
+        "T": ["0", "0.5", "1e3"],
+        "P": ["0", "0.5", "1"],
+        "R": ["0.5", "1.5"],
+        "": [None],
+    }
+    for names, kind in help_lines():
+        for name in names:
+            for value in ["tokenizer.bin"] if name in ("-z", "--tokenizer") else values[kind]:
+                for form in (
+                    {(name, value), (f"{name}={value}",)} if value and len(name) > 2 else {(name, value)}
+                ):
+                    options = [part for part in form if part is not None]
+                    result = run("native", "v0.bin", "-n4", *options, cwd=noise)
+                    assert_refused(result, 2, "unknown option -n4, --help lists them")
+                    result = run("native", "v0.bin", "--steps=4", *options, cwd=noise)
+                    assert result.returncode == 0, (options, result.stderr)
+
+
+# --- The same text from both programs
+
+FLAGS = [
+    ["-t", "0"],
+    ["-t", "0", "-n", "1"],
+    ["-t", "0", "-n", "10"],
+    ["-t", "0", "-n", "0"],
+    ["-t", "0", "-n", "256"],
+    ["-t", "0", "-n", "2147483647"],
+    ["-s", "1"],
+    ["-s", "2", "-t", "0.5"],
+    ["-s", "3", "-p", "0.5"],
+    ["-s", "4", "-t", "2", "-p", "0"],
+    ["-s", "5", "-t", "0.7", "-p", "1"],
+    ["-s", str(2**64 - 1), "-t", "1.0", "-p", "0.9"],
+    ["-s", "1", "--top-k", "3"],
+    ["-s", "1", "--top-k", "1"],
+    ["-s", "1", "--min-p", "0.2", "-p", "0"],
+    ["-s", "1", "--repeat-penalty", "1.5"],
+    ["-s", "1", "--presence-penalty", "2"],
+    ["-s", "1", "--frequency-penalty=-0.5"],
+    ["-t", "0", "--repeat-penalty", "1.2", "--presence-penalty=0.1", "--frequency-penalty=0.3", "-i", "the"],
+    [
+        "--seed=1",
+        "--temperature=0.9",
+        "--top-p=0.8",
+        "--top-k=40",
+        "--min-p=0.01",
+        "--steps=40",
+        "--prompt=th",
+    ],
+    ["-t", "0", "-i", ""],
+    ["-t", "0", "-i", "the tin"],
+    ["-t", "0", "-i", "  two spaces \n and a line "],
+    ["-t", "0", "-i", "日本語 žluťoučký 🦙"],
+    ["-t", "0", "-i", b"\xff\xfe caf\xe9 \xe6\x97"],
+    ["-t", "0", "-i", "-t"],
+    ["-t", "0", "-i", "--help"],
+    ["-t", "0", "-i", "<s></s><unk><0x41>"],
+    ["-t", "0", "-f", "opening.txt"],
+    ["-t", "0", "-f", "odd.txt"],
+    ["-t", "0", "-f", "empty.txt"],
+    ["-t", "0", "-f", "newline.txt"],
+    ["-t", "0", "-f", "-"],
+    ["-s", "1", "--samples", "3", "-n", "30"],
+    ["-s", "1", "--samples", "3", "-n", "30", "-i", "the", "--repeat-penalty", "1.3", "--no-echo"],
+    ["-s", "1", "--stop", "t"],
+    ["-s", "2", "--stop", "zz", "--stop", "n", "--stop", "an"],
+    ["-t", "0", "-i", "the", "--no-echo"],
+    ["-t", "0", "-i", "the", "--no-echo", "--echo"],
+    ["-t", "0", "-c", "7"],
+    ["-t", "0", "-c", "100", "-n", "0"],
+    ["-t", "0", "-j", "1", "--stats"],
+    ["-s", "1", "-j", "2", "--stats"],
+    ["-s", "1", "-j", "4", "--stats", "-i", "the tin"],
+    ["-s", "1", "-z", "tokenizer.bin", "-m", "generate"],
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: " ".join(map(repr, flags)))
+def test_both_programs_write_the_same(noise, flags):
+    result = both(noise / "v0.bin", *flags, stdin=b"a tin hat\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(b"\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_both_programs_write_the_same_from_every_version(noise, version):
+    assert both(noise / f"v{version}.bin", "-s", "3", "-i", "the", "--stats").returncode == 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no real model to run")
+@each_program
+def test_the_golden_text_of_stories260K(program, tmp_path):
+    golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())
+    model, tokenizer = SHARED / golden["model"], SHARED / golden["tokenizer"]
+    options = ("-t", str(golden["temperature"]), "-n", str(golden["steps"]), "-z", tokenizer)
+    result = run(program, model, *options, cwd=tmp_path)
+    assert result.stdout.decode() == golden["text"] + "\n"
+    assert counts(result) == (1, golden["steps"])
+
+
+# --- What the options of sampling mean
+
+SAMPLING = [
+    {"temperature": 0.0},
+    {"temperature": 0.3},
+    {"top_p": 0.3},
+    {"top_k": 2},
+    {"min_p": 0.3},
+    {"repeat_penalty": 1.7},
+    {"presence_penalty": 3.0},
+    {"frequency_penalty": 2.0},
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=lambda sampling: next(iter(sampling)))
+def test_each_option_of_sampling_reaches_the_field_of_its_name(noise, sampling):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in sampling.items()]
+    model = noise / "v0.bin"
+    with llama.Llama(model) as reference:
+        text = "".join(reference.generate("the", seed=9, max_tokens=98, **sampling))
+    assert (
+        output("native", model, "-s", "9", "-n", "99", "-i", "the", "--no-echo", *options).decode()
+        == text + "\n"
+    )
+    assert output("native", model, "-s", "9", "-n", "99", "-i", "the", "--no-echo").decode() != text + "\n"
+
+
+def test_a_seed_gives_its_text_again_and_another_seed_another(noise):
+    model = noise / "v0.bin"
+    texts = [output("native", model, "-s", str(seed)) for seed in (1, 2, 3, 4, 5)]
+    assert texts == [output("native", model, "-s", str(seed)) for seed in (1, 2, 3, 4, 5)]
+    assert len(set(texts)) == 5
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_the_number_of_threads_does_not_change_the_text(noise, version):
+    options = ("-s", "7", "-i", "the tin hat and the rest of it" * 5)
+    texts = {output("native", noise / f"v{version}.bin", *options, "-j", str(n)) for n in (1, 2, 3, 4)}
+    assert len(texts) == 1
+
+
+@each_program
+def test_samples_share_the_prompt_and_differ(noise, program):
+    model, options = noise / "v0.bin", ("-s", "1", "-n", "60", "-i", "the tin")
+    alone = output(program, model, *options)
+    samples = output(program, model, *options, "--samples", "3").split(b"---\n")
+    assert samples[0] == alone
+    assert len(set(samples)) == len(samples) == 3
+    assert all(sample.startswith(b"the tin") for sample in samples)
+    silent = output(program, model, *options, "--samples", "3", "--no-echo").split(b"---\n")
+    assert [b"the tin" + sample for sample in silent] == samples
+
+
+@each_program
+def test_greedy_samples_are_equal(noise, program):
+    """So going back to the prompt leaves nothing behind, neither in the cache nor in the penalties."""
+    penalties = ("--repeat-penalty", "1.3", "--frequency-penalty", "0.5")
+    for prompt in ("the tin", ""):
+        options = ("-t", "0", "-n", "60", "-i", prompt, *penalties)
+        texts = output(program, noise / "v0.bin", *options, "--samples", "3").split(b"---\n")
+        assert texts == [output(program, noise / "v0.bin", *options)] * 3
+
+
+# --- Prompts
+
+
+@each_program
+@pytest.mark.parametrize("prompt", ["the tin", "", "日本", "two\nlines\n", " the "])
+def test_a_prompt_gives_the_same_text_from_everywhere(noise, tmp_path, program, prompt):
+    model, file = noise / "v0.bin", tmp_path / "prompt.txt"
+    expected = output(program, model, "-t", "0", "-i", prompt)
+    assert expected.startswith(prompt.encode())
+    file.write_bytes(prompt.encode() + b"\n")  # one newline at the end belongs to the file
+    assert output(program, model, "-t", "0", "-f", file) == expected
+    assert output(program, model, "-t", "0", "-f", "-", stdin=prompt.encode() + b"\n") == expected
+    if not prompt.endswith("\n"):
+        assert output(program, model, "-t", "0", "-f", "-", stdin=prompt.encode()) == expected
+
+
+@each_program
+def test_a_prompt_is_written_as_it_was_given(noise, program):
+    prompt = b"a\0\xff\xc3(\xed\xa0\x80\r\n\n"
+    text = output(program, noise / "v0.bin", "-t", "0", "-f", "-", stdin=prompt + b"\n")
+    assert text.startswith(prompt)
+    silent = output(program, noise / "v0.bin", "-t", "0", "--no-echo", "-f", "-", stdin=prompt + b"\n")
+    assert prompt + silent == text
+    silent.decode()  # what is generated is UTF-8, whatever the prompt is
+
+
+@each_program
+def test_a_long_prompt_on_the_command_line_is_read(tmp_path, program):
+    model = write_chain(tmp_path, [" x"], {}, context=6_000)
+    prompt = " ".join("x" * 5_000)
+    result = run(program, model, "-i", prompt, "-n", "5003", cwd=tmp_path)
+    assert result.stdout.decode() == prompt + " x x x\n"
+    assert counts(result) == (5_001, 3)
+
+
+# --- The rules of llama2.c
+
+
+@each_program
+def test_without_a_prompt_the_text_starts_from_bos(hello, program):
+    result = run(program, hello, cwd=hello.parent)
+    assert result.stdout == b"hello world\n"
+    assert counts(result) == (1, 5)
+
+
+@each_program
+@pytest.mark.parametrize(("prompt", "n_prompt"), [("", 1), ("x", 2), ("x x x", 4)])
+@pytest.mark.parametrize("steps", [4, 10, 64, 65, 0])
+def test_the_steps_count_positions_and_the_prompt_is_part_of_them(loop, program, prompt, n_prompt, steps):
+    result = run(program, loop, "-n", str(steps), "-i", prompt, cwd=loop.parent)
+    expected = min(steps or 64, 64) - n_prompt + 1
+    assert counts(result) == (n_prompt, expected)
+    assert result.stdout.decode() == " ".join("x" * (n_prompt - 1 + expected)) + "\n"
+
+
+@each_program
+def test_256_steps_are_the_default(tmp_path, program):
+    model = write_chain(tmp_path, [" x"], {"<s>": " x"}, context=1000)
+    assert counts(run(program, model, cwd=tmp_path)) == (1, 256)
+    assert counts(run(program, model, "-c", "100", cwd=tmp_path)) == (1, 100)
+    assert counts(run(program, model, "-c", "100", "-n", "0", cwd=tmp_path)) == (1, 100)
+    assert counts(run(program, model, "-c", "100", "-n", "50", cwd=tmp_path)) == (1, 50)
+    assert counts(run(program, model, "-n", "0", cwd=tmp_path)) == (1, 1000)
+
+
+@each_program
+@pytest.mark.parametrize("end", ["<s>", "</s>"])
+def test_bos_and_eos_end_the_text(tmp_path, program, end):
+    model = write_chain(tmp_path, [" a", "b", "c"], {"<s>": " a", " a": "b", "b": "c", "c": end})
+    for options in (("-t", "0"), ("-s", "1"), ("-i", "a")):
+        result = run(program, model, *options, cwd=tmp_path)
+        assert result.stdout == b"abc\n"
+        assert sum(counts(result)) == 5
+
+
+@each_program
+@pytest.mark.parametrize(
+    ("stops", "text"),
+    [
+        (["lo w"], "hel"),
+        (["hello world"], ""),
+        (["world"], "hello "),
+        (["d"], "hello worl"),
+        (["world", "lo"], "hel"),
+        (["o w", "lo wo", "zzz"], "hel"),  # the one that begins first
+        (["hello world!"], "hello world"),
+        (["hellow"], "hello world"),
+        ([" hello"], "hello world"),
+    ],
+)
+def test_a_stop_string_ends_the_text_wherever_tokens_end(hello, program, stops, text):
+    options = [part for stop in stops for part in ("--stop", stop)]
+    assert output(program, hello, *options).decode() == text + "\n"
+
+
+@each_program
+def test_a_stop_string_in_the_prompt_ends_nothing(tmp_path, program):
+    model = write_chain(tmp_path, [" x", "y"], {" x": "y", "y": "</s>"})
+    assert output(program, model, "-i", "x", "--stop", "x") == b"xy\n"
+
+
+# --- What is said about a run
+
+
+@each_program
+def test_stats_say_what_ran(noise, program):
+    with llama.Llama(noise / "v2.bin", threads=2) as model:
+        millions, kernels = model.parameters / 1e6, model.kernels
+    result = run(program, "v2.bin", "-t", "0", "-n", "10", "-j", "2", "--stats", cwd=noise)
+    lines = without_times(result.stderr).decode().splitlines()
+    start = f"model: v2.bin, {millions:.1f} M parameters, int8, context 10, 2 threads, {kernels} kernels, "
+    assert lines[0].startswith(start)
+    assert re.fullmatch(r"\d+\.\d MiB cache and scratch", lines[0].removeprefix(start))
+    assert lines[1:2] == ["opened in # ms"]
+    assert re.fullmatch(
+        r"prompt: 1 tokens, # tokens/s; generated: \d+ tokens, # tokens/s; first token: # ms; # GB/s",
+        lines[2],
+    )
+    assert len(lines) == 3
+    assert b"inf" not in result.stderr
+    assert b"nan" not in result.stderr
+
+
+@each_program
+def test_llama_isa_chooses_the_kernels(noise, program):
+    result = run(program, "v0.bin", "-t", "0", "--stats", cwd=noise, LLAMA_ISA="scalar")
+    assert b" scalar kernels, " in result.stderr
+    result = run(program, "v0.bin", "-t", "0", cwd=noise, LLAMA_ISA="sse9")
+    assert_refused(result, 2)
+    assert result.stderr.startswith(b"error: kernels = sse9, this CPU has: ")
+
+
+# --- Where the tokenizer is looked for
+
+
+@pytest.fixture
+def places(noise, tmp_path) -> tuple[Path, Path]:
+    """A folder with a model and no tokenizer, and the folder to work in."""
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    beside.mkdir()
+    here.mkdir()
+    shutil.copy(noise / "v0.bin", beside / "model.bin")
+    return beside, here
+
+
+SIZE = len(VOCABULARY)
+FITTING = f"tok{SIZE}.bin"
+
+
+@each_program
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("beside", "tokenizer.bin"),
+        ("beside", FITTING),
+        ("here", "tokenizer.bin"),
+        ("here", FITTING),
+    ],
+)
+@pytest.mark.parametrize("another", [False, True])
+def test_the_tokenizer_that_fits_is_found(noise, places, program, folder, name, another):
+    beside, here = places
+    shutil.copy(noise / "tokenizer.bin", places[folder == "here"] / name)
+    if another:  # a tokenizer of another size must not hide it
+        for other in {beside / "tokenizer.bin", here / "tokenizer.bin"}:
+            if not other.exists():
+                write_pieces(other, [("<unk>", 0), ("<s>", 0), ("</s>", 0)])
+    result = run(program, beside / "model.bin", "-t", "0", "-n", "20", cwd=here)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == output(program, noise / "v0.bin", "-t", "0", "-n", "20")
+
+
+@each_program
+def test_the_tokenizer_beside_the_model_comes_first(noise, places, program):
+    beside, here = places
+    shutil.copy(noise / "tokenizer.bin", beside / FITTING)
+    write_pieces(here / "tokenizer.bin", [(piece, 0) for piece in SPECIAL] + [("!", 0)] * (SIZE - 3))
+    result = run(program, beside / "model.bin", "-t", "0", "-n", "20", cwd=here)
+    assert result.stdout == output(program, noise / "v0.bin", "-t", "0", "-n", "20")
+    result = run(program, beside / "model.bin", "-t", "0", "-n", "20", "-z", "tokenizer.bin", cwd=here)
+    assert set(result.stdout) <= set(b"!\n")
+
+
+@each_program
+def test_without_a_tokenizer_the_message_names_what_was_looked_for(places, program):
+    beside, here = places
+    model = beside / "model.bin"
+    message = (
+        f"no tokenizer for {model}: neither tokenizer.bin nor {FITTING} is beside it or in the working "
+        "directory; give its path (-z)"
+    )
+    assert_refused(run(program, model, cwd=here), 3, message)
+    write_pieces(beside / "tokenizer.bin", [("<unk>", 0), ("<s>", 0), ("</s>", 0)])
+    message = f"{beside}/tokenizer.bin: has 3 tokens, the model's vocab_size = {SIZE}"
+    assert_refused(run(program, model, cwd=here), 3, message)
+
+
+# --- Errors
+
+INTEGERS = "allowed whole numbers from"
+USAGE = [
+    (["-t", "word"], "--temperature = word, allowed numbers from 0 to 1000000000"),
+    (["-t", "nan"], "--temperature = nan, allowed numbers from 0 to 1000000000"),
+    (["-t", "inf"], "--temperature = inf, allowed numbers from 0 to 1000000000"),
+    (["-t", "-1"], "--temperature = -1, allowed numbers from 0 to 1000000000"),
+    (["-t", ""], "--temperature = , allowed numbers from 0 to 1000000000"),
+    (["-t", "1x"], "--temperature = 1x, allowed numbers from 0 to 1000000000"),
+    (["-t", "1,5"], "--temperature = 1,5, allowed numbers from 0 to 1000000000"),
+    (["-t", b"\xff"], "--temperature = \udcff, allowed numbers from 0 to 1000000000"),
+    (["-n", "-5"], f"--steps = -5, {INTEGERS} 0 to 2147483647"),
+    (["-n", "1.5"], f"--steps = 1.5, {INTEGERS} 0 to 2147483647"),
+    (["-n", "99999999999"], f"--steps = 99999999999, {INTEGERS} 0 to 2147483647"),
+    (["-n", "2147483648"], f"--steps = 2147483648, {INTEGERS} 0 to 2147483647"),
+    (["-p", "2"], "--top-p = 2, allowed numbers from 0 to 1"),
+    (["-p", "-0.1"], "--top-p = -0.1, allowed numbers from 0 to 1"),
+    (["--min-p", "1.1"], "--min-p = 1.1, allowed numbers from 0 to 1"),
+    (["--top-k", "-1"], f"--top-k = -1, {INTEGERS} 0 to 2147483647"),
+    (["--repeat-penalty", "0"], "--repeat-penalty = 0, allowed numbers from 0.001 to 1000"),
+    (["--presence-penalty=nan"], "--presence-penalty = nan, allowed numbers from -1000 to 1000"),
+    (["-s", "-1"], f"--seed = -1, {INTEGERS} 0 to 18446744073709551615"),
+    (["-s", "word"], f"--seed = word, {INTEGERS} 0 to 18446744073709551615"),
+    (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
+    (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
+    (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
+    (["-n", "0", "-c", "257"], "context = 257, allowed 1 to 256"),
+    (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),
+    (["--stop", ""], "stop string 1 is empty"),
+    (["-m", "poem"], "--mode = poem, allowed generate and chat"),
+    (["-i", "a", "-f", "opening.txt"], "--prompt and --prompt-file are both given"),
+    (["-i", "", "-f", "-"], "--prompt and --prompt-file are both given"),
+    (["--bogus"], "unknown option --bogus, --help lists them"),
+    (["-x"], "unknown option -x, --help lists them"),
+    (["-"], "unknown option -, --help lists them"),
+    (["--"], "unknown option --, --help lists them"),
+    (["--steps4"], "unknown option --steps4, --help lists them"),
+    (["--step=4"], "unknown option --step=4, --help lists them"),
+    (["-n=4"], "unknown option -n=4, --help lists them"),
+    (["-n"], "--steps needs a value"),
+    (["-t", "0", "--stop"], "--stop needs a value"),
+    (["--stats=1"], "--stats takes no value"),
+    (["v1.bin"], "two models are given: v0.bin and v1.bin"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), USAGE, ids=lambda value: repr(value)[:40])
+def test_a_wrong_command_line_is_refused_in_one_line(noise, options, message):
+    result = both(noise / "v0.bin", *options)
+    assert_refused(result, 2, message)
+    assert result.stdout == b""
+
+
+def test_a_value_of_any_length_is_refused_in_one_line(noise):
+    for options in (
+        ["-t", "9" * 100_000],
+        ["--" + "x" * 100_000],
+        ["--top-k=" + "é" * 50_000],
+        ["y" * 100_000],
+    ):
+        result = both(noise / "v0.bin", *options)
+        assert_refused(result, 2)
+        assert len(result.stderr) < 1100
+
+
+@each_program
+def test_without_arguments_the_message_says_which_file_to_give(tmp_path, program):
+    for arguments in ([], ["-t", "0"]):
+        result = run(program, *arguments, cwd=tmp_path)
+        assert_refused(result, 2)
+        assert b"name a checkpoint, for instance ./run stories15M.bin" in result.stderr
+        assert result.stdout == b""
+
+
+@pytest.mark.parametrize(("options", "room"), [([], 64), (["-n", "10"], 10), (["-c", "5"], 5)])
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(loop, options, room):
+    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * room).encode())
+    assert_refused(result, 2, f"the prompt has {room + 1} tokens, the context has room for {room}")
+    assert result.stdout == b""
+    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * (room - 1)).encode())
+    assert (result.returncode, result.stdout) == (0, b" x\n")
+
+
+def test_a_prompt_file_that_can_not_be_read_is_a_bad_file(noise):
+    for name, message in (("missing.txt", "No such file or directory"), (".", "Is a directory")):
+        result = both(noise / "v0.bin", "-f", name)
+        assert_refused(result, 3, f"{name}: {message}")
+        assert result.stdout == b""
+
+
+@needs_full
+@each_program
+@pytest.mark.parametrize("options", [["-t", "0"], ["-i", "the"], ["-h"], ["-m", "chat"]])
+def test_a_full_disk_is_an_error(noise, program, options):
+    with Path("/dev/full").open("wb") as full:
+        result = run_to(full, program, noise / "v0.bin", *options)
+    assert_refused(result, 4, "standard output: No space left on device")
+
+
+@each_program
+@pytest.mark.parametrize("options", [["-t", "0"], ["-i", "the"], ["-h"], ["-m", "chat"]])
+def test_a_closed_pipe_is_an_error(noise, program, options):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        result = run_to(pipe, program, noise / "v0.bin", *options)
+    assert_refused(result, 4, "standard output: Broken pipe")
+
+
+def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.CompletedProcess:
+    """Runs a program that writes to an open file."""
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT)])}
+    line = command(program, model.name, *options)
+    return subprocess.run(
+        line,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        cwd=model.parent,
+        env=os.environ | path,
+        timeout=20,
+        check=False,
+    )
+
+
+# --- Chat
+
+
+def test_a_chat_asks_answers_and_ends_with_its_input(answers):
+    result = both(answers, "-m", "chat", stdin=b"be kind\nhello\nand again\n")
+    assert result.stdout.decode() == (
+        "Enter system prompt (optional): User: Assistant: ab\nUser: Assistant: ab\nUser: \n"
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "stdin", "text"),
+    [
+        ([], b"", "Enter system prompt (optional): \n"),
+        ([], b"\n", "Enter system prompt (optional): User: \n"),
+        (
+            [],
+            b"\n\n\nhi\n\n",
+            "Enter system prompt (optional): User: User: User: Assistant: ab\nUser: User: \n",
+        ),
+        ([], b"kind\nhi", "Enter system prompt (optional): User: Assistant: ab\nUser: \n"),
+        (["-y", "kind"], b"hi\n", "User: Assistant: ab\nUser: \n"),
+        (["-y", ""], b"hi\n", "User: Assistant: ab\nUser: \n"),
+        (["-y", "kind", "-i", "hi"], b"", "Assistant: ab\nUser: \n"),
+        (
+            ["-i", "hi"],
+            b"kind\nho\n",
+            "Enter system prompt (optional): Assistant: ab\nUser: Assistant: ab\nUser: \n",
+        ),
+        (["-y", "", "--stop", "b"], b"hi\nho\n", "User: Assistant: a\nUser: Assistant: a\nUser: \n"),
+        (["-y", ""], b"a\0b\xff\r\n \n", "User: Assistant: ab\nUser: Assistant: ab\nUser: \n"),
+    ],
+)
+def test_a_chat_takes_its_turns_from_options_and_lines(answers, options, stdin, text):
+    result = both(answers, "-m", "chat", *options, stdin=stdin)
+    assert (result.returncode, result.stdout.decode(), result.stderr) == (0, text, b"")
+
+
+# A turn takes BOS and one token, an answer two; EOS comes before each turn but the first.
+@pytest.mark.parametrize(
+    ("context", "text"),
+    [
+        (2, "User: Assistant: a\n"),
+        (3, "User: Assistant: ab\n"),
+        (4, "User: Assistant: ab\nUser: "),
+        (6, "User: Assistant: ab\nUser: "),
+        (7, "User: Assistant: ab\nUser: Assistant: a\n"),
+        (9, "User: Assistant: ab\nUser: Assistant: ab\nUser: "),
+    ],
+)
+@pytest.mark.parametrize("option", ["-c", "-n"])
+def test_a_chat_that_fills_the_context_says_so(answers, context, text, option):
+    result = both(answers, "-m", "chat", "-y", "", option, str(context), stdin=b"hi\n" * 9)
+    message = f"the conversation fills the context of {context} positions\n"
+    assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, text, message)
+
+
+def test_a_chat_whose_answer_ended_at_a_stop_string_counts_all_of_its_tokens(answers):
+    """The last token of such an answer waits to be run before the next turn, and needs its position too."""
+    options = ("-m", "chat", "-y", "", "--stop", "b", "-c")
+    for context, text in ((6, "User: Assistant: a\nUser: "), (7, "User: Assistant: a\nUser: Assistant: a\n")):
+        result = both(answers, *options, str(context), stdin=b"hi\n" * 3)
+        message = f"the conversation fills the context of {context} positions\n"
+        assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, text, message)
+
+
+def test_a_very_long_line_is_refused_or_fits(tmp_path):
+    model = write_chain(tmp_path, [" x", "a"], {"<unk>": "a", "a": "</s>"})
+    long = b"x " * 50_000 + b"\n"
+    result = both(model, "-m", "chat", "-y", "", stdin=long)
+    assert_refused(result, 2)
+    assert re.search(rb"the prompt has 5\d{4} tokens, the context has room for 64\n", result.stderr)
+    result = both(model, "-m", "chat", "-y", "", stdin=b"hi\n" + long)
+    assert result.returncode == 0
+    assert result.stderr == b"the conversation fills the context of 64 positions\n"
+    result = both(model, "-m", "chat", stdin=b"y" * 100_000 + b"\n" + b"z" * 100_000 + b"\n")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == b"Enter system prompt (optional): User: Assistant: a\nUser: \n"
+
+
+def test_a_chat_of_noise_is_the_same_from_both_programs(noise):
+    stdin = "be kind\nhow are you?\nžluťoučký 🦙\n".encode()
+    for flags in (["-s", "1"], ["-t", "0"], ["-s", "2", "--top-k", "5", "--stop", "t"]):
+        result = both(noise / "v0.bin", "-m", "chat", *flags, stdin=stdin)
+        assert result.returncode == 0
+        assert result.stdout.startswith(b"Enter system prompt (optional): User: Assistant: ")
+
+
+# --- The template of Llama 2
+
+
+def chat_turn(tokenizer: llama.Tokenizer, system: bytes | None, user: bytes, first: bool) -> list[int]:
+    """The ids of a turn by the engine."""
+    length = len(system or b"")
+    bound = lib.llama_chat_bound(length, len(user))
+    ids, n, error = ffi.new("int32_t[]", bound), ffi.new("size_t *"), ffi.new("LlamaError *")
+    pointer = ffi.NULL if system is None else system
+    code = lib.llama_chat_turn(tokenizer.handle, pointer, length, user, len(user), first, ids, n, error)
+    assert code == lib.LLAMA_OK, ffi.string(error.text)
+    assert n[0] <= bound
+    return ffi.unpack(ids, n[0])
+
+
+@pytest.fixture
+def letters(noise) -> llama.Tokenizer:
+    return llama.Tokenizer(noise / "tokenizer.bin")
+
+
+BOS, EOS = 1, 2
+TEXTS = ["the tin", "  the tin \t\r\n", "the\n\ntin", "", "žluťoučký 🦙", "</s><s>[INST]", "[/INST] <<SYS>>"]
+
+
+@pytest.mark.parametrize("user", TEXTS)
+def test_a_turn_has_the_ids_of_the_llama_2_template(letters, user):
+    plain = letters.encode(f"[INST] {user.strip()} [/INST]", bos=False)
+    assert chat_turn(letters, None, user.encode(), True) == [BOS, *plain]
+    assert chat_turn(letters, None, user.encode(), False) == [EOS, BOS, *plain]
+    for system in TEXTS:
+        text = TEMPLATE.format(system.strip(), user.strip())
+        expected = [BOS, *letters.encode(text, bos=False)]
+        assert chat_turn(letters, system.encode(), user.encode(), True) == expected
+
+
+def test_what_a_user_writes_is_never_bos_or_eos(letters):
+    for text in ("</s><s>[INST]", "\n<s>\n", "\n</s>\n", "<s>", "</s>", "<unk>", "<0x01>"):
+        ids = chat_turn(letters, text.encode(), text.encode(), True)
+        assert ids[0] == BOS
+        assert not {BOS, EOS} & set(ids[1:])
+        assert letters.decode(ids) == TEMPLATE.format(text.strip(), text.strip())
+
+
+def test_a_turn_by_hand(tmp_path):
+    words = ["h", "i", " ", "[", "]", "I", "N", "S", "T", "/", "<", ">", "Y", "\n", "k"]
+    write_pieces(tmp_path / "tokenizer.bin", [(piece, 0) for piece in SPECIAL + words])
+    tokenizer = llama.Tokenizer(tmp_path / "tokenizer.bin")
+    ids = {piece: i for i, piece in enumerate(SPECIAL + words)}
+    turn = [ids[c] for c in " [INST] hi [/INST]"]  # sentencepiece puts a space in front
+    assert chat_turn(tokenizer, None, b"hi", True) == [BOS, *turn]
+    assert chat_turn(tokenizer, None, b"hi", False) == [EOS, BOS, *turn]
+    turn = [ids[c] for c in " [INST] <<SYS>>\nk\n<</SYS>>\n\nhi [/INST]"]
+    assert chat_turn(tokenizer, b"k", b"hi", True) == [BOS, *turn]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no tokenizer of Llama 2")
+def test_a_turn_has_the_known_ids_of_llama_2():
+    tokenizer = llama.Tokenizer(SHARED / "tokenizers" / "llama2_tokenizer.bin")
+    hello = [1, 518, 25580, 29962, 15043, 518, 29914, 25580, 29962]  # [INST] Hello [/INST]
+    assert chat_turn(tokenizer, None, b" Hello\n", True) == hello
+    assert chat_turn(tokenizer, None, b"Hello", False) == [2, *hello]
+
+
+@each_program
+def test_a_chat_needs_bos_and_eos(tmp_path, program):
+    model = write_chain(tmp_path, ["a"], {})
+    write_pieces(tmp_path / "none.bin", [("<unk>", 0), ("<s>", 0), ("b", 0), ("a", 0)])
+    result = run(program, model, "-m", "chat", "-y", "", "-i", "hi", "-z", "none.bin", cwd=tmp_path)
+    assert_refused(result, 3, "the tokenizer has no BOS or no EOS, which the chat template needs")
