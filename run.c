@@ -16,8 +16,11 @@
 #include "llama/csrc/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
 #include "llama/csrc/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/checkpoint.h" // LlamaModel, Layer: llama_open
+#include "llama/csrc/utf8.h"       // utf8_length: where characters end
+#include "llama/csrc/vocabulary.h" // LlamaTokenizer: llama_tokenizer_open
 #include "llama/csrc/tokenizer.h"  // llama_encode, llama_token_bytes_of
 #include "llama/csrc/stream.h"     // LlamaStream: bytes of tokens to whole characters
+#include "llama/csrc/select.h"     // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampler.h"    // llama_sample
 #include "llama/csrc/chat.h"       // llama_chat_turn
 #include "llama/csrc/options.h"    // llama_run_parse
@@ -143,16 +146,23 @@ void llama_context_free(LlamaContext *ctx) {
     free(ctx);
 }
 
+// Of the keys and values, which many sequences take beyond 64 bits.
+static double cache_bytes(const LlamaContext *ctx) {
+    const LlamaConfig *c = &ctx->model->config;
+    return 2.0 * c->n_layers * ctx->options.sequences * ctx->positions * c->n_kv_heads * c->head_dim *
+           sizeof(float);
+}
+
 static int context_allocate(LlamaContext *ctx, LlamaError *error) {
     Arena arena = {0};
     context_place(ctx, &arena);
     ctx->n_bytes = arena.used;
-    uint64_t limit = physical_memory();
-    arena = (Arena){.base = ctx->n_bytes > limit ? NULL : pages_alloc(ctx->n_bytes)};
+    double limit = (double)physical_memory(), needed = MAX((double)ctx->n_bytes, cache_bytes(ctx));
+    arena = (Arena){.base = needed > limit ? NULL : pages_alloc(ctx->n_bytes)};
     if (!arena.base)
         return fail(error, LLAMA_ERROR_RESOURCE,
                     "a context of %d positions needs %.1f GiB, this machine has %.1f GiB", ctx->options.context,
-                    (double)ctx->n_bytes / (1 << 30), (double)limit / (1 << 30));
+                    needed / (1 << 30), limit / (1 << 30));
     ctx->memory = arena.base;
     context_place(ctx, &arena);
     rope_table(ctx);
@@ -510,6 +520,10 @@ static int queue_run(LlamaGeneration *g, LlamaError *error) {
 // Draws a token from the logits and puts it into the queue, unless it ends the text.
 static int draw(LlamaGeneration *g, int32_t *token, LlamaError *error) {
     int code = llama_sample(g->sampler, g->logits, token, error);
+    if (code == LLAMA_ERROR_FILE && error) {
+        LlamaError why = *error;
+        fail(error, code, "%s: %s", g->ctx->model->path, why.text);
+    }
     if (code == LLAMA_OK) code = llama_sampler_accept(g->sampler, *token, 1, error);
     if (code != LLAMA_OK) return code;
     double now = seconds();
@@ -625,8 +639,9 @@ static int run_open(Run *run, LlamaError *error) {
     int code = llama_open(o->model, &run->model, error);
     if (code != LLAMA_OK) return code;
     const LlamaConfig *c = &run->model->config;
-    LlamaContextOptions context = {.context = o->context ? o->context : c->max_seq_len, .threads = o->threads};
-    if (o->steps > 0) context.context = MIN(context.context, o->steps);
+    LlamaContextOptions context;
+    code = llama_run_context(o, run->model, &context, error);
+    if (code != LLAMA_OK) return code;
     if (o->sampling.seed == 0) o->sampling.seed = (uint64_t)time(NULL);
     const char *const *stops = (const char *const *)o->stops;
     code = llama_tokenizer_find(o->tokenizer, o->model, c->vocab_size, &run->tokenizer, error);
@@ -685,7 +700,6 @@ static int write_samples(Run *run, Buffer prompt, const int32_t *ids, size_t n, 
     int32_t finish, last = (int32_t)n - 1;
     for (int32_t sample = 0; sample < o->samples; sample++) {
         int code = sample > 0 ? write_out("---\n", 4, error) : LLAMA_OK;
-        if (code == LLAMA_OK && o->echo) code = write_out(prompt.bytes, prompt.length, error);
         llama_sampler_reset(run->sampler);
         if (sample > 0) {
             for (int32_t i = 0; i < last && code == LLAMA_OK; i++)
@@ -694,6 +708,7 @@ static int write_samples(Run *run, Buffer prompt, const int32_t *ids, size_t n, 
         }
         int32_t from = sample > 0 ? last : 0;
         if (code == LLAMA_OK) code = llama_generation_feed(run->generation, ids + from, n - (size_t)from, 0, error);
+        if (code == LLAMA_OK && o->echo) code = write_out(prompt.bytes, prompt.length, error);
         if (code == LLAMA_OK) code = write_text(run, &finish, error);
         if (code != LLAMA_OK) return code;
     }
@@ -756,7 +771,8 @@ static int chat(Run *run, LlamaError *error) {
         system = (Buffer){strdup(o->system), strlen(o->system)};
     else
         code = ask("Enter system prompt (optional): ", true, &system, error);
-    if (o->prompt) user = (Buffer){strdup(o->prompt), strlen(o->prompt)};
+    bool ended = code == LLAMA_OK && !system.bytes;
+    if (o->prompt && !ended) user = (Buffer){strdup(o->prompt), strlen(o->prompt)};
     for (bool first = true; code == LLAMA_OK && finish != LLAMA_STOP_LENGTH; first = false) {
         if (!user.bytes && !ended) code = ask("User: ", false, &user, error);
         if (code != LLAMA_OK || !user.bytes) break;

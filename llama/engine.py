@@ -226,12 +226,19 @@ class Tokenizer:
         return encode(self.handle, c_bytes(text), bos, eos)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. BOS and EOS are empty, what is not UTF-8 is U+FFFD.
+        """The text of ids, as sentencepiece has it: BOS and EOS are empty, what is not UTF-8 is U+FFFD.
 
         Raises UsageError for an id outside the vocabulary.
         """
-        handle, ids = self.handle, list(ids)
-        return whole_text(b"".join(token_bytes(handle, *pair) for pair in zip([-1, *ids], ids, strict=False)))
+        handle, previous, runs = self.handle, -1, [b""]
+        for token in ids:
+            piece = token_bytes(handle, previous, token)
+            if token in (self.bos_id, self.eos_id):
+                runs.append(b"")  # no character reaches across
+            else:
+                runs[-1] += piece
+                previous = token
+        return "".join(map(whole_text, runs))
 
     def close(self) -> None:
         """Lets go of the tokenizer; a Llama that uses it can't make text any more. May be called twice."""

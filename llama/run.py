@@ -117,9 +117,9 @@ def open_run(options: Any) -> Run:
     config = lib.llama_config(model)
     find, size = lib.llama_tokenizer_find, config.vocab_size
     tokenizer = create("LlamaTokenizer", find, options.tokenizer, options.model, size)
-    positions = options.context or config.max_seq_len
-    positions = min(positions, options.steps or positions)
-    context = context_init(model, positions, options.threads)
+    sizes = ffi.new("LlamaContextOptions *")
+    call(lib.llama_run_context, options, model, sizes)
+    context = context_init(model, sizes.context, sizes.threads)
     options.sampling.seed = options.sampling.seed or int(time.time())
     sampler = create("LlamaSampler", lib.llama_sampler_init, size, ffi.addressof(options.sampling))
     new, stops = lib.llama_generation_init, (options.stops, options.n_stops)
@@ -187,11 +187,10 @@ def generate(run: Run) -> None:
     for sample in range(run.options.samples):
         if sample > 0:
             write(b"---\n")
-        if run.options.echo:
-            write(prompt)
-        if sample > 0:
             rewind(run, ids)
         feed(run, ids if sample == 0 else ids[-1:])
+        if run.options.echo:
+            write(prompt)
         write_pieces(run)
     if run.options.stats:
         note(stats_lines(run))

@@ -439,7 +439,7 @@ def test_weights_that_are_not_numbers_give_an_error_and_no_text(path, version, n
     for options in (("-t", "0"), ("-t", "1", "-s", "1"), ("-t", "1", "-p", "0", "--top-k", "3")):
         result = run("native", path, *options, cwd=path.parent)
         assert_refused(result, 3)
-        assert result.stderr.startswith(b"error: logit of token ")
+        assert result.stderr.startswith(b"error: %b: logit of token " % os.fsencode(path))
         assert result.stderr.endswith(b", allowed finite numbers\n")
         assert result.stdout == b""
 
@@ -449,7 +449,7 @@ def test_weights_that_are_not_numbers_give_the_same_error_in_python(path, versio
     path.write_bytes(poisoned(version, "norm", np.nan))
     results = [run(program, path, "-t", "0", cwd=path.parent) for program in PROGRAMS]
     for result in results:
-        assert_refused(result, 3, "logit of token 0 is nan, allowed finite numbers")
+        assert_refused(result, 3, f"{path}: logit of token 0 is nan, allowed finite numbers")
         assert result.stdout == b""
 
 

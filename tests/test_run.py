@@ -536,12 +536,14 @@ USAGE = [
     (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
     (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
     (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
-    (["-n", "0", "-c", "257"], "context = 257, allowed 1 to 256"),
+    (["-n", "0", "-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
     (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),
     (["--stop", ""], "stop string 1 is empty"),
     (["-m", "poem"], "--mode = poem, allowed generate and chat"),
     (["-i", "a", "-f", "opening.txt"], "--prompt and --prompt-file are both given"),
     (["-i", "", "-f", "-"], "--prompt and --prompt-file are both given"),
+    (["-m", "chat", "-f", "-"], "--prompt-file is not for a chat, which reads standard input"),
+    (["-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
     (["--bogus"], "unknown option --bogus, --help lists them"),
     (["-x"], "unknown option -x, --help lists them"),
     (["-"], "unknown option -, --help lists them"),
@@ -586,7 +588,7 @@ def test_without_arguments_the_message_says_which_file_to_give(tmp_path, program
 
 @pytest.mark.parametrize(("options", "room"), [([], 64), (["-n", "10"], 10), (["-c", "5"], 5)])
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(loop, options, room):
-    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * room).encode())
+    result = both(loop, "-f", "-", *options, stdin=" ".join("x" * room).encode())
     assert_refused(result, 2, f"the prompt has {room + 1} tokens, the context has room for {room}")
     assert result.stdout == b""
     result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * (room - 1)).encode())

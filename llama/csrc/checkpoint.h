@@ -24,6 +24,7 @@ typedef struct {
 
 struct LlamaModel {
     LlamaConfig config;
+    char *path; // for messages
     Mapping file;
     Tensor tok_embeddings; // (vocab_size, dim)
     Layer *layers;         // (n_layers)
@@ -192,6 +193,7 @@ void llama_close(LlamaModel *m) {
     if (!m) return;
     mapping_free(&m->file);
     free(m->layers);
+    free(m->path);
     free(m);
 }
 
@@ -207,7 +209,8 @@ int llama_open(const char *path, LlamaModel **model, LlamaError *error) {
     *model = NULL;
     LlamaModel *m = calloc(1, sizeof *m);
     if (!m) return fail_memory(error, sizeof *m);
-    int code = mapping_init(&m->file, path, error);
+    m->path = strdup(path);
+    int code = m->path ? mapping_init(&m->file, path, error) : fail_memory(error, strlen(path));
     if (code == LLAMA_OK) {
         code = read_checkpoint(path, m, error);
         // A v0 file has no magic: only where it does not add up can it be taken for something else.

@@ -146,7 +146,8 @@ int llama_sampler_init(int32_t vocab_size, const LlamaSampling *sampling, LlamaS
 void llama_sampler_free(LlamaSampler *sampler);
 // Adds bias to the logit of a token before every sample; -INFINITY forbids the token.
 int llama_sampler_bias(LlamaSampler *sampler, int32_t token, float bias, LlamaError *error);
-// Draws a token from logits (vocab_size), which it overwrites. A NaN or an infinity is an error.
+// Draws a token from logits (vocab_size), which it overwrites with what it made of them. A NaN or an infinity is an
+// error.
 int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error);
 // Tells the penalties of a token: generated = 0 for the prompt's, 1 for those drawn.
 int llama_sampler_accept(LlamaSampler *sampler, int32_t token, int generated, LlamaError *error);
@@ -221,6 +222,9 @@ typedef struct {
 // Reads the options. Strings stay the caller's argv. llama_run_options_free frees the rest.
 int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError *error);
 void llama_run_options_free(LlamaRunOptions *options);
+// The context that a run of the model needs: no more positions than --steps asks for.
+int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, LlamaContextOptions *context,
+                      LlamaError *error);
 const char *llama_run_help(void);
 // Opens the tokenizer at path, or for path NULL the one that belongs to the model at model_path, and checks that
 // it has vocab_size tokens. Looks for tokenizer.bin and tok<vocab_size>.bin beside the model, then in the working

@@ -183,7 +183,20 @@ int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError 
     }
     if (options->prompt && options->prompt_file)
         return fail(error, LLAMA_ERROR_USAGE, "--prompt and --prompt-file are both given");
+    if (options->chat && options->prompt_file)
+        return fail(error, LLAMA_ERROR_USAGE, "--prompt-file is not for a chat, which reads standard input");
     if (options->steps < 0) options->steps = options->chat ? 0 : 256;
+    return LLAMA_OK;
+}
+
+int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, LlamaContextOptions *context,
+                      LlamaError *error) {
+    int32_t max = llama_config(model)->max_seq_len, wanted = options->context ? options->context : max;
+    if (wanted > max)
+        return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
+                    max);
+    if (options->steps > 0) wanted = MIN(wanted, options->steps);
+    *context = (LlamaContextOptions){.context = wanted, .threads = options->threads};
     return LLAMA_OK;
 }
 

@@ -17,24 +17,19 @@
 // the coin are those of llama2.c: the same seed gives the same text, up to the rounding of sums.
 //
 // All three filters of step 5 keep a run from the top. So they and the draw ask the same question, at which token a
-// running count or mass exceeds a target, and sampler_find answers it by histograms (see there). The logits are
-// left as adjusted by steps 2 and 3 at temperature 0, else as likelihoods relative to the most likely token.
+// running count or mass exceeds a target, and select_find answers it by histograms. The logits are left as adjusted
+// by steps 2 and 3 at temperature 0, else as likelihoods relative to the most likely token.
 //
 // Left out on purpose: beam search, grammars and the other filters (typical-p, mirostat, ...). A caller that wants
 // them changes the logits before llama_sample.
 #ifndef LLAMA_SAMPLER_H
 #define LLAMA_SAMPLER_H
 
-#include "util.h" // fail, fail_memory
+#include "select.h" // Selection
+#include "util.h"   // fail, fail_memory
 
 #include <float.h> // FLT_MAX, FLT_TRUE_MIN
 #include <math.h>  // INFINITY, isfinite
-
-enum {
-    SAMPLER_BLOCK = 64,            // tokens whose mass is summed and kept
-    SAMPLER_DIGIT = 11,            // most bits of a key that one histogram looks at
-    SAMPLER_INFINITE = 0x7f800000, // bits of infinity; those of a NaN are larger
-};
 
 // What the sampler was told about a token.
 typedef struct {
@@ -46,14 +41,10 @@ typedef struct {
 
 struct LlamaSampler {
     LlamaSampling sampling; // filters that keep everything are 0; seed is the state of the generator
-    int32_t vocab_size, n_blocks, n_notes;
+    int32_t vocab_size, n_notes;
     SamplerNote *notes; // (vocab_size), the first n_notes are in use, one for each token
     int32_t *note_of;   // (vocab_size), 1 + index into notes, 0: none
-    double *mass;       // (n_blocks), of the tokens of each block
-    uint8_t *reaches;   // (n_blocks * SAMPLER_BLOCK), 1: the token gets a key
-    uint64_t *keys;     // (vocab_size), see sampler_key
-    uint64_t *scratch;  // (vocab_size)
-    double bucket[1 << SAMPLER_DIGIT];
+    Selection selection;
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -88,10 +79,7 @@ void llama_sampler_free(LlamaSampler *sampler) {
     if (!sampler) return;
     free(sampler->notes);
     free(sampler->note_of);
-    free(sampler->mass);
-    free(sampler->reaches);
-    free(sampler->keys);
-    free(sampler->scratch);
+    select_free(&sampler->selection);
     free(sampler);
 }
 
@@ -100,14 +88,9 @@ static LlamaSampler *sampler_alloc(int32_t vocab_size) {
     if (!s) return NULL;
     size_t n = (size_t)vocab_size;
     s->vocab_size = vocab_size;
-    s->n_blocks = (int32_t)((n + SAMPLER_BLOCK - 1) / SAMPLER_BLOCK);
     s->notes = calloc(n, sizeof *s->notes);
     s->note_of = calloc(n, sizeof *s->note_of);
-    s->mass = calloc((size_t)s->n_blocks, sizeof *s->mass);
-    s->reaches = calloc((size_t)s->n_blocks, SAMPLER_BLOCK);
-    s->keys = calloc(n, sizeof *s->keys);
-    s->scratch = calloc(n, sizeof *s->scratch);
-    if (s->notes && s->note_of && s->mass && s->reaches && s->keys && s->scratch) return s;
+    if (select_init(&s->selection, vocab_size) && s->notes && s->note_of) return s;
     llama_sampler_free(s);
     return NULL;
 }
@@ -193,23 +176,11 @@ static void sampler_adjust(const LlamaSampler *s, float *logits) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Passes over the whole vocabulary: branch-free loops that the compiler vectorises for any CPU.
-
-static inline uint32_t sampler_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float sampler_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+// The draw
 
 static int sampler_check_logits(const float *logits, int32_t n, LlamaError *error) {
     int32_t found = 0;
-    for (int32_t i = 0; i < n; i++) found |= (int32_t)(sampler_bits(logits[i]) & INT32_MAX) >= SAMPLER_INFINITE;
+    for (int32_t i = 0; i < n; i++) found |= (int32_t)(select_bits(logits[i]) & INT32_MAX) >= SELECT_INFINITE;
     if (!found) return LLAMA_OK;
     int32_t i = 0;
     while (isfinite(logits[i])) i++;
@@ -217,124 +188,14 @@ static int sampler_check_logits(const float *logits, int32_t n, LlamaError *erro
     return fail(error, LLAMA_ERROR_FILE, "logit of token %d is %s, allowed finite numbers", i, what);
 }
 
-// Floats as integers in the same order (and back: it is its own inverse), since compilers may not reorder a maximum
-// of floats. -0 is below +0.
-static inline int32_t sampler_ordered(int32_t bits) {
-    return bits ^ (bits >> 31 & INT32_MAX);
-}
-
-static float sampler_max(const float *x, int32_t n) {
-    int32_t max = INT32_MIN;
-    for (int32_t i = 0; i < n; i++) max = MAX(max, sampler_ordered((int32_t)sampler_bits(x[i])));
-    return sampler_float((uint32_t)sampler_ordered(max));
-}
-
-// 2^y for y <= 0, within 1.5 ulp above 2^-124 and 0 below, -INFINITY included; 2^0 is exactly 1. Adding 1.5 * 2^23
-// rounds y to an integer, which stands in the low bits of t; what is left, |f| <= 1/2, goes through a minimax fit
-// of (2^f - 1) / f (relative error of 2^f 2e-8), in a form whose parts a CPU computes side by side.
-static inline float sampler_exp2(float y) {
-    const float shift = 0x1.8p23f;
-    float t = y + shift, f = y - (t - shift), f2 = f * f;
-    float p = 0x1.5f3ec2p-10f + f * 0x1.41fb74p-13f;
-    p = (0x1.c6aee8p-5f + f * 0x1.3b2d4ep-7f) + f2 * p;
-    p = (0x1.62e430p-1f + f * 0x1.ebfbdcp-3f) + f2 * p;
-    uint32_t e = sampler_bits(1.0f + f * p) + (sampler_bits(t) << 23), keep = -(uint32_t)(y > -124.0f);
-    return sampler_float(e & keep);
-}
-
-// The sum of n <= SAMPLER_BLOCK likelihoods, in four running sums so that it can be vectorised.
-static double sampler_sum(const float *x, int32_t n) {
-    double sum[4] = {0};
-    int32_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int32_t j = 0; j < 4; j++) sum[j] += (double)x[i + j];
-    for (; i < n; i++) sum[0] += (double)x[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-// Logits to likelihoods relative to the most likely token, whose is 1. Returns their sum, the mass of all tokens.
-// What underflows to 0 is at most 2^-124 each: with 2^31 tokens still far below the sum's rounding. A scale beyond
-// floats, of a temperature below 5e-39, counts as the largest one.
-static double sampler_softmax(LlamaSampler *s, float *x, float max) {
-    const double log2_e = 1.44269504088896341;
-    float scale = (float)MIN(log2_e / (double)s->sampling.temperature, (double)FLT_MAX);
-    for (int32_t i = 0; i < s->vocab_size; i++) x[i] = sampler_exp2((x[i] - max) * scale);
-    double total = 0;
-    for (int32_t b = 0; b < s->n_blocks; b++) {
-        int32_t first = b * SAMPLER_BLOCK;
-        s->mass[b] = sampler_sum(x + first, MIN(SAMPLER_BLOCK, s->vocab_size - first));
-        total += s->mass[b];
-    }
-    return total;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// Selection without sorting
-
-// A token and its likelihood in one number: the larger key is the more likely token, then the lower index. Bits of
-// floats that are not negative are in the order of their values.
-static inline uint64_t sampler_key(uint32_t bits, int32_t token) {
-    return (uint64_t)bits << 32 | ~(uint32_t)token;
-}
-
-static inline float sampler_likelihood(uint64_t key) {
-    return sampler_float((uint32_t)(key >> 32));
-}
-
-// Bits to shift off so that offsets up to `span` fill at most 2^SAMPLER_DIGIT buckets, and about two a key.
-static int sampler_shift(uint64_t span, int32_t n) {
-    int digit = MIN(SAMPLER_DIGIT, 33 - __builtin_clz((uint32_t)n));
-    return MAX(0, 64 - __builtin_clzll(span | 1) - digit);
-}
-
-// The key at which a running total from the highest key down first exceeds target; the lowest if none does. The
-// total is of likelihoods (by_mass) or of keys. keys: (n), n > 0, all different.
-// A histogram of the leading bits finds the bucket in which that happens, and the next round looks at that bucket
-// alone, at the leading bits in which its keys differ: time is O(n) whatever the keys are, mostly in two rounds.
-static uint64_t sampler_find(LlamaSampler *s, const uint64_t *keys, int32_t n, bool by_mass, double target) {
-    double total = 0;
-    while (n > 1) {
-        uint64_t low = UINT64_MAX, high = 0;
-        for (int32_t i = 0; i < n; i++) low = MIN(low, keys[i]), high = MAX(high, keys[i]);
-        int shift = sampler_shift(high - low, n);
-        uint64_t b = (high - low) >> shift;
-        memset(s->bucket, 0, (b + 1) * sizeof *s->bucket);
-        for (int32_t i = 0; i < n; i++)
-            s->bucket[(keys[i] - low) >> shift] += by_mass ? (double)sampler_likelihood(keys[i]) : 1.0;
-        for (; b > 0 && total + s->bucket[b] <= target; b--) total += s->bucket[b];
-        int32_t m = 0;
-        for (int32_t i = 0; i < n; i++) {
-            uint64_t key = keys[i]; // keys may be scratch from the second round on: m <= i
-            s->scratch[m] = key;
-            m += (key - low) >> shift == b;
-        }
-        keys = s->scratch;
-        n = m;
-    }
-    return keys[0];
-}
-
-// Drops the keys below `lowest`. Returns how many are left and sets mass to theirs.
-static int32_t sampler_keep(LlamaSampler *s, int32_t n, uint64_t lowest, double *mass) {
-    int32_t kept = 0;
-    *mass = 0;
-    for (int32_t i = 0; i < n; i++) {
-        uint64_t key = s->keys[i];
-        s->keys[kept] = key;
-        kept += key >= lowest;
-        *mass += key >= lowest ? (double)sampler_likelihood(key) : 0.0;
-    }
-    return kept;
-}
-
 // A likelihood that at least top_k tokens reach: the top_k-th of the blocks' largest. 0 if there are fewer blocks.
-static float sampler_top_k_floor(LlamaSampler *s, const float *x) {
-    if (s->sampling.top_k > s->n_blocks) return 0;
+static float sampler_top_k_floor(Selection *s, const float *x, int32_t top_k) {
+    if (top_k > s->n_blocks) return 0;
     for (int32_t b = 0; b < s->n_blocks; b++) {
-        int32_t first = b * SAMPLER_BLOCK, n = MIN(SAMPLER_BLOCK, s->vocab_size - first);
-        s->keys[b] = sampler_key(sampler_bits(sampler_max(x + first, n)), b);
+        int32_t first = b * SELECT_BLOCK, n = MIN(SELECT_BLOCK, s->vocab_size - first);
+        s->keys[b] = select_key(select_bits(select_max(x + first, n)), b);
     }
-    return sampler_likelihood(sampler_find(s, s->keys, s->n_blocks, false, s->sampling.top_k - 1));
+    return select_likelihood(select_find(s, s->keys, s->n_blocks, false, top_k - 1));
 }
 
 // A likelihood below which no token can get through the filters, so that few tokens need a key. More than 0: a
@@ -342,40 +203,10 @@ static float sampler_top_k_floor(LlamaSampler *s, const float *x) {
 // less than 1 - top_p of the mass: those above are enough to exceed top_p.
 static float sampler_floor(LlamaSampler *s, const float *x, double mass) {
     const LlamaSampling *o = &s->sampling;
-    if (o->top_k) return MAX(FLT_MIN, sampler_top_k_floor(s, x));
+    if (o->top_k) return MAX(FLT_MIN, sampler_top_k_floor(&s->selection, x, o->top_k));
     double floor = o->top_p > 0.0f ? (1.0 - (double)o->top_p) * mass / s->vocab_size : 0.0;
     return MAX(FLT_MIN, (float)MAX(floor, (double)o->min_p));
 }
-
-// The lowest bits of 64 bytes as one number. The factor moves bit 0 of byte i to bit 56 + i, without carries.
-static uint64_t sampler_mask(const uint8_t *bytes) {
-    uint64_t mask = 0;
-    for (int32_t i = 0; i < SAMPLER_BLOCK; i += 8) {
-        uint64_t eight;
-        memcpy(&eight, bytes + i, sizeof eight);
-        mask |= (eight * 0x0102040810204080ull >> 56) << i;
-    }
-    return mask;
-}
-
-// Makes the keys of the tokens that reach the floor and returns their number.
-static int32_t sampler_collect(LlamaSampler *s, const float *x, float floor) {
-    uint8_t *restrict reaches = s->reaches;
-    int32_t n = s->vocab_size;
-    for (int32_t i = 0; i < n; i++) reaches[i] = x[i] >= floor;
-    n = 0;
-    for (int32_t b = 0; b < s->n_blocks; b++) {
-        uint64_t mask = sampler_mask(reaches + (int64_t)b * SAMPLER_BLOCK);
-        for (; mask; mask &= mask - 1) {
-            int32_t token = b * SAMPLER_BLOCK + __builtin_ctzll(mask);
-            s->keys[n++] = sampler_key(sampler_bits(x[token]), token);
-        }
-    }
-    return n;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// The draw
 
 // xorshift64*, the 24 highest bits of 32, as a fraction in [0, 1).
 static double sampler_coin(uint64_t *state) {
@@ -388,11 +219,11 @@ static double sampler_coin(uint64_t *state) {
 
 // In the order of the index. Blocks are summed in the order in which their total was, so one of them exceeds the
 // target; if its tokens, summed one by one, do not, the last that is not 0 is drawn.
-static int32_t sampler_draw_any(const LlamaSampler *s, const float *x, double target) {
+static int32_t sampler_draw_any(const Selection *s, const float *x, double target) {
     int32_t b = 0;
     double total = 0;
     for (; b + 1 < s->n_blocks && total + s->mass[b] <= target; b++) total += s->mass[b];
-    int32_t token = b * SAMPLER_BLOCK, end = token + MIN(SAMPLER_BLOCK, s->vocab_size - token);
+    int32_t token = b * SELECT_BLOCK, end = token + MIN(SELECT_BLOCK, s->vocab_size - token);
     for (int32_t i = token; i < end && total <= target; i++) {
         total += (double)x[i];
         if (x[i] > 0.0f) token = i;
@@ -400,16 +231,17 @@ static int32_t sampler_draw_any(const LlamaSampler *s, const float *x, double ta
     return token;
 }
 
-static int32_t sampler_draw_filtered(LlamaSampler *s, const float *x, double mass, double coin) {
-    const LlamaSampling *o = &s->sampling;
-    int32_t n = sampler_collect(s, x, sampler_floor(s, x, mass));
-    if (o->top_k) n = sampler_keep(s, n, sampler_find(s, s->keys, n, false, o->top_k - 1), &mass);
+static int32_t sampler_draw_filtered(LlamaSampler *sampler, const float *x, double mass, double coin) {
+    const LlamaSampling *o = &sampler->sampling;
+    Selection *s = &sampler->selection;
+    int32_t n = select_collect(s, x, sampler_floor(sampler, x, mass));
+    if (o->top_k) n = select_keep(s, n, select_find(s, s->keys, n, false, o->top_k - 1), &mass);
     if (o->top_p > 0.0f) {
-        uint64_t last = sampler_find(s, s->keys, n, true, (double)o->top_p * mass);
-        n = sampler_keep(s, n, last, &mass);
+        uint64_t last = select_find(s, s->keys, n, true, (double)o->top_p * mass);
+        n = select_keep(s, n, last, &mass);
     }
-    if (o->min_p > 0.0f) n = sampler_keep(s, n, (uint64_t)sampler_bits(o->min_p) << 32, &mass);
-    return (int32_t)~(uint32_t)sampler_find(s, s->keys, n, true, coin * mass);
+    if (o->min_p > 0.0f) n = select_keep(s, n, (uint64_t)select_bits(o->min_p) << 32, &mass);
+    return (int32_t)~(uint32_t)select_find(s, s->keys, n, true, coin * mass);
 }
 
 int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error) {
@@ -417,7 +249,7 @@ int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaErro
     int code = sampler_check_logits(logits, sampler->vocab_size, error);
     if (code) return code;
     sampler_adjust(sampler, logits);
-    float max = sampler_max(logits, sampler->vocab_size);
+    float max = select_max(logits, sampler->vocab_size);
     if (max == -INFINITY)
         return fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
     if (o->temperature == 0.0f) {
@@ -425,10 +257,11 @@ int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaErro
         while (logits[*token] != max) ++*token;
         return LLAMA_OK;
     }
-    double mass = sampler_softmax(sampler, logits, max), coin = sampler_coin(&sampler->sampling.seed);
+    double mass = select_softmax(&sampler->selection, logits, max, o->temperature),
+           coin = sampler_coin(&sampler->sampling.seed);
     bool filtered = o->top_k || o->top_p > 0.0f || o->min_p > 0.0f;
     *token = filtered ? sampler_draw_filtered(sampler, logits, mass, coin)
-                      : sampler_draw_any(sampler, logits, coin * mass);
+                      : sampler_draw_any(&sampler->selection, logits, coin * mass);
     return LLAMA_OK;
 }
 

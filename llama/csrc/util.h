@@ -38,6 +38,8 @@ __attribute__((format(printf, 3, 4))) static int fail(LlamaError *error, int cod
     error->code = code;
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
+    for (char *c = error->text; *c; c++) // a name of a file may hold a newline
+        if ((unsigned char)*c < ' ') *c = '?';
     return code;
 }
 
