@@ -1,0 +1,405 @@
+"""The Llama in PyTorch: the reference for everything else here, and what train.py trains.
+
+One class covers Llama 2, Code Llama, Llama 3, 3.1, 3.2 and the tiny ones; `Config` holds all that changes the
+function. Parameters have Meta's names (layers.0.attention.wq.weight), pairs of RoPE are (2 j, 2 j + 1) as in Meta's
+files and ours; Hugging Face rotates halves, which export.py converts.
+
+    model = Llama(Config(dim=288, n_layers=6, n_heads=6))
+    logits = model(tokens)                          # (B, T, vocab_size)
+    loss_sum, n_targets = model(tokens, targets)    # of the targets that are not IGNORE
+
+Letters in shapes: B sequences, T tokens, D = dim, H = n_heads, K = n_kv_heads, d = head_dim, V = vocab_size.
+
+Left out on purpose: loading and saving (export.py), the optimizers (train.py), sampling (sample.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORE = -1  # a target that does not count
+
+# ---------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE's frequencies are stretched for contexts longer than those of the first training.
+
+    kind "linear" divides them all by factor. "llama3" keeps wavelengths shorter than original_max_seq_len /
+    high_freq_factor, divides those longer than original_max_seq_len / low_freq_factor, and blends in between
+    (Llama 3.1: 8, 1, 4, 8192; Llama 3.2: 32, 1, 4, 8192).
+    """
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope_scaling kind = {self.kind!r}, allowed 'linear' and 'llama3'")
+        if not self.factor > 0:
+            raise ValueError(f"rope_scaling factor = {self.factor}, allowed more than 0")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            found = f"low_freq_factor = {self.low_freq_factor}, high_freq_factor = {self.high_freq_factor}"
+            raise ValueError(f"rope_scaling {found}: allowed 0 < low < high")
+
+
+def check_keys(kind: type, values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key that is no field of the dataclass, with the nearest name."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f", allowed are {', '.join(names)}"
+            raise ValueError(f"{kind.__name__} has no field {key!r}{hint}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a Llama. Raises ValueError for values that do not fit each other.
+
+    0 in hidden_dim, head_dim, n_kv_heads: the usual value (ffn_hidden_dim(dim), dim / n_heads, n_heads).
+    """
+
+    dim: int = 288
+    n_layers: int = 6
+    n_heads: int = 6
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    hidden_dim: int = 0
+    vocab_size: int = 32000
+    max_seq_len: int = 256
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied: bool = True  # the classifier is the token embedding
+    dropout: float = 0.0  # of the embedding and of what each block adds, while training
+
+    def __post_init__(self) -> None:
+        fill = object.__setattr__  # the way to set a field of a frozen dataclass
+        fill(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        fill(self, "head_dim", self.head_dim or self.dim // max(1, self.n_heads))
+        fill(self, "hidden_dim", self.hidden_dim or ffn_hidden_dim(self.dim))
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, allowed 1 or more")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}, allowed even numbers")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}, allowed 0 to 1")
+        if not (self.norm_eps > 0 and self.rope_theta > 0):
+            raise ValueError(
+                f"norm_eps = {self.norm_eps}, rope_theta = {self.rope_theta}: allowed more than 0"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """A configuration from a checkpoint's. Raises ValueError for an unknown key."""
+        check_keys(cls, values)
+        scaling = values.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            check_keys(RopeScaling, scaling)
+            values = {**values, "rope_scaling": RopeScaling(**scaling)}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def ffn_hidden_dim(dim: int, multiple_of: int = 32, multiplier: float | None = None) -> int:
+    """Meta's width of the feed-forward layers: 2/3 of 4 dim, times multiplier, rounded up to multiple_of."""
+    hidden = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * math.ceil(hidden / multiple_of)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# RoPE: rotary position embedding (Su et al., RoFormer, 2021)
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Angle per position of each pair: theta^(-2 j / d), stretched by rope_scaling. Float64 (d / 2)."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return stretched
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # over the original context
+    blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched, 1: kept
+    return (1 - blend) * stretched + blend * frequencies
+
+
+def rope_table(config: Config, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles at positions (..., T): float32 (..., T, d / 2) each.
+
+    Angles are taken in float64: at position 100,000 a float32 angle is off by a hundredth of a turn.
+    """
+    device = positions.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    angles = positions.to(dtype)[..., None] * rope_frequencies(config).to(device, dtype)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs of x (B, T, heads, d) by the angles of table ((B or 1, T, d / 2) each)."""
+    cosine, sine = (part.unsqueeze(-2) for part in table)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cosine - b * sine, a * sine + b * cosine), -1).flatten(-2).type_as(x)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Documents in one sequence, and the cache
+
+
+def document_positions(doc_ids: Tensor) -> Tensor:
+    """Positions that restart where a new document begins: (B, T) from doc_ids (B, T)."""
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand_as(doc_ids)
+    begins = torch.ones_like(doc_ids, dtype=torch.bool)
+    begins[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
+    return index - (index * begins).cummax(dim=1).values
+
+
+def document_mask(doc_ids: Tensor) -> Tensor:
+    """Which token (row) may attend to which (column): its own document, up to itself. Bool (B, 1, T, T)."""
+    same = doc_ids[:, :, None] == doc_ids[:, None, :]
+    return same.tril().unsqueeze(1)
+
+
+class Cache:
+    """Keys and values of the tokens so far, each (n_layers, B, max_len, K, d). Made and passed by the caller."""
+
+    def __init__(
+        self,
+        config: Config,
+        batch: int,
+        max_len: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        shape = (config.n_layers, batch, max_len, config.n_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0  # tokens it holds
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds k, v (B, T, K, d) of new tokens to a layer and returns all it holds with them."""
+        end = self.length + k.shape[1]
+        if end > self.keys.shape[2]:
+            raise ValueError(f"{end} tokens do not fit into a cache of {self.keys.shape[2]}")
+        self.keys[layer, :, self.length : end] = k
+        self.values[layer, :, self.length : end] = v
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The model
+
+
+@dataclass
+class Context:
+    """What all layers of one pass share."""
+
+    rope: tuple[Tensor, Tensor]
+    mask: Tensor | None = None  # None: causal
+    cache: Cache | None = None
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, q_dim, bias=False)
+        self.wk = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wv = nn.Linear(config.dim, kv_dim, bias=False)
+        self.wo = nn.Linear(q_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x, and what is returned: (B, T, D)."""
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k = rotate(q, context.rope), rotate(k, context.rope)  # (B, T, H, d), (B, T, K, d)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, T, d)
+        grouped = k.shape[1] != q.shape[1]
+        causal = context.mask is None
+        out = F.scaled_dot_product_attention(q, k, v, context.mask, is_causal=causal, enable_gqa=grouped)
+        return self.wo(out.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), context))
+        return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
+
+
+class Llama(nn.Module):
+    """A Llama of the given shape, with fresh weights.
+
+    checkpointing: do not keep the activations inside the blocks for the backward pass, compute them again.
+    On the meta device (`with torch.device("meta")`) nothing is allocated: call to_empty, then init_weights or
+    load_state_dict. There are no buffers.
+    """
+
+    def __init__(self, config: Config, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config, self.checkpointing = config, checkpointing
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tied:
+            self.output.weight = self.tok_embeddings.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draws all weights anew: normal with deviation 0.02; norms 1.
+
+        The two matrices that add to the residual stream, wo and w2, are smaller by sqrt(2 n_layers), so that
+        its variance does not grow with depth (Radford et al., GPT-2, 2019).
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(("wo.weight", "w2.weight")):
+                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers))
+            else:
+                parameter.normal_(0.0, 0.02)
+
+    def hidden(self, tokens: Tensor, doc_ids: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """The normalised residual stream after the last block, (B, T, D)."""
+        context = self._context(tokens, doc_ids, cache)
+        x = self.dropout(self.tok_embeddings(tokens))
+        for block in self.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return self.norm(x)
+
+    def _context(self, tokens: Tensor, doc_ids: Tensor | None, cache: Cache | None) -> Context:
+        length, device = tokens.shape[1], tokens.device
+        if doc_ids is not None:
+            if cache is not None:
+                raise ValueError("doc_ids and cache can't be given together")
+            rope = rope_table(self.config, document_positions(doc_ids))
+            return Context(rope, document_mask(doc_ids))
+        start = cache.length if cache is not None else 0
+        rope = rope_table(self.config, torch.arange(start, start + length, device=device).unsqueeze(0))
+        mask = None
+        if start > 0:  # a square causal mask would be aligned to the wrong end
+            mask = torch.ones(length, start + length, dtype=torch.bool, device=device).tril(start)
+        return Context(rope, mask, cache)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
+        """Logits (B, T, V) of tokens (B, T); with targets (B, T) the pair (loss sum in nats, number of targets).
+
+        doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
+        cache: the tokens go on from what it holds, and are added to it.
+        Targets equal to IGNORE do not count.
+        """
+        x = self.hidden(tokens, doc_ids, cache)
+        if targets is None:
+            return self.output(x)
+        loss = cross_entropy_sum(x.flatten(0, 1), self.output.weight, targets.flatten())
+        return loss, (targets != IGNORE).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The loss. Logits of a whole batch are the largest tensor of a small model by far (2048 tokens x 32,000 x 4 bytes =
+# 262 MB, several times over in the backward pass), so they are made, used and dropped a chunk at a time; the
+# gradients are computed right there, while the chunk is in the cache.
+
+CHUNK_VALUES = 1 << 22  # logits alive at once
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad)
+        grad_x = torch.empty_like(x) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        total = torch.zeros((), device=x.device)
+        chunk = max(1, CHUNK_VALUES // len(weight))
+        for start in range(0, len(x), chunk):
+            part, goal = x[start : start + chunk], targets[start : start + chunk]
+            logits = (part @ weight.T).float()
+            log_sum = logits.logsumexp(dim=-1)
+            counts = goal != IGNORE
+            picked = logits.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)
+            total += ((log_sum - picked) * counts).sum()
+            if grad_x is None or grad_weight is None:
+                continue
+            grad = logits.sub_(log_sum[:, None]).exp_()  # softmax
+            grad.scatter_add_(1, goal.clamp(min=0)[:, None], -torch.ones_like(log_sum)[:, None])
+            grad = grad.mul_(counts[:, None]).to(weight.dtype)
+            torch.mm(grad, weight, out=grad_x[start : start + chunk])
+            grad_weight += grad.T @ part
+        if grad_x is not None and grad_weight is not None:
+            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None
+
+
+def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N)."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        return _CrossEntropySum.apply(x, weight, targets)

@@ -1,0 +1,382 @@
+"""Trains a Llama: one CPU, one GPU, or many processes under torchrun.
+
+    python train.py configs/laptop.toml
+    python train.py configs/laptop.toml --max_steps=200 --out_dir=out/try
+    python train.py configs/laptop.toml --init_from=resume
+    torchrun --standalone --nproc_per_node=4 train.py configs/stories110M.toml --parallel=fsdp
+
+A recipe is a TOML file of options, `--key=value` changes one; `--help` lists them with their defaults. The folder
+out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C engine. Ctrl-C finishes
+the step, saves and ends; `--init_from=resume` goes on as if nothing had happened.
+
+The loop is here, its machinery in training/. Left out on purpose: pipeline and tensor parallelism.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tokenizer as tokenizers
+from dataset import Batches, open_split
+from export import export_bin, load_model, read_config
+from model import IGNORE, Config, Llama
+from training import checkpoints, evaluation, options, parallel, report
+from training.checkpoints import Progress
+from training.optimizers import make_optimizers, rate_factor, set_rates
+from training.options import Options
+from training.parallel import Ranks
+
+EXIT_USAGE, EXIT_FILE, EXIT_RESOURCE = 2, 3, 4
+
+
+class TrainingError(Exception):
+    """Training can't go on, in one line."""
+
+
+@dataclass
+class Run:
+    """All that a training step uses."""
+
+    options: Options
+    ranks: Ranks
+    model: nn.Module  # as the loop calls it
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    batches: Batches
+    progress: Progress
+    stopping: bool = False  # a signal asked for the end
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Setting up
+
+
+def initial_model(options: Options, vocab_size: int, device: torch.device) -> Llama:
+    """A fresh model, or the one of a checkpoint that is not this run's. Raises ValueError."""
+    if options.init_from in ("scratch", "resume"):
+        model = Llama(options.model_config(vocab_size), options.checkpointing)
+        return model.to(device)
+    config = dataclasses.replace(
+        read_config(options.init_from), dropout=options.dropout, max_seq_len=options.max_seq_len
+    )
+    if config.vocab_size != vocab_size:
+        found = f"vocab_size = {config.vocab_size}, the data has {vocab_size}"
+        raise ValueError(f"{options.init_from}: {found}")
+    model = Llama(config, options.checkpointing)
+    model.load_state_dict(load_model(options.init_from).state_dict())
+    return model.to(device)
+
+
+def micro_batch_size(options: Options, world_size: int) -> int:
+    """Sequences that a rank runs at once. Raises ValueError if steps can't be cut that way."""
+    size = options.micro_batch_size or options.batch_size // world_size
+    if size < 1 or options.batch_size % (size * world_size):
+        found = f"batch_size = {options.batch_size}, micro_batch_size = {size}, {world_size} ranks"
+        raise ValueError(f"{found}: batch_size must be a multiple of the other two")
+    return size
+
+
+def begin(options: Options, ranks: Ranks) -> Run:
+    """Makes or loads everything. All ranks call it."""
+    micro_batch_size(options, ranks.world_size)
+    shards = open_split(options.data, "train")
+    torch.manual_seed(options.seed)  # the same weights on every rank
+    model = initial_model(options, shards[0].vocab_size, ranks.device)
+    wrapped = parallel.wrap(model, ranks, options.compile)
+    torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
+    order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
+    run = Run(
+        options,
+        ranks,
+        wrapped,
+        make_optimizers(model, options),
+        torch.amp.GradScaler(ranks.device.type, enabled=options.dtype == "float16"),
+        Batches(shards, *order, documents=options.documents),
+        Progress(),
+    )
+    if options.init_from == "resume":
+        folder = checkpoints.newest(Path(options.out_dir))
+        run.progress = checkpoints.load(folder, wrapped, run.optimizers, run.scaler, ranks)
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One step
+
+
+def micro_batches(run: Run) -> Iterator[tuple[Tensor, ...]]:
+    """The batch of this step in pieces of (tokens, targets, doc_ids or None), on the device."""
+    size = micro_batch_size(run.options, run.ranks.world_size)
+    batch = run.batches.at(run.progress.step)
+    for start in range(0, len(batch[0]), size):
+        yield tuple(
+            None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
+            for part in batch
+        )
+
+
+def clip(run: Run) -> Tensor:
+    """Scales the gradients down to a norm of grad_clip. Returns the norm before."""
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    if run.options.grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.options.grad_clip, norm)
+    return norm
+
+
+def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the optimizers. Returns loss sum of this rank, targets of all ranks, and the gradient's norm.
+
+    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how a
+    batch is cut does not change what is learnt.
+    """
+    options, ranks = run.options, run.ranks
+    set_rates(run.optimizers, rate_factor(options, run.progress.step))
+    pieces = list(micro_batches(run))
+    n_targets = sum((targets != IGNORE).sum() for _, targets, _ in pieces)
+    (n_targets,) = ranks.sum(n_targets)
+    total = torch.zeros((), device=ranks.device)
+    for i, (tokens, targets, doc_ids) in enumerate(pieces):
+        with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
+            with parallel.autocast(ranks, options.dtype):
+                loss, _ = run.model(tokens, targets, doc_ids)
+            total += loss.detach()
+            # Ranks' gradients are averaged, which divides by their number once more.
+            run.scaler.scale(loss * (ranks.world_size / float(n_targets))).backward()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    norm = clip(run)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    return total, n_targets, norm
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Between steps
+
+
+class Clock:
+    """Seconds since the start, and those of them that went into training steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.last = progress, time.perf_counter()
+
+    def lap(self, training: bool) -> float:
+        """Books the time since the last lap, and returns it."""
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        self.progress.total_seconds += seconds
+        self.progress.train_seconds += seconds if training else 0
+        return seconds
+
+
+def export_model(out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any) -> None:
+    """Writes model.bin and tokenizer.bin for the C engine."""
+    export_bin(out_dir / "model.bin", config, weights, version=0, force=True)
+    if not (out_dir / "tokenizer.bin").exists():
+        tokenizers.export_bin(tokenizer, out_dir / "tokenizer.bin")
+
+
+def save(run: Run, tokenizer: Any) -> None:
+    """Writes a checkpoint and model.bin. All ranks call it."""
+    o, out_dir = run.options, Path(run.options.out_dir)
+    weights = checkpoints.save(
+        out_dir,
+        run.model,
+        run.optimizers,
+        run.scaler,
+        run.progress,
+        run.ranks,
+        [Path(tokenizer.path)],
+        o.keep,
+    )
+    if run.ranks.is_main:
+        export_model(out_dir, checkpoints.unwrap(run.model).config, weights, tokenizer)
+
+
+def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
+    """Validation loss, llama2.c's estimate and a story. All ranks call it."""
+    o, ranks, progress = run.options, run.ranks, run.progress
+    shards = open_split(o.data, "val")
+    result = evaluation.evaluate(run.model, shards, o, ranks)
+    values = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+    if o.estimate_batches:
+        order = (o.batch_size, o.max_seq_len, o.seed, ranks.rank, ranks.world_size)
+        values["estimate"] = evaluation.estimate(run.model, Batches(shards, *order), o, ranks)
+    if result.loss < progress.best_loss:
+        progress.best_loss, progress.best_step = result.loss, progress.step
+    if log:
+        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"step {progress.step}: {text} (best {progress.best_loss:.4f})", flush=True)
+        log.add(progress.step, tokens=progress.tokens, seconds=progress.total_seconds, **values)
+        log.plot()
+    if o.sample_tokens and ranks.kind != "fsdp" and ranks.is_main:
+        print(
+            "  " + evaluation.story(checkpoints.unwrap(run.model), tokenizer, o, progress.step).strip() + "\n"
+        )
+
+
+def say(run: Run, log: report.Report, loss: float, norm: float, speed: float, mfu: float) -> None:
+    """One line on a group of steps, and a row of the log."""
+    p, o = run.progress, run.options
+    rate = run.optimizers[0].param_groups[0]["lr"]
+    per_step = p.train_seconds / max(1, p.step)
+    share = p.train_seconds / max(1e-9, p.total_seconds)
+    print(
+        f"step {p.step}/{o.max_steps}: loss {loss:.4f}, norm {norm:.2f}, rate {rate:.2e}, "
+        f"{speed:,.0f} tokens/s, mfu {mfu:.1%}, training {share:.0%} of the time, "
+        f"{report.duration(per_step * (o.max_steps - p.step) / max(share, 0.01))} left",
+        flush=True,
+    )
+    log.add(
+        p.step,
+        tokens=p.tokens,
+        loss=loss,
+        learning_rate=rate,
+        grad_norm=norm,
+        tokens_per_second=speed,
+        mfu=mfu,
+        seconds=p.total_seconds,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
+    """Trains until max_steps or a signal. flops: per token, as a part of what all devices can do in a second."""
+    o, p, ranks = run.options, run.progress, run.ranks
+    clock, loss_sum, n_logged, seconds = Clock(p), torch.zeros((), device=ranks.device), 0.0, 0.0
+    norm = torch.zeros(())
+    saved = p.step if o.init_from == "resume" else -1
+    while True:
+        done = p.step >= o.max_steps or ranks.any(run.stopping)
+        if p.step > saved and (done or p.step % o.eval_interval == 0 or p.step % o.save_interval == 0):
+            if done or p.step % o.eval_interval == 0:
+                evaluate(run, tokenizer, log)
+            if p.step > 0:
+                save(run, tokenizer)
+            saved = p.step
+            clock.lap(training=False)
+        if done:
+            return
+        loss, n_targets, norm = train_step(run)
+        p.step += 1
+        p.tokens += int(n_targets)
+        loss_sum, n_logged = loss_sum + loss, n_logged + float(n_targets)
+        last = p.step % o.log_interval == 0 or p.step % o.save_interval == 0 or p.step == o.max_steps
+        if last or p.step % o.eval_interval == 0:
+            (total,) = ranks.sum(loss_sum)  # waits for the device
+            seconds += clock.lap(training=True)
+            mean = float(total) / n_logged
+            if not math.isfinite(mean):
+                raise TrainingError(
+                    f"the loss of step {p.step} is {mean}: stopped, the last checkpoint is kept"
+                )
+            if log:
+                speed = n_logged / seconds
+                say(run, log, mean, float(norm), speed, speed * flops)
+            loss_sum, n_logged, seconds = torch.zeros_like(loss_sum), 0.0, 0.0
+        else:
+            seconds += clock.lap(training=True)
+
+
+def listen(run: Run) -> None:
+    """SIGINT and SIGTERM end the run after the step; a second SIGINT ends it at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if run.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stopping = True
+        if run.ranks.is_main:
+            print("\nstopping: the step is finished and saved", flush=True)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def introduce(run: Run, flops: float, peak: float, source: str) -> None:
+    """What is about to be trained, on what."""
+    o, model = run.options, checkpoints.unwrap(run.model)
+    n = sum(p.numel() for p in model.parameters())
+    print(f"model: {n:,} parameters, {json.dumps(model.config.to_dict())}")
+    print(
+        f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of {o.max_seq_len}; "
+        f"{o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
+    )
+    print(
+        f"machine: {run.ranks.world_size} x {run.ranks.device} {run.ranks.kind}, {o.dtype}; "
+        f"peak {peak / 1e12:.2f} TFLOP/s ({source}), {flops / 1e6:.1f} MFLOP a token",
+        flush=True,
+    )
+
+
+def train(options: Options, ranks: Ranks) -> None:
+    """A whole run. Raises TrainingError, ValueError, OSError."""
+    run = begin(options, ranks)
+    tokenizer = tokenizers.load(Path(options.data))
+    listen(run)
+    model = checkpoints.unwrap(run.model)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    flops = report.flops_per_token(model.config, n_parameters, options.max_seq_len)
+    peak, source = report.peak_flops(ranks.device, parallel.DTYPES[options.dtype])
+    log = report.Report(Path(options.out_dir), options, run.progress.step) if ranks.is_main else None
+    if log:
+        introduce(run, flops, peak, source)
+    try:
+        loop(run, tokenizer, log, flops / (peak * ranks.world_size))
+    finally:
+        if log:
+            log.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command line. Returns the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip() + "\n\nOptions\n" + options.describe())
+        return 0
+    ranks = None
+    try:
+        chosen = options.from_arguments(arguments)
+        parallel.keep_memory()
+        if chosen.threads:
+            torch.set_num_threads(chosen.threads)
+        ranks = parallel.start(chosen.device, chosen.parallel)
+        if ranks.is_main:
+            with checkpoints.locked(Path(chosen.out_dir)):
+                train(chosen, ranks)
+        else:
+            train(chosen, ranks)
+    except (ValueError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, options.OptionError) else EXIT_FILE
+    except OSError as error:
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        return EXIT_RESOURCE
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if ranks:
+            parallel.stop(ranks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The machinery of train.py: options, ranks, optimizers, checkpoints, evaluation, reports."""

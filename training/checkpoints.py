@@ -1,0 +1,239 @@
+"""Checkpoints of a run: written aside, synced, renamed; the newest and the best are kept; a resume is exact.
+
+out/step-0000500/model.safetensors    the weights and the shape of the model (export.py reads them)
+                 tokenizer.*          the tokenizer that the data was made with
+                 state.pt             step, optimizers, random numbers: what a resume needs besides
+                 checksums.txt        sha256 of each file, written last
+out/last, out/best                    links to one of these folders
+out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run out/model.bin
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from export import save_weights, sync
+from model import Config
+from training.parallel import Ranks
+
+CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used, in one line."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that changes from step to step besides tensors."""
+
+    step: int = 0
+    tokens: int = 0  # targets trained on
+    best_loss: float = float("inf")
+    best_step: int = -1
+    train_seconds: float = 0.0
+    total_seconds: float = 0.0
+    rng: list[dict[str, Any]] = field(default_factory=list)  # by rank
+
+
+# --- Files
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def point(link: Path, target: str) -> None:
+    """Makes link a symbolic link to target, in one step."""
+    aside = link.with_name(f".{link.name}.new")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    aside.replace(link)
+
+
+def step_folders(out_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(path for path in out_dir.glob("step-*") if path.name[5:].isdigit())
+
+
+@contextlib.contextmanager
+def locked(out_dir: Path) -> Iterator[None]:
+    """Holds a folder for one run at a time. Raises CheckpointError if another has it."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (out_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(f"{out_dir}: another run is writing to this folder") from None
+        for left_over in out_dir.glob("*.aside"):  # of a run that was killed while it saved
+            shutil.rmtree(left_over)
+        yield
+
+
+# --- Random numbers
+
+
+def rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(states: list[dict[str, Any]], ranks: Ranks) -> None:
+    """Goes on with this rank's numbers. A rank that the checkpoint did not have keeps its seed's."""
+    if ranks.rank < len(states):
+        state = states[ranks.rank]
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+def gather_rng(ranks: Ranks) -> list[dict[str, Any]]:
+    states: list[Any] = [rng_state()]
+    if ranks.world_size > 1:
+        states = [None] * ranks.world_size
+        torch.distributed.all_gather_object(states, rng_state())
+    return states
+
+
+# --- Saving
+
+
+def write_folder(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
+) -> None:
+    """Writes a checkpoint aside and renames it. A folder of that name is replaced."""
+    aside = folder.with_name(folder.name + ".aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_weights(aside / WEIGHTS, config, weights)
+    torch.save(state, aside / STATE)
+    for path in extra:
+        shutil.copyfile(path, aside / path.name)
+    names = sorted(path.name for path in aside.iterdir())
+    lines = "".join(f"{sha256(aside / name)}  {name}\n" for name in names)
+    (aside / CHECKSUMS).write_text(lines, encoding="ascii")
+    for path in (*aside.iterdir(), aside):
+        sync(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    sync(folder.parent)
+
+
+def remove_old(out_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the best."""
+    best = (out_dir / "best").resolve().name
+    for folder in step_folders(out_dir)[:-keep]:
+        if folder.name != best:
+            shutil.rmtree(folder)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, whole and on the CPU, on rank 0; all ranks must call it."""
+    weights = get_model_state_dict(unwrap(model), options=FULL)
+    if unwrap(model).config.tied:
+        weights.pop("output.weight", None)
+    return weights
+
+
+def save(
+    out_dir: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    scaler: Any,
+    progress: Progress,
+    ranks: Ranks,
+    extra: list[Path],
+    keep: int,
+) -> dict[str, Tensor]:
+    """Saves a checkpoint; all ranks must call it. Returns the weights (on rank 0)."""
+    weights = whole_weights(model)
+    state = {
+        "progress": {**vars(progress), "rng": gather_rng(ranks)},
+        "optimizer": get_optimizer_state_dict(unwrap(model), optimizers, options=FULL),
+        "scaler": scaler.state_dict(),
+    }
+    if ranks.is_main:
+        folder = out_dir / f"step-{progress.step:07d}"
+        write_folder(folder, unwrap(model).config, weights, state, extra)
+        point(out_dir / "last", folder.name)
+        if progress.best_step == progress.step:
+            point(out_dir / "best", folder.name)
+        remove_old(out_dir, keep)
+    ranks.barrier()
+    return weights
+
+
+# --- Resuming
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError if a file of a checkpoint is missing or not what was written."""
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="ascii").splitlines()
+        for line in lines:
+            digest, name = line.split("  ")
+            if sha256(folder / name) != digest:
+                raise CheckpointError(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: is not a whole checkpoint ({error})") from None
+
+
+def newest(out_dir: Path) -> Path:
+    """The newest checkpoint that is whole. Raises CheckpointError if there is none."""
+    problem = f"{out_dir}: has no checkpoint to resume from"
+    for folder in reversed(step_folders(out_dir)):
+        try:
+            verify(folder)
+            return folder
+        except CheckpointError as error:
+            problem = str(error)
+            print(f"passed over: {error}")
+    raise CheckpointError(problem)
+
+
+def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:
+    """The weights of a checkpoint under the names of the model's state_dict."""
+    weights = load_file(folder / WEIGHTS)
+    if tied:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    return weights
+
+
+def load(folder: Path, model: nn.Module, optimizers: list[Optimizer], scaler: Any, ranks: Ranks) -> Progress:
+    """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it."""
+    model = unwrap(model)
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    set_model_state_dict(model, read_weights(folder, model.config.tied), options=FULL)
+    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    scaler.load_state_dict(state["scaler"])
+    progress = Progress(**state["progress"])
+    set_rng_state(progress.rng, ranks)
+    return progress

@@ -1,0 +1,93 @@
+"""How good the model is: the whole validation shard, llama2.c's estimate beside it, and a story.
+
+The loss is the mean over all targets of the shard, in nats, with the shard cut into windows of max_seq_len at fixed
+places; bits per byte is the same sum, in bits, over the bytes of the text, so that vocabularies compare. llama2.c
+draws 100 random batches instead; estimate does so too, for comparison with its figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataset import Batches, Shard, val_windows
+from sample import generate
+from training.options import Options
+from training.parallel import Ranks, autocast
+
+
+@dataclass
+class Evaluation:
+    """loss: nats per token. bits_per_byte: of the text of the shard."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+
+
+def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Windows (T,) of tokens and targets, as batches (size, T); the last one may be smaller."""
+    windows = iter(windows)
+    while group := list(islice(windows, size)):
+        tokens, targets = zip(*group, strict=True)
+        yield torch.stack(tokens), torch.stack(targets)
+
+
+@torch.no_grad()
+def loss_of(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks, dtype: str
+) -> tuple[float, int]:
+    """Sum of the loss in nats, and number of targets, over the batches of all ranks."""
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    count = torch.zeros((), dtype=torch.int64)
+    for tokens, targets in batches:
+        with autocast(ranks, dtype):
+            loss, n = model(tokens.to(ranks.device), targets.to(ranks.device))
+        total += loss.double().cpu()
+        count += n.cpu()
+    model.train()
+    total, count = ranks.sum(total, count)
+    return float(total), int(count)
+
+
+def bytes_of(shards: list[Shard], n_targets: int) -> float:
+    """Bytes of the text that n_targets tokens stand for; nan where the shards do not know."""
+    if any(shard.n_bytes is None for shard in shards):
+        return math.nan
+    n_tokens = sum(len(shard.tokens) for shard in shards)
+    return sum(shard.n_bytes for shard in shards) * n_targets / (n_tokens - 1)
+
+
+def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
+    """The loss on the whole validation split, or on its first eval_windows windows. All ranks must call it."""
+    windows = val_windows(shards, options.max_seq_len, ranks.rank, ranks.world_size)
+    if options.eval_windows:
+        windows = islice(windows, math.ceil(options.eval_windows / ranks.world_size))
+    total, count = loss_of(model, batched(windows, 16), ranks, options.dtype)
+    return Evaluation(total / max(1, count), total / math.log(2) / bytes_of(shards, count), count)
+
+
+def estimate(model: nn.Module, batches: Batches, options: Options, ranks: Ranks) -> float:
+    """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
+    chosen = ((tokens, targets) for tokens, targets, _ in map(batches.at, range(options.estimate_batches)))
+    total, count = loss_of(model, chosen, ranks, options.dtype)
+    return total / max(1, count)
+
+
+def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:
+    """A text that the model tells now, with a seed of its own so that training does not depend on it."""
+    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(options.seed + step)
+    ids = tokenizer.encode(options.sample_prompt, bos=True)
+    n = min(options.sample_tokens, options.max_seq_len - len(ids))
+    model.eval()
+    stops = (tokenizer.bos_id, tokenizer.eos_id)
+    new = list(generate(model, ids, n, temperature=0.8, top_p=0.9, generator=generator, stop_ids=stops))
+    model.train()
+    return tokenizer.decode(ids + new)

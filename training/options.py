@@ -1,0 +1,209 @@
+"""The options of train.py: a dataclass, a TOML recipe and `--key=value`, in this order of precedence.
+
+Left out on purpose: nested tables. A recipe is a flat list of the fields below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model import Config, ffn_hidden_dim
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class OptionError(ValueError):
+    """A key that is unknown or a value that does not fit, in one line."""
+
+
+@dataclass
+class Options:
+    """Everything that a run of train.py depends on. Sizes are in sequences and steps, times in steps."""
+
+    # what to train on, and where to
+    data: str = "data/tok4096"  # a folder that tinystories.py or dataset.py wrote
+    out_dir: str = "out"
+    init_from: str = "scratch"  # scratch, resume (from out_dir), or a checkpoint to start from
+
+    # the model; the vocabulary is the data's. With init_from a checkpoint, the shape is the checkpoint's.
+    dim: int = 288
+    n_layers: int = 6
+    n_heads: int = 6
+    n_kv_heads: int = 0  # 0: n_heads
+    hidden_dim: int = 0  # 0: 8/3 dim, rounded up to multiple_of
+    multiple_of: int = 32
+    max_seq_len: int = 256
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tied: bool = True
+    dropout: float = 0.0
+
+    # one step
+    batch_size: int = 128  # sequences, over all ranks and micro batches
+    micro_batch_size: int = 0  # sequences that one rank runs at once; 0: batch_size / ranks
+    documents: bool = False  # tokens attend within their document only
+
+    # optimizer
+    max_steps: int = 10000
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 5e-4
+    muon_learning_rate: float = 0.0  # of the matrices that Muon trains; 0: learning_rate
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2  # wsd: the part of max_steps, at the end, in which the rate falls
+    min_learning_rate: float = 0.0  # as a part of learning_rate, at the end
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0  # 0: off
+
+    # machine
+    device: str = ""  # cpu, cuda, cuda:1, mps; empty: the best there is
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # with more than one rank
+    compile: bool = False
+    checkpointing: bool = False  # compute activations again instead of keeping them
+    threads: int = 0  # of the CPU; 0: PyTorch's choice
+    seed: int = 1337
+
+    # evaluation, checkpoints, reports
+    eval_interval: int = 500
+    eval_windows: int = 0  # of the validation shard; 0: all
+    estimate_batches: int = 0  # llama2.c's estimate besides: mean over that many random batches; 0: none
+    sample_tokens: int = 120  # of the story told at each evaluation; 0: none
+    sample_prompt: str = ""
+    save_interval: int = 0  # 0: eval_interval
+    keep: int = 2  # newest checkpoints, besides the best
+    log_interval: int = 10
+    tensorboard: bool = False
+    wandb: str = ""  # name of a project; empty: off
+
+    def __post_init__(self) -> None:
+        positive = ("dim", "n_layers", "n_heads", "multiple_of", "max_seq_len", "batch_size", "max_steps")
+        for name in (*positive, "eval_interval", "log_interval", "keep"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} = {getattr(self, name)}, allowed 1 or more")
+        for name in ("micro_batch_size", "warmup_steps", "eval_windows", "sample_tokens", "save_interval"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 or more")
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 or more")
+        for name in ("decay_fraction", "min_learning_rate", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
+        self.save_interval = self.save_interval or self.eval_interval
+
+    def model_config(self, vocab_size: int) -> Config:
+        """The shape of the model. Raises ValueError where it does not fit together."""
+        shape = {name: getattr(self, name) for name in Config.__dataclass_fields__ if hasattr(self, name)}
+        shape["hidden_dim"] = self.hidden_dim or ffn_hidden_dim(self.dim, self.multiple_of)
+        return Config(vocab_size=vocab_size, **shape)
+
+
+TYPES = typing.get_type_hints(Options)
+
+
+def unknown(key: str) -> OptionError:
+    near = difflib.get_close_matches(key, TYPES, n=1)
+    hint = f"did you mean {near[0]}?" if near else "train.py --help lists the options"
+    return OptionError(f"unknown option {key}: {hint}")
+
+
+def name_of(kind: Any) -> str:
+    choices = typing.get_args(kind)
+    return " or ".join(map(repr, choices)) if choices else kind.__name__
+
+
+def parse(key: str, text: str) -> Any:
+    """The value of `--key=text`. Raises OptionError."""
+    if key not in TYPES:
+        raise unknown(key)
+    kind = TYPES[key]
+    words = {"true": True, "false": False, "1": True, "0": False}
+    try:
+        value = words[text.lower()] if kind is bool else kind(text) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise OptionError(f"{key} = {text!r}, allowed {name_of(kind)}") from None
+    return check(key, value)
+
+
+def check(key: str, value: Any) -> Any:
+    """A value of a recipe, if it is of the right type. Raises OptionError."""
+    if key not in TYPES:
+        raise unknown(key)
+    kind = TYPES[key]
+    choices = typing.get_args(kind)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if value not in choices if choices else type(value) is not kind:
+        raise OptionError(f"{key} = {value!r}, allowed {name_of(kind)}")
+    return value
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options of a TOML file. Raises OptionError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {key: check(key, value) for key, value in values.items()}
+    except OSError as error:
+        raise OptionError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OptionError) as error:
+        raise OptionError(f"{path}: {error}") from None
+
+
+def from_arguments(arguments: list[str]) -> Options:
+    """Options from a command line: recipes (.toml) and --key=value or --key value, later ones win."""
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            values.update(read_recipe(Path(argument)))
+            continue
+        key, equals, text = argument[2:].partition("=")
+        if (
+            not equals
+            and TYPES.get(key) is bool
+            and (not rest or rest[0].startswith("-") or ".toml" in rest[0])
+        ):
+            text = "true"
+        elif not equals:
+            if key not in TYPES:
+                raise unknown(key)
+            if not rest:
+                raise OptionError(f"--{key} needs a value")
+            text = rest.pop(0)
+        values[key] = parse(key, text)
+    return Options(**values)
+
+
+def describe() -> str:
+    """One line an option for --help: name, default, and the comment that stands behind it above."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    text = []
+    for line in lines:
+        name = line.strip().partition(":")[0]
+        if line.startswith("    # "):
+            text.append(f"\n{line.strip()[2:]}")
+        elif line.startswith("    ") and name in fields and " = " in line:
+            comment = line.partition("  # ")[2]
+            default = fields[name].default
+            text.append(f"  --{name}={default!r}".ljust(38) + comment)
+        elif line.startswith("    def "):
+            break
+    return "\n".join(text)
+
+
+def to_dict(options: Options) -> dict[str, Any]:
+    return dataclasses.asdict(options)

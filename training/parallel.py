@@ -1,0 +1,125 @@
+"""One process or many: none, DDP or FSDP2, from the environment that torchrun sets.
+
+    torchrun --standalone --nproc_per_node=2 train.py --parallel=fsdp
+
+DDP keeps the whole model on every rank and averages gradients; FSDP2 (fully_shard) keeps a part of each tensor on
+every rank and gathers a block while it runs. Both are PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    kind: str  # "none", "ddp" or "fsdp"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each scalar summed over all ranks, in float64 so that the order does not show."""
+        total = torch.stack([value.detach().to("cpu", torch.float64) for value in values])
+        if self.world_size > 1:
+            total = total.to(self.device)
+            dist.all_reduce(total)
+        return tuple(total.cpu())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank, so that all stop at the same step."""
+        return bool(self.sum(torch.tensor(float(flag)))[0] > 0)
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def start(device: str, parallel: str) -> Ranks:
+    """Joins the process group that torchrun has set up, if it has. Raises ValueError for a device that is not there."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = device or best_device()
+    if device == "cuda" and world_size > 1:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"device = {device!r}, but PyTorch finds no CUDA device")
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 where the type is float32
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Ranks(rank, world_size, torch.device(device), parallel if world_size > 1 else "none")
+
+
+def stop(ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        dist.destroy_process_group()
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep freed memory; no effect with other C libraries.
+
+    The tensors of a step on the CPU are megabytes each, which malloc would map afresh and give back every time;
+    touching fresh pages costs more than the arithmetic.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+    """The model as the loop calls it. Its parameters stay those of the model that is passed in, or become shards."""
+    if ranks.kind == "fsdp":
+        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+        policy = MixedPrecisionPolicy()  # autocast chooses the types, as without shards
+        for block in model.layers:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    if compiled:
+        model.compile()
+    if ranks.kind == "ddp":
+        ids = [ranks.device.index] if ranks.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids)
+    return model
+
+
+@contextlib.contextmanager
+def synchronised(model: nn.Module, ranks: Ranks, last: bool) -> Iterator[None]:
+    """Gradients are exchanged after the last micro batch of a step only. Must hold the forward pass too."""
+    if ranks.kind == "fsdp":
+        model.set_requires_gradient_sync(last)
+    with model.no_sync() if ranks.kind == "ddp" and not last else contextlib.nullcontext():
+        yield
+
+
+def autocast(ranks: Ranks, dtype: str) -> contextlib.AbstractContextManager:
+    enabled = dtype != "float32"
+    return torch.autocast(ranks.device.type, DTYPES[dtype], enabled) if enabled else contextlib.nullcontext()

@@ -1,0 +1,155 @@
+"""What a run tells: lines on the terminal, log.csv, loss.png, and TensorBoard or wandb where asked for."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import Config
+from training.options import Options, to_dict
+
+COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "val_loss",
+    "val_bits_per_byte",
+    "estimate",
+    "seconds",
+)
+
+# Dense TFLOP/s of matrix products by the vendors' data sheets, (bfloat16 or float16, float32 as TF32). The first
+# name that is part of the device's counts.
+PEAKS = {
+    "H200": (989, 494),
+    "H100 PCIe": (756, 378),
+    "H100": (989, 494),
+    "A100": (312, 156),
+    "A10G": (70, 35),
+    "L40S": (362, 183),
+    "L4": (121, 60),
+    "RTX 4090": (165, 83),
+    "RTX 3090": (71, 36),
+    "V100": (125, 16),
+    "T4": (65, 8),
+}
+
+
+def flops_per_token(config: Config, n_parameters: int, seq_len: int) -> float:
+    """Of a training step: 6 for each weight that is multiplied with, and 12 L D T for attention.
+
+    The embedding of an untied model is looked up, not multiplied with. Source: Chowdhery et al., PaLM, 2022,
+    appendix B.
+    """
+    looked_up = 0 if config.tied else config.vocab_size * config.dim
+    attention = 12 * config.n_layers * config.n_heads * config.head_dim * seq_len
+    return 6 * (n_parameters - looked_up) + attention
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    n = 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """The FLOP/s that MFU is a part of, and where the figure comes from."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, (half, single) in PEAKS.items():
+            if part in name:
+                return 1e12 * (single if dtype == torch.float32 else half), f"{name}, data sheet"
+    return measured_peak(device, dtype), "measured with a matrix product"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Report:
+    """The log of a run, on its main rank. Rows after the step that a run resumes from are dropped."""
+
+    def __init__(self, out_dir: Path, options: Options, step: int) -> None:
+        self.path, self.out_dir = out_dir / "log.csv", out_dir
+        self.rows = [row for row in self._read() if int(row["step"]) <= step] if step else []
+        self._rewrite()
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if options.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(out_dir))
+        if options.wandb:
+            import wandb
+
+            self.wandb = wandb.init(project=options.wandb, name=out_dir.name, config=to_dict(options))
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self) -> None:
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def add(self, step: int, **values: float) -> None:
+        """Adds a row; columns that are not given stay empty."""
+        row = dict.fromkeys(COLUMNS, "") | {"step": str(step)}
+        row |= {name: repr(value) for name, value in values.items()}
+        self.rows.append(row)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def plot(self) -> None:
+        """Draws loss.png: the loss of training and validation over the steps."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(8, 5))
+        for column, label in (("loss", "train"), ("val_loss", "validation")):
+            points = [(int(row["step"]), float(row[column])) for row in self.rows if row[column]]
+            points = [point for point in points if math.isfinite(point[1])]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2 if column == "loss" else 2)
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.out_dir.name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.tight_layout()
+        aside = self.out_dir / ".loss.png"
+        figure.savefig(aside, format="png", dpi=120)
+        pyplot.close(figure)
+        aside.replace(self.out_dir / "loss.png")
+
+    def close(self) -> None:
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
