@@ -1,8 +1,8 @@
 """The Llama in PyTorch: the reference for everything else here, and what train.py trains.
 
 One class covers Llama 2, Code Llama, Llama 3, 3.1, 3.2 and the tiny ones; `Config` holds all that changes the
-function. Parameters have Meta's names (layers.0.attention.wq.weight), pairs of RoPE are (2 j, 2 j + 1) as in Meta's
-files and ours; Hugging Face rotates halves, which export.py converts.
+function. Parameters have Meta's names (layers.0.attention.wq.weight), pairs of RoPE are (2 j, 2 j + 1) as in
+Meta's files and ours; Hugging Face rotates halves, which export.py converts.
 
     model = Llama(Config(dim=288, n_layers=6, n_heads=6))
     logits = model(tokens)                          # (B, T, vocab_size)
@@ -172,22 +172,27 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 # Documents in one sequence, and the cache
 
 
-def document_positions(doc_ids: Tensor) -> Tensor:
-    """Positions that restart where a new document begins: (B, T) from doc_ids (B, T)."""
-    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand_as(doc_ids)
+def document_begins(doc_ids: Tensor) -> Tensor:
+    """Where a document begins: where the id differs from the one before. Bool (B, T) from doc_ids (B, T)."""
     begins = torch.ones_like(doc_ids, dtype=torch.bool)
     begins[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
-    return index - (index * begins).cummax(dim=1).values
+    return begins
+
+
+def document_positions(doc_ids: Tensor) -> Tensor:
+    """Positions that restart where a document begins: (B, T) from doc_ids (B, T)."""
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand_as(doc_ids)
+    return index - (index * document_begins(doc_ids)).cummax(dim=1).values
 
 
 def document_mask(doc_ids: Tensor) -> Tensor:
     """Which token (row) may attend to which (column): its own document, up to itself. Bool (B, 1, T, T)."""
-    same = doc_ids[:, :, None] == doc_ids[:, None, :]
-    return same.tril().unsqueeze(1)
+    number = document_begins(doc_ids).cumsum(dim=1)
+    return (number[:, :, None] == number[:, None, :]).tril().unsqueeze(1)
 
 
 class Cache:
-    """Keys and values of the tokens so far, each (n_layers, B, max_len, K, d). Made and passed by the caller."""
+    """Keys and values of the tokens so far, (n_layers, B, max_len, K, d) each; the caller makes it."""
 
     def __init__(
         self,
@@ -342,7 +347,7 @@ class Llama(nn.Module):
         doc_ids: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Any:
-        """Logits (B, T, V) of tokens (B, T); with targets (B, T) the pair (loss sum in nats, number of targets).
+        """Logits (B, T, V) of tokens (B, T); with targets (B, T) the sum of the loss in nats and their number.
 
         doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
         cache: the tokens go on from what it holds, and are added to it.
@@ -356,9 +361,9 @@ class Llama(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The loss. Logits of a whole batch are the largest tensor of a small model by far (2048 tokens x 32,000 x 4 bytes =
-# 262 MB, several times over in the backward pass), so they are made, used and dropped a chunk at a time; the
-# gradients are computed right there, while the chunk is in the cache.
+# The loss. Logits of a whole batch are the largest tensor of a small model by far (2048 tokens x 32,000 x 4
+# bytes = 262 MB, several times over in the backward pass), so they are made, used and dropped a chunk at a
+# time; the gradients are computed right there, while the chunk is in the cache.
 
 CHUNK_VALUES = 1 << 22  # logits alive at once
 
@@ -368,12 +373,13 @@ class _CrossEntropySum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         grad_x = torch.empty_like(x) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        total = torch.zeros((), device=x.device)
+        exact = torch.promote_types(x.dtype, torch.float32)  # of sums, also where products are bfloat16
+        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad else None
+        total = torch.zeros((), device=x.device, dtype=exact)
         chunk = max(1, CHUNK_VALUES // len(weight))
         for start in range(0, len(x), chunk):
             part, goal = x[start : start + chunk], targets[start : start + chunk]
-            logits = (part @ weight.T).float()
+            logits = (part @ weight.T).to(exact)
             log_sum = logits.logsumexp(dim=-1)
             counts = goal != IGNORE
             picked = logits.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)

@@ -5,9 +5,9 @@
     python train.py configs/laptop.toml --init_from=resume
     torchrun --standalone --nproc_per_node=4 train.py configs/stories110M.toml --parallel=fsdp
 
-A recipe is a TOML file of options, `--key=value` changes one; `--help` lists them with their defaults. The folder
-out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C engine. Ctrl-C finishes
-the step, saves and ends; `--init_from=resume` goes on as if nothing had happened.
+A recipe is a TOML file of options, `--key=value` changes one; `--help` lists them with their defaults. The
+folder out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C engine.
+Ctrl-C finishes the step, saves and ends; `--init_from=resume` goes on as if nothing had happened.
 
 The loop is here, its machinery in training/. Left out on purpose: pipeline and tensor parallelism.
 """
@@ -139,10 +139,10 @@ def clip(run: Run) -> Tensor:
 
 
 def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the optimizers. Returns loss sum of this rank, targets of all ranks, and the gradient's norm.
+    """One step of the optimizers. Returns the loss sum of this rank, targets of all ranks, gradient norm.
 
-    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how a
-    batch is cut does not change what is learnt.
+    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how
+    a batch is cut does not change what is learnt.
     """
     options, ranks = run.options, run.ranks
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
@@ -261,7 +261,7 @@ def say(run: Run, log: report.Report, loss: float, norm: float, speed: float, mf
 
 
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
-    """Trains until max_steps or a signal. flops: per token, as a part of what all devices can do in a second."""
+    """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
     clock, loss_sum, n_logged, seconds = Clock(p), torch.zeros((), device=ranks.device), 0.0, 0.0
     norm = torch.zeros(())
@@ -318,8 +318,8 @@ def introduce(run: Run, flops: float, peak: float, source: str) -> None:
     n = sum(p.numel() for p in model.parameters())
     print(f"model: {n:,} parameters, {json.dumps(model.config.to_dict())}")
     print(
-        f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of {o.max_seq_len}; "
-        f"{o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
+        f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of "
+        f"{o.max_seq_len}; {o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
     )
     print(
         f"machine: {run.ranks.world_size} x {run.ranks.device} {run.ranks.kind}, {o.dtype}; "

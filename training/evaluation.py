@@ -1,8 +1,8 @@
 """How good the model is: the whole validation shard, llama2.c's estimate beside it, and a story.
 
-The loss is the mean over all targets of the shard, in nats, with the shard cut into windows of max_seq_len at fixed
-places; bits per byte is the same sum, in bits, over the bytes of the text, so that vocabularies compare. llama2.c
-draws 100 random batches instead; estimate does so too, for comparison with its figures.
+The loss is the mean over all targets of the shard, in nats, with the shard cut into windows of max_seq_len at
+fixed places; bits per byte is the same sum, in bits, over the bytes of the text, so that vocabularies
+compare. llama2.c draws 100 random batches instead; estimate does so too, for comparison with its figures.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def bytes_of(shards: list[Shard], n_targets: int) -> float:
 
 
 def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
-    """The loss on the whole validation split, or on its first eval_windows windows. All ranks must call it."""
+    """The loss on the validation split, or on its first eval_windows windows. All ranks must call it."""
     windows = val_windows(shards, options.max_seq_len, ranks.rank, ranks.world_size)
     if options.eval_windows:
         windows = islice(windows, math.ceil(options.eval_windows / ranks.world_size))

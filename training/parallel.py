@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc_per_node=2 train.py --parallel=fsdp
 
-DDP keeps the whole model on every rank and averages gradients; FSDP2 (fully_shard) keeps a part of each tensor on
-every rank and gathers a block while it runs. Both are PyTorch's own.
+DDP keeps the whole model on every rank and averages gradients; FSDP2 (fully_shard) keeps a part of each
+tensor on every rank and gathers a block while it runs. Both are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def best_device() -> str:
 
 
 def start(device: str, parallel: str) -> Ranks:
-    """Joins the process group that torchrun has set up, if it has. Raises ValueError for a device that is not there."""
+    """Joins the process group that torchrun set up, if it did. Raises ValueError for a missing device."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = device or best_device()
     if device == "cuda" and world_size > 1:
@@ -85,8 +85,8 @@ def stop(ranks: Ranks) -> None:
 def keep_memory() -> None:
     """Tells glibc to keep freed memory; no effect with other C libraries.
 
-    The tensors of a step on the CPU are megabytes each, which malloc would map afresh and give back every time;
-    touching fresh pages costs more than the arithmetic.
+    The tensors of a step on the CPU are megabytes each, which malloc would map afresh and give back every
+    time; touching fresh pages costs more than the arithmetic.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -96,7 +96,7 @@ def keep_memory() -> None:
 
 
 def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
-    """The model as the loop calls it. Its parameters stay those of the model that is passed in, or become shards."""
+    """The model as the loop calls it. Its parameters stay those of model, or become shards of them."""
     if ranks.kind == "fsdp":
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         policy = MixedPrecisionPolicy()  # autocast chooses the types, as without shards

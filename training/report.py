@@ -27,8 +27,8 @@ COLUMNS = (
     "seconds",
 )
 
-# Dense TFLOP/s of matrix products by the vendors' data sheets, (bfloat16 or float16, float32 as TF32). The first
-# name that is part of the device's counts.
+# Dense TFLOP/s of matrix products by the vendors' data sheets, (bfloat16 or float16, float32 as TF32). The
+# first name that is part of the device's counts.
 PEAKS = {
     "H200": (989, 494),
     "H100 PCIe": (756, 378),
