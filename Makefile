@@ -15,6 +15,7 @@ TESTS ?=
 VENV = .venv
 BIN = $(VENV)/bin
 SANITIZE = build/sanitize
+ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package run sampler stream tokenizer)
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug demo test lint sanitize clean
@@ -72,7 +73,7 @@ sanitize: $(VENV)/ready ## run the tests of the engine under the address and und
 	$(SANITIZE)/run --help > /dev/null
 	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZE)/lib \
-	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib ." $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib ." $(or $(TESTS),$(ENGINE_TESTS))
 
 clean: ## remove what was built, the virtual environment included
 	rm -rf run build dist *.egg-info llama/_engine*.so $(VENV)

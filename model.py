@@ -347,7 +347,7 @@ class Llama(nn.Module):
         doc_ids: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Any:
-        """Logits (B, T, V) of tokens (B, T); with targets (B, T) the sum of the loss in nats and their number.
+        """Logits (B, T, V) of tokens (B, T); with targets (B, T) the summed loss and their number.
 
         doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
         cache: the tokens go on from what it holds, and are added to it.
