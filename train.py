@@ -14,6 +14,7 @@ The loop is here, its machinery in training/. Left out on purpose: pipeline and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,20 +30,16 @@ import torch
 from torch import Tensor, nn
 
 import tokenizer as tokenizers
-from dataset import Batches, open_split
 from export import export_bin, load_model, read_config
 from model import IGNORE, Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
+from training.command import BadInput, UsageError, run_command
 from training.optimizers import make_optimizers, rate_factor, set_rates
 from training.options import Options
 from training.parallel import Ranks
-
-EXIT_USAGE, EXIT_FILE, EXIT_RESOURCE = 2, 3, 4
-
-
-class TrainingError(Exception):
-    """Training can't go on, in one line."""
+from training.shards import open_split
+from training.windows import Batches
 
 
 @dataclass
@@ -64,7 +61,7 @@ class Run:
 
 
 def initial_model(options: Options, vocab_size: int, device: torch.device) -> Llama:
-    """A fresh model, or the one of a checkpoint that is not this run's. Raises ValueError."""
+    """A fresh model, or the one of a checkpoint that is not this run's. Raises BadInput."""
     if options.init_from in ("scratch", "resume"):
         model = Llama(options.model_config(vocab_size), options.checkpointing)
         return model.to(device)
@@ -73,18 +70,18 @@ def initial_model(options: Options, vocab_size: int, device: torch.device) -> Ll
     )
     if config.vocab_size != vocab_size:
         found = f"vocab_size = {config.vocab_size}, the data has {vocab_size}"
-        raise ValueError(f"{options.init_from}: {found}")
+        raise BadInput(f"{options.init_from}: {found}")
     model = Llama(config, options.checkpointing)
     model.load_state_dict(load_model(options.init_from).state_dict())
     return model.to(device)
 
 
 def micro_batch_size(options: Options, world_size: int) -> int:
-    """Sequences that a rank runs at once. Raises ValueError if steps can't be cut that way."""
+    """Sequences that a rank runs at once. Raises UsageError if steps can't be cut that way."""
     size = options.micro_batch_size or options.batch_size // world_size
     if size < 1 or options.batch_size % (size * world_size):
         found = f"batch_size = {options.batch_size}, micro_batch_size = {size}, {world_size} ranks"
-        raise ValueError(f"{found}: batch_size must be a multiple of the other two")
+        raise UsageError(f"{found}: batch_size must be a multiple of the other two")
     return size
 
 
@@ -287,9 +284,7 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
             seconds += clock.lap(training=True)
             mean = float(total) / n_logged
             if not math.isfinite(mean):
-                raise TrainingError(
-                    f"the loss of step {p.step} is {mean}: stopped, the last checkpoint is kept"
-                )
+                raise BadInput(f"the loss of step {p.step} is {mean}: stopped, the last checkpoint is kept")
             if log:
                 speed = n_logged / seconds
                 say(run, log, mean, float(norm), speed, speed * flops)
@@ -329,7 +324,7 @@ def introduce(run: Run, flops: float, peak: float, source: str) -> None:
 
 
 def train(options: Options, ranks: Ranks) -> None:
-    """A whole run. Raises TrainingError, ValueError, OSError."""
+    """A whole run. Raises BadInput, OSError."""
     run = begin(options, ranks)
     tokenizer = tokenizers.load(Path(options.data))
     listen(run)
@@ -347,36 +342,22 @@ def train(options: Options, ranks: Ranks) -> None:
             log.close()
 
 
-def main(arguments: list[str]) -> int:
-    """Runs a command line. Returns the exit code."""
+def run_from(arguments: list[str]) -> None:
+    """Does what a command line says. Raises BadInput, OSError, KeyboardInterrupt."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip() + "\n\nOptions\n" + options.describe())
-        return 0
-    ranks = None
+        return
+    chosen = options.from_arguments(arguments)
+    parallel.keep_memory()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    ranks = parallel.start(chosen.device, chosen.parallel)
     try:
-        chosen = options.from_arguments(arguments)
-        parallel.keep_memory()
-        if chosen.threads:
-            torch.set_num_threads(chosen.threads)
-        ranks = parallel.start(chosen.device, chosen.parallel)
-        if ranks.is_main:
-            with checkpoints.locked(Path(chosen.out_dir)):
-                train(chosen, ranks)
-        else:
+        with checkpoints.locked(Path(chosen.out_dir)) if ranks.is_main else contextlib.nullcontext():
             train(chosen, ranks)
-    except (ValueError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, options.OptionError) else EXIT_FILE
-    except OSError as error:
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        return EXIT_RESOURCE
-    except KeyboardInterrupt:
-        return 130
     finally:
-        if ranks:
-            parallel.stop(ranks)
-    return 0
+        parallel.stop(ranks)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: run_from(sys.argv[1:])))

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import dataset
-from training.options import OptionError, Options, from_arguments, parse, read_recipe
+from training.command import UsageError
+from training.options import Options, from_arguments, parse, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = ["--dim=32", "--n_layers=2", "--n_heads=4", "--n_kv_heads=2", "--max_seq_len=32", "--batch_size=8"]
@@ -288,10 +289,10 @@ def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
     assert (options.dim, options.n_layers, options.data, options.compile) == (128, 3, "here", True)
     assert options.learning_rate == 1.0
     recipe.write_text("dim = 64.0\n")
-    with pytest.raises(OptionError, match=r"recipe.toml: dim = 64.0, allowed int"):
+    with pytest.raises(UsageError, match=r"recipe.toml: dim = 64.0, allowed int"):
         read_recipe(recipe)
     recipe.write_text("dims = 64\n")
-    with pytest.raises(OptionError, match="unknown option dims: did you mean dim"):
+    with pytest.raises(UsageError, match="unknown option dims: did you mean dim"):
         read_recipe(recipe)
     assert parse("seed", "7") == 7
 

@@ -31,16 +31,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from export import save_weights, sync
+from export import save_weights
 from model import Config
+from training.command import BadInput, sync
 from training.parallel import Ranks
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used, in one line."""
 
 
 @dataclass
@@ -79,13 +76,13 @@ def step_folders(out_dir: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(out_dir: Path) -> Iterator[None]:
-    """Holds a folder for one run at a time. Raises CheckpointError if another has it."""
+    """Holds a folder for one run at a time. Raises BadInput if another has it."""
     out_dir.mkdir(parents=True, exist_ok=True)
     with (out_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CheckpointError(f"{out_dir}: another run is writing to this folder") from None
+            raise BadInput(f"{out_dir}: another run is writing to this folder") from None
         for left_over in out_dir.glob("*.aside"):  # of a run that was killed while it saved
             shutil.rmtree(left_over)
         yield
@@ -193,30 +190,29 @@ def save(
 
 
 def verify(folder: Path) -> None:
-    """Raises CheckpointError if a file of a checkpoint is missing or not what was written."""
+    """Raises BadInput if a file of a checkpoint is missing or not what was written."""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="ascii").splitlines()
-        for line in lines:
-            digest, name = line.split("  ")
-            if sha256(folder / name) != digest:
-                raise CheckpointError(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
+        digests = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        found = {name: sha256(folder / name) for name in digests}
     except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{folder}: is not a whole checkpoint ({error})") from None
+        raise BadInput(f"{folder}: is not a whole checkpoint ({error})") from None
+    for name, digest in digests.items():
+        if found[name] != digest:
+            raise BadInput(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
 
 
 def newest(out_dir: Path) -> Path:
-    """The newest checkpoint that is whole. Raises CheckpointError if there is none."""
+    """The newest checkpoint that is whole. Raises BadInput if there is none."""
     problem = f"{out_dir}: has no checkpoint to resume from"
     for folder in reversed(step_folders(out_dir)):
         try:
             verify(folder)
             return folder
-        except CheckpointError as error:
+        except BadInput as error:
             problem = str(error)
             print(f"passed over: {error}")
-    raise CheckpointError(problem)
+    raise BadInput(problem)
 
 
 def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset import Batches, Shard, val_windows
 from sample import generate
 from training.options import Options
 from training.parallel import Ranks, autocast
+from training.shards import Shard
+from training.windows import Batches, val_windows
 
 
 @dataclass

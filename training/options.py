@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model import Config, ffn_hidden_dim
+from training.command import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-class OptionError(ValueError):
-    """A key that is unknown or a value that does not fit, in one line."""
 
 
 @dataclass
@@ -91,32 +88,35 @@ class Options:
         positive = ("dim", "n_layers", "n_heads", "multiple_of", "max_seq_len", "batch_size", "max_steps")
         for name in (*positive, "eval_interval", "log_interval", "keep"):
             if getattr(self, name) < 1:
-                raise OptionError(f"{name} = {getattr(self, name)}, allowed 1 or more")
+                raise UsageError(f"{name} = {getattr(self, name)}, allowed 1 or more")
         for name in ("micro_batch_size", "warmup_steps", "eval_windows", "sample_tokens", "save_interval"):
             if getattr(self, name) < 0:
-                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 or more")
+                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
         for name in ("learning_rate", "muon_learning_rate", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 or more")
+                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
         for name in ("decay_fraction", "min_learning_rate", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
+                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
         self.save_interval = self.save_interval or self.eval_interval
 
     def model_config(self, vocab_size: int) -> Config:
-        """The shape of the model. Raises ValueError where it does not fit together."""
+        """The shape of the model. Raises UsageError where it does not fit together."""
         shape = {name: getattr(self, name) for name in Config.__dataclass_fields__ if hasattr(self, name)}
         shape["hidden_dim"] = self.hidden_dim or ffn_hidden_dim(self.dim, self.multiple_of)
-        return Config(vocab_size=vocab_size, **shape)
+        try:
+            return Config(vocab_size=vocab_size, **shape)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
 
 TYPES = typing.get_type_hints(Options)
 
 
-def unknown(key: str) -> OptionError:
+def unknown(key: str) -> UsageError:
     near = difflib.get_close_matches(key, TYPES, n=1)
     hint = f"did you mean {near[0]}?" if near else "train.py --help lists the options"
-    return OptionError(f"unknown option {key}: {hint}")
+    return UsageError(f"unknown option {key}: {hint}")
 
 
 def name_of(kind: Any) -> str:
@@ -125,7 +125,7 @@ def name_of(kind: Any) -> str:
 
 
 def parse(key: str, text: str) -> Any:
-    """The value of `--key=text`. Raises OptionError."""
+    """The value of `--key=text`. Raises UsageError."""
     if key not in TYPES:
         raise unknown(key)
     kind = TYPES[key]
@@ -133,12 +133,12 @@ def parse(key: str, text: str) -> Any:
     try:
         value = words[text.lower()] if kind is bool else kind(text) if kind in (int, float) else text
     except (KeyError, ValueError):
-        raise OptionError(f"{key} = {text!r}, allowed {name_of(kind)}") from None
+        raise UsageError(f"{key} = {text!r}, allowed {name_of(kind)}") from None
     return check(key, value)
 
 
 def check(key: str, value: Any) -> Any:
-    """A value of a recipe, if it is of the right type. Raises OptionError."""
+    """A value of a recipe, if it is of the right type. Raises UsageError."""
     if key not in TYPES:
         raise unknown(key)
     kind = TYPES[key]
@@ -146,19 +146,19 @@ def check(key: str, value: Any) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if value not in choices if choices else type(value) is not kind:
-        raise OptionError(f"{key} = {value!r}, allowed {name_of(kind)}")
+        raise UsageError(f"{key} = {value!r}, allowed {name_of(kind)}")
     return value
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The options of a TOML file. Raises OptionError."""
+    """The options of a TOML file. Raises UsageError."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         return {key: check(key, value) for key, value in values.items()}
     except OSError as error:
-        raise OptionError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OptionError) as error:
-        raise OptionError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def from_arguments(arguments: list[str]) -> Options:
@@ -181,7 +181,7 @@ def from_arguments(arguments: list[str]) -> Options:
             if key not in TYPES:
                 raise unknown(key)
             if not rest:
-                raise OptionError(f"--{key} needs a value")
+                raise UsageError(f"--{key} needs a value")
             text = rest.pop(0)
         values[key] = parse(key, text)
     return Options(**values)

@@ -21,6 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from training.command import UsageError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,14 +64,14 @@ def best_device() -> str:
 
 
 def start(device: str, parallel: str) -> Ranks:
-    """Joins the process group that torchrun set up, if it did. Raises ValueError for a missing device."""
+    """Joins the process group that torchrun set up, if it did. Raises UsageError for a missing device."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = device or best_device()
     if device == "cuda" and world_size > 1:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise ValueError(f"device = {device!r}, but PyTorch finds no CUDA device")
+            raise UsageError(f"device = {device!r}, but PyTorch finds no CUDA device")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 where the type is float32
     if world_size > 1:

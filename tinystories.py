@@ -1,0 +1,214 @@
+"""TinyStories (Eldan and Li, 2023): download it, train a vocabulary on it, turn it into tokens.
+
+    python tinystories.py download                     # 1.6 GB; goes on where it was stopped
+    python tinystories.py train_vocab --vocab_size=4096
+    python tinystories.py pretokenize --vocab_size=4096
+    python train.py --data=data/tok4096
+
+download leaves data/TinyStories_all_data/data00.json and so on; --input FOLDER takes such files from
+elsewhere. train_vocab writes data/tok4096.model and .bin, pretokenize the folder data/tok4096 (dataset.py
+says what is in it). As in llama2.c, data00.json is the validation split, a vocabulary learns from the first
+ten other files, stories are stripped, and a vocabulary of 0 is Llama 2's, whose file --tokenizer names.
+
+Left out on purpose: the text-only editions of the dataset, which python dataset.py pretokenize reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from zlib import error as ZlibError
+
+from tqdm import tqdm
+
+import tokenizer as tokenizers
+from dataset import Selection, add_writer_options, pretokenize, print_totals
+from training.command import BadInput, Parser, run_command, sync
+from training.text import Format, sample
+
+URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
+FOLDER = "TinyStories_all_data"
+FORM = Format(field="story", strip=True)
+VOCAB_FILES = 10  # a vocabulary hardly changes with more
+
+# ---------------------------------------------------------------------------------------------------------
+# Download
+
+
+def open_url(url: str, begin: int) -> tuple[HTTPResponse, int, int]:
+    """A response, the byte it begins at (0 where the server can't begin at `begin`) and the size of the file.
+
+    Raises BadInput. The size is -1 where the server does not tell.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise BadInput(f"{url}: is no address, allowed http://... and https://...")
+    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+    response = urllib.request.urlopen(request, timeout=60)
+    length = int(response.headers.get("Content-Length", -1))
+    if response.status != 206:
+        return response, 0, length
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if not found or int(found[1]) != begin:
+        raise BadInput(f"{url}: Content-Range = {response.headers.get('Content-Range')}, asked from {begin}")
+    return response, begin, int(found[2])
+
+
+def receive(url: str, part: Path) -> bool:
+    """Gets what is missing of part. Returns whether the file is whole; False where the connection broke."""
+    begin = part.stat().st_size if part.exists() else 0
+    try:
+        response, begin, size = open_url(url, begin)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{begin}":
+            return True  # nothing is missing
+        raise BadInput(f"{url}: the server says {error.code} {error.reason}") from None
+    bar = tqdm(total=size if size > 0 else None, initial=begin, unit="B", unit_scale=True, desc=part.stem)
+    with response, part.open("r+b" if begin else "wb") as file, bar:
+        file.seek(begin)
+        try:
+            while data := response.read(1 << 18):
+                file.write(data)
+                bar.update(len(data))
+        except (HTTPException, TimeoutError, ConnectionError):
+            return False
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+        if size >= 0 and file.tell() > size:
+            raise BadInput(f"{part}: size = {file.tell()}, allowed {size} by the server; delete it")
+        return size < 0 or file.tell() == size
+
+
+def fetch(url: str, path: Path, tries: int = 5) -> None:
+    """Downloads url to path, by way of path.part, which a later call goes on with. Raises BadInput."""
+    part, reason = path.with_name(path.name + ".part"), "the connection broke"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(tries):
+        time.sleep(attempt and 2**attempt / 4)
+        try:
+            if receive(url, part):
+                part.replace(path)
+                return sync(path.parent)
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+    raise BadInput(f"{url}: {reason}, {tries} times; what is here is kept, try again")
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """The data*.json of a .tar.gz in a folder that appears once all are there. Raises BadInput, OSError."""
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tqdm(tar, desc="extract", unit=" files"):
+                name, source = Path(member.name).name, tar.extractfile(member)
+                if source and re.fullmatch(r"data\d+\.json", name):
+                    with (aside / name).open("wb") as file:
+                        shutil.copyfileobj(source, file, 1 << 20)
+    except (tarfile.TarError, EOFError, ZlibError) as error:
+        raise BadInput(f"{archive}: is no whole .tar.gz: {error}; delete it and download again") from None
+    aside.replace(folder)
+    sync(folder.parent)
+
+
+def download(data: Path, url: str = URL) -> None:
+    """Brings data/TinyStories_all_data here. What is there is not done again."""
+    archive, folder = data / f"{FOLDER}.tar.gz", data / FOLDER
+    if not folder.exists():
+        if not archive.exists():
+            fetch(url, archive)
+        extract(archive, folder)
+    print(f"{folder}: {len(story_files(folder))} files")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokens
+
+
+def story_files(folder: Path) -> list[Path]:
+    """data00.json (validation) and the others (training). Raises BadInput."""
+    files = sorted(folder.glob("data*.json"))
+    if len(files) < 2 or files[0].name != "data00.json":
+        found = "no folder" if not folder.is_dir() else f"{len(files)} files data*.json"
+        raise BadInput(
+            f"{folder}: {found}, allowed data00.json and at least one more: tinystories.py download"
+        )
+    return files
+
+
+def train_vocab(folder: Path, vocab_size: int, path: Path, max_bytes: int) -> tokenizers.Tokenizer:
+    """Trains a vocabulary on stories of the training split, and writes path and a .bin beside it."""
+    files = story_files(folder)[1 : 1 + VOCAB_FILES]
+    trained = tokenizers.train(sample(files, FORM, max_bytes), vocab_size, path)
+    tokenizers.export_bin(trained, path.with_suffix(".bin"))
+    return trained
+
+
+def pretokenize_stories(options: argparse.Namespace) -> None:
+    size, data = options.vocab_size, options.data
+    files = story_files(options.input or data / FOLDER)
+    path = options.tokenizer or data / f"tok{size}.model"
+    if not path.exists():
+        command = f"python tinystories.py train_vocab --vocab_size={size}"
+        raise BadInput(f"{path}: is missing: " + ("name Llama 2's with --tokenizer" if not size else command))
+    loaded = tokenizers.load(path)
+    if size and loaded.vocab_size != size:
+        raise BadInput(f"{path}: vocab_size = {loaded.vocab_size}, allowed {size} by --vocab_size")
+    output = options.output or data / f"tok{loaded.vocab_size}"
+    train, val = Selection(files[1:]), Selection(files[:1])
+    meta = pretokenize(output, loaded, train, val, FORM, options.workers, options.shard_tokens)
+    print_totals(output, meta["splits"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="tinystories.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (
+        ("download", "get the stories"),
+        ("train_vocab", "train a vocabulary on them"),
+        ("pretokenize", "turn them into tokens"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.add_argument("--data", type=Path, default=Path("data"), help="folder of it all (%(default)s)")
+        if name == "download":
+            command.add_argument("--url", default=URL, help="of the .tar.gz, for a mirror (%(default)s)")
+            continue
+        command.add_argument("--input", type=Path, help=f"folder with data*.json (default: DATA/{FOLDER})")
+        command.add_argument("--vocab_size", "--vocab-size", type=int, required=True, help="number of tokens")
+        if name == "train_vocab":
+            command.add_argument("--max_bytes", type=int, default=500_000_000, help="to read (%(default)s)")
+            continue
+        command.add_argument("--tokenizer", type=Path, help="default: DATA/tok<vocab_size>.model")
+        command.add_argument("--output", type=Path, help="default: DATA/tok<vocab_size>")
+        add_writer_options(command)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    if options.command == "download":
+        download(options.data, options.url)
+    elif options.command == "train_vocab":
+        path = options.data / f"tok{options.vocab_size}.model"
+        train_vocab(options.input or options.data / FOLDER, options.vocab_size, path, options.max_bytes)
+        print(f"{path}: {options.vocab_size} tokens")
+    else:
+        pretokenize_stories(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:]), "interrupted; run the same command again to go on"))

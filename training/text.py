@@ -1,0 +1,193 @@
+"""Reading text: a reader takes an open file and gives its documents one by one, in memory that does not grow.
+
+.txt, .json, .jsonl and .parquet, for training a vocabulary and for writing tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from training.command import BadInput
+
+CHUNK = 1 << 20  # bytes read at once
+DOCUMENT_MAX = (
+    1 << 24
+)  # characters; a longer stretch of plain text becomes several documents, cut at a line end
+FIELDS = (
+    "text",
+    "story",
+    "content",
+)  # where an object of .json, .jsonl or .parquet has its text, in this order
+SEPARATOR = "<|endoftext|>"  # what is commonly put between the documents of one .txt
+
+
+@dataclass(frozen=True)
+class Format:
+    """How text files are cut into documents."""
+
+    field: str = ""  # "": the first of FIELDS that is there
+    separator: str = SEPARATOR  # of documents in a .txt
+    strip: bool = False  # drop the whitespace around each document
+
+
+def read_chunks(file: BinaryIO) -> Iterator[str]:
+    """The text of a UTF-8 file, in parts. Raises BadInput."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        while data := file.read(CHUNK):
+            yield decoder.decode(data)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file.name}: text is not UTF-8 near byte {file.tell()}: {error.reason}") from None
+
+
+def read_txt(file: BinaryIO, form: Format) -> Iterator[str]:
+    """The stretches between separators; the whole file where there is none."""
+    left = ""
+    for chunk in read_chunks(file):
+        *whole, left = (left + chunk).split(form.separator) if form.separator else [left + chunk]
+        yield from whole
+        if len(left) > DOCUMENT_MAX:
+            cut = left.rfind("\n") + 1 or len(left)
+            yield left[:cut]
+            left = left[cut:]
+    yield left
+
+
+def text_of(item: Any, form: Format, where: str) -> str:
+    """The text of a JSON value: itself, or its field. Raises BadInput."""
+    if isinstance(item, dict):
+        names = [form.field] if form.field else FIELDS
+        item = next((item[name] for name in names if name in item), item)
+        if isinstance(item, dict):
+            raise BadInput(
+                f"{where}: fields = {', '.join(item) or 'none'}, allowed {' or '.join(names)} (--field)"
+            )
+    if not isinstance(item, str):
+        raise BadInput(f"{where}: text = {type(item).__name__}, allowed a string")
+    return item
+
+
+def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
+    """The items of a list, parsed one at a time: a whole file of TinyStories would take a gigabyte."""
+    decoder, chunks, n = json.JSONDecoder(), read_chunks(file), 0
+    text = next(chunks, "").lstrip()
+    if not text.startswith("["):
+        raise BadInput(f"{file.name}: begins with {text[:1]!r}, allowed a JSON list")
+    text = text[1:]
+    while True:
+        text = text.lstrip(" \t\r\n,")
+        if text.startswith("]"):
+            return
+        try:
+            item, end = decoder.raw_decode(text)
+        except json.JSONDecodeError as error:  # mostly since the item goes on in the next chunk
+            more = next(chunks, None) if len(text) < DOCUMENT_MAX * 4 else None
+            if more is None:  # "" is half a character
+                raise BadInput(f"{file.name}: item {n} is cut off or no JSON: {error.msg}") from None
+            text += more
+            continue
+        yield text_of(item, form, f"{file.name}: item {n}")
+        text, n = text[end:], n + 1
+
+
+def read_jsonl(file: BinaryIO, form: Format) -> Iterator[str]:
+    """One JSON value a line."""
+    for n, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{file.name}: line {n} is no JSON: {error}") from None
+        yield text_of(item, form, f"{file.name}: line {n}")
+
+
+def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
+    """The rows of the text column."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise BadInput(f"{file.name}: to read it: pip install pyarrow") from None
+    try:
+        table = pq.ParquetFile(file)
+        names = [
+            name for name in ([form.field] if form.field else FIELDS) if name in table.schema_arrow.names
+        ]
+        if not names:
+            columns = ", ".join(table.schema_arrow.names)
+            raise BadInput(
+                f"{file.name}: columns = {columns}, allowed {form.field or ' or '.join(FIELDS)} (--field)"
+            )
+        for rows in table.iter_batches(batch_size=1024, columns=names[:1]):
+            for n, item in enumerate(rows.column(0).to_pylist()):
+                yield text_of(item, form, f"{file.name}: row {n} of 1024")
+    except pa.ArrowException as error:
+        raise BadInput(f"{file.name}: is no Parquet file: {error}") from None
+
+
+READERS = {".txt": read_txt, ".json": read_json, ".jsonl": read_jsonl, ".parquet": read_parquet}
+
+
+def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
+    """The documents of a file opened as binary, blank ones included. Raises BadInput."""
+    for text in READERS[Path(file.name).suffix](file, form):
+        yield text.strip() if form.strip else text
+
+
+def text_files(inputs: Iterable[str | Path]) -> list[Path]:
+    """The text files named, and those in the folders named, in order. Raises BadInput."""
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
+        else:
+            found = [path] if path.is_file() and path.suffix in READERS else []
+        if not found:
+            state = "holds no" if path.is_dir() else "is no" if path.exists() else "is missing, wanted a"
+            raise BadInput(f"{path}: {state} text file, allowed {' '.join(READERS)}")
+        files += found
+    return files
+
+
+def well_formed(text: str) -> str:
+    """Text without lone surrogates, which no UTF-8 can hold: each counts as U+FFFD, as in the engine."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def sample(files: Iterable[Path], form: Format, max_bytes: int) -> Iterator[str]:
+    """Documents from the start of files, up to about max_bytes: sentencepiece keeps them all in memory."""
+    for path in files:
+        with path.open("rb") as file:
+            for text in read_documents(file, form):
+                if max_bytes <= 0:
+                    return
+                max_bytes -= len(well_formed(text).encode())
+                yield text
+
+
+# --- Command lines
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--input", nargs="+", required=True, help="folders or files: " + " ".join(READERS))
+    parser.add_argument(
+        "--field", default="", help="of an object, the text (default: " + ", ".join(FIELDS) + ")"
+    )
+    parser.add_argument("--separator", default=SEPARATOR, help="between documents of a .txt (%(default)s)")
+    parser.add_argument("--strip", action="store_true", help="drop the whitespace around each document")
+
+
+def text_format(options: argparse.Namespace) -> Format:
+    return Format(options.field, options.separator.replace("\\n", "\n"), options.strip)

@@ -1,0 +1,158 @@
+"""Windows of tokens to train and to evaluate on.
+
+The shards of a split are one stream of tokens. An epoch cuts it into windows of seq_len + 1 tokens that share
+their end tokens, from an offset of its own, and walks through them in an order of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import IGNORE
+from training.command import BadInput
+from training.shards import Shard
+
+ROUNDS = 6  # of the Feistel network
+
+
+class Stream:
+    """The tokens of shards, one after another."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        if not shards:
+            raise BadInput("shards = 0, allowed 1 or more")
+        self.shards = shards
+        self.begins = np.cumsum([0] + [len(shard.tokens) for shard in shards])  # (shards + 1)
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Tokens start to end, int64, across shards."""
+        parts = []
+        for i in range(int(np.searchsorted(self.begins, start, "right")) - 1, len(self.shards)):
+            begin = int(self.begins[i])
+            if begin >= end:
+                break
+            parts.append(self.shards[i].read(max(0, start - begin), end - begin))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where each index (B) of range(n) goes in a random order of it, chosen by keys (ROUNDS), all uint64.
+
+    A Feistel network permutes the numbers of an even number of bits; one that comes out past n is sent
+    through again, until it is inside (Black and Rogaway, Ciphers with arbitrary finite domains, 2002). So an
+    order of billions costs no memory.
+    """
+    half = np.uint64(max(1, (max(1, n - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    out = index.astype(np.uint64)
+    outside = np.ones(len(out), dtype=bool)
+    while outside.any():
+        left, right = out[outside] >> half, out[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (scramble(right ^ key) & mask)
+        out[outside] = left << half | right
+        outside = out >= n
+    return out
+
+
+def scramble(x: np.ndarray) -> np.ndarray:
+    """splitmix64's output function, on uint64."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+class Batches:
+    """Training batches: `at(step)` is a pure function of the shards, seed, step and rank.
+
+    batch_size: windows in a step, of all ranks together; rank r gets the r-th of world_size equal parts, so
+    the data of a step does not depend on the number of ranks. documents: give doc_ids too.
+
+    `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
+    and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
+
+    Raises BadInput if world_size does not divide batch_size, or there are fewer than seq_len + 1 tokens.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        documents: bool = False,
+    ) -> None:
+        self.stream, self.bos_id = Stream(shards), shards[0].bos_id
+        self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
+        self.rank, self.world_size, self.documents = rank, world_size, documents
+        if seq_len < 1 or len(self.stream) < seq_len + 1:
+            most = len(self.stream) - 1  # the tokens that there are, less one
+            raise BadInput(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
+        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+            raise BadInput(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
+        self.windows = max(1, len(self.stream) // seq_len - 1)
+
+    def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Where in the stream the windows begin that come index-th (B) in an epoch."""
+        offset, *keys = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + ROUNDS, np.uint64)
+        slack = (
+            len(self.stream) - self.windows * self.seq_len
+        )  # at least 1; more than 1: offsets to choose from
+        shift = int(offset) % min(self.seq_len, slack)
+        order = permute(index, self.windows, np.array(keys))
+        return shift + order.astype(np.int64) * self.seq_len
+
+    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens, targets, doc_ids or None: int64 (batch_size / world_size, seq_len) each.
+
+        The target of a document's last token is the BOS of the next: that is how a model learns to end.
+        """
+        share = self.batch_size // self.world_size
+        index = step * self.batch_size + self.rank * share + np.arange(share)
+        epochs = index // self.windows
+        block = np.empty((share, self.seq_len + 1), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            rows = np.flatnonzero(epochs == epoch)
+            for row, start in zip(rows, self.starts(int(epoch), index[rows] % self.windows), strict=True):
+                block[row] = self.stream.read(int(start), int(start) + self.seq_len + 1)
+        tokens, targets = (torch.from_numpy(np.ascontiguousarray(b)) for b in (block[:, :-1], block[:, 1:]))
+        return tokens, targets, (tokens == self.bos_id).cumsum(1) if self.documents else None
+
+
+def val_windows(
+    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive windows over all tokens: tokens and targets, int64 (seq_len) each.
+
+    Every world_size-th window is a rank's. All tokens but the first are a target once. The last window is
+    filled up with token 0 and target IGNORE.
+    """
+    stream = Stream(shards)
+    for start in range(rank * seq_len, len(stream) - 1, world_size * seq_len):
+        block = torch.from_numpy(stream.read(start, start + seq_len + 1))
+        tokens, targets = torch.zeros(seq_len, dtype=torch.int64), torch.full((seq_len,), IGNORE)
+        tokens[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
+        yield tokens, targets
+
+
+def val_documents(
+    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Each document alone: tokens from BOS on, targets, int64 (T <= seq_len) each, and targets left out."""
+    documents = (
+        (shard, *span) for shard in shards for span in zip([0, *shard.ends[:-1]], shard.ends, strict=True)
+    )
+    for n, (shard, begin, end) in enumerate(documents):
+        length = min(int(end - begin) - 1, seq_len)
+        if n % world_size == rank and length > 0:
+            block = torch.from_numpy(shard.read(int(begin), int(begin) + length + 1))
+            yield block[:-1], block[1:], int(end - begin) - 1 - length
