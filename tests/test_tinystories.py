@@ -88,7 +88,7 @@ def server(monkeypatch):
 
 
 def run(*arguments) -> int:
-    return tinystories.run_command(tinystories.main, [str(a) for a in arguments])
+    return tinystories.run_command(lambda: tinystories.main([str(a) for a in arguments]))
 
 
 def download(server, data, name="stories.tar.gz") -> int:

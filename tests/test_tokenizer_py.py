@@ -12,6 +12,7 @@ from sentencepiece import SentencePieceProcessor
 import llama
 import tokenizer as tokenizers
 from training import command
+from training import text as reading
 from training.command import BadInput
 from training.text import Format, read_documents, text_files
 
@@ -198,7 +199,7 @@ def documents(path, form=PLAIN) -> list[str]:
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_a_document_is_the_same_in_every_kind_of_file_and_size_of_chunk(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(tokenizers, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     (tmp_path / "a.json").write_text(json.dumps([{"story": text} for text in TEXTS], ensure_ascii=False))
     (tmp_path / "b.json").write_text(json.dumps(TEXTS, indent=2))
     (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps({"id": 1, "text": text}) for text in TEXTS))
@@ -218,8 +219,8 @@ def test_parquet_gives_its_text_column(tmp_path):
 
 
 def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizers, "CHUNK", 100)
-    monkeypatch.setattr(tokenizers, "DOCUMENT_MAX", 1000)
+    monkeypatch.setattr(reading, "CHUNK", 100)
+    monkeypatch.setattr(reading, "DOCUMENT_MAX", 1000)
     text = "".join(f"line {i}\n" for i in range(1000))
     (tmp_path / "a.txt").write_text(text)
     parts = documents(tmp_path / "a.txt")
