@@ -49,6 +49,7 @@ AVX2_INLINE void step_fp32_avx2(__m256 sum[8][3], const float *x, int64_t x_stri
     EACH (i, n) values[i] = _mm256_maskload_ps(x + i * x_stride, mask);
     EACH (j, r) {
         __m256 row = _mm256_maskload_ps(w + j * w_stride, mask);
+        if (n == 1) _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next tile's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm256_fmadd_ps(row, values[i], sum[j][i]);
     }
 }
@@ -109,6 +110,7 @@ AVX2_INLINE void tile_int8_avx2(float *out, int64_t stride, const Rows *x, int32
             EACH (i, n) values[i] = _mm256_loadu_si256((const __m256i *)(x_q + (int64_t)i * x->cols + k));
             EACH (j, r) {
                 __m256i row = _mm256_loadu_si256((const __m256i *)(q + (int64_t)j * w->cols + k));
+                if (n == 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
                 __m256i magnitude = _mm256_abs_epi8(row);
                 EACH (i, n) {
                     __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(values[i], row));

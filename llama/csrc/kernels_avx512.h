@@ -36,6 +36,7 @@ AVX512_INLINE void step_fp32_avx512(__m512 sum[8][6], const float *x, int64_t x_
     EACH (i, n) values[i] = _mm512_maskz_loadu_ps(mask, x + i * x_stride);
     EACH (j, r) {
         __m512 row = _mm512_maskz_loadu_ps(mask, w + j * w_stride);
+        if (n == 1) _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next tile's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm512_fmadd_ps(row, values[i], sum[j][i]);
     }
 }
@@ -96,6 +97,7 @@ AVX512_INLINE void tile_int8_avx512(float *out, int64_t stride, const Rows *x, i
             EACH (i, n) values[i] = _mm512_xor_si512(_mm512_loadu_si512(x_q + (int64_t)i * x->cols + k), shift);
             EACH (j, r) {
                 __m512i row = _mm512_loadu_si512(q + (int64_t)j * w->cols + k);
+                if (n == 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
                 correction[j] = _mm512_dpbusd_epi32(correction[j], shift, row);
                 EACH (i, n) dot[j][i] = _mm512_dpbusd_epi32(dot[j][i], values[i], row);
             }
