@@ -18,7 +18,7 @@ SANITIZE = build/sanitize
 ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package run sampler stream tokenizer)
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug demo test lint sanitize clean
+.PHONY: help run runfast rundebug demo test lint bench sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,9 @@ lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
+
+bench: $(VENV)/installed runfast ## how fast one sequence is written, for each shape and type
+	$(BIN)/python bench/decode.py $(BENCH)
 
 # The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the
