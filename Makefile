@@ -61,7 +61,7 @@ lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
 
 bench: $(VENV)/installed runfast ## how fast one sequence is written, for each shape and type
-	$(BIN)/python bench/decode.py $(BENCH)
+	$(BIN)/python -m bench.decode $(BENCH)
 
 # The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the

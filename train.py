@@ -113,10 +113,9 @@ def begin(options: Options, ranks: Ranks) -> Run:
 # One step
 
 
-def micro_batches(run: Run) -> Iterator[tuple[Tensor, ...]]:
-    """The batch of this step in pieces of (tokens, targets, doc_ids or None), on the device."""
+def micro_batches(run: Run, batch: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[tuple[Any, ...]]:
+    """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
     size = micro_batch_size(run.options, run.ranks.world_size)
-    batch = run.batches.at(run.progress.step)
     for start in range(0, len(batch[0]), size):
         yield tuple(
             None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
@@ -143,9 +142,9 @@ def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """
     options, ranks = run.options, run.ranks
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
-    pieces = list(micro_batches(run))
-    n_targets = sum((targets != IGNORE).sum() for _, targets, _ in pieces)
-    (n_targets,) = ranks.sum(n_targets)
+    batch = run.batches.at(run.progress.step)
+    (n_targets,) = ranks.sum((batch[1] != IGNORE).sum())
+    pieces = list(micro_batches(run, batch))
     total = torch.zeros((), device=ranks.device)
     for i, (tokens, targets, doc_ids) in enumerate(pieces):
         with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
@@ -229,16 +228,39 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
         )
 
 
-def say(run: Run, log: report.Report, loss: float, norm: float, speed: float, mfu: float) -> None:
-    """One line on a group of steps, and a row of the log."""
+@dataclass
+class Group:
+    """The steps since the last line of the log."""
+
+    loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
+    n_targets: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, loss: Tensor, n_targets: Tensor, seconds: float) -> None:
+        self.loss_sum = self.loss_sum + loss
+        self.n_targets += float(n_targets)
+        self.seconds += seconds
+
+
+def settle(
+    run: Run, group: Group, norm: Tensor, clock: Clock, log: report.Report | None, flops: float
+) -> None:
+    """One line on a group of steps, and a row of the log. Raises BadInput if their loss is not finite."""
     p, o = run.progress, run.options
-    rate = run.optimizers[0].param_groups[0]["lr"]
-    per_step = p.train_seconds / max(1, p.step)
-    share = p.train_seconds / max(1e-9, p.total_seconds)
+    (total,) = run.ranks.sum(group.loss_sum)
+    group.seconds += clock.lap(training=True)  # the device may have had work left
+    loss = float(total) / group.n_targets
+    if not math.isfinite(loss):
+        raise BadInput(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
+    if not log:
+        return
+    rate, speed = run.optimizers[0].param_groups[0]["lr"], group.n_targets / group.seconds
+    share = p.train_seconds / p.total_seconds
+    left = p.total_seconds / p.step * (o.max_steps - p.step)
     print(
-        f"step {p.step}/{o.max_steps}: loss {loss:.4f}, norm {norm:.2f}, rate {rate:.2e}, "
-        f"{speed:,.0f} tokens/s, mfu {mfu:.1%}, training {share:.0%} of the time, "
-        f"{report.duration(per_step * (o.max_steps - p.step) / max(share, 0.01))} left",
+        f"step {p.step}/{o.max_steps}: loss {loss:.4f}, norm {float(norm):.2f}, rate {rate:.2e}, "
+        f"{speed:,.0f} tokens/s, mfu {speed * flops:.1%}, training {share:.0%} of the time, "
+        f"{report.duration(left)} left",
         flush=True,
     )
     log.add(
@@ -246,9 +268,9 @@ def say(run: Run, log: report.Report, loss: float, norm: float, speed: float, mf
         tokens=p.tokens,
         loss=loss,
         learning_rate=rate,
-        grad_norm=norm,
+        grad_norm=float(norm),
         tokens_per_second=speed,
-        mfu=mfu,
+        mfu=speed * flops,
         seconds=p.total_seconds,
     )
 
@@ -260,37 +282,27 @@ def say(run: Run, log: report.Report, loss: float, norm: float, speed: float, mf
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
     """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
-    clock, loss_sum, n_logged, seconds = Clock(p), torch.zeros((), device=ranks.device), 0.0, 0.0
-    norm = torch.zeros(())
-    saved = p.step if o.init_from == "resume" else -1
-    while True:
-        done = p.step >= o.max_steps or ranks.any(run.stopping)
-        if p.step > saved and (done or p.step % o.eval_interval == 0 or p.step % o.save_interval == 0):
-            if done or p.step % o.eval_interval == 0:
-                evaluate(run, tokenizer, log)
-            if p.step > 0:
-                save(run, tokenizer)
-            saved = p.step
-            clock.lap(training=False)
-        if done:
-            return
+    clock, group = Clock(p), Group(torch.zeros((), device=ranks.device))
+    if p.step == 0:
+        evaluate(run, tokenizer, log)
+        clock.lap(training=False)
+    done = p.step >= o.max_steps
+    while not done:
         loss, n_targets, norm = train_step(run)
         p.step += 1
         p.tokens += int(n_targets)
-        loss_sum, n_logged = loss_sum + loss, n_logged + float(n_targets)
-        last = p.step % o.log_interval == 0 or p.step % o.save_interval == 0 or p.step == o.max_steps
-        if last or p.step % o.eval_interval == 0:
-            (total,) = ranks.sum(loss_sum)  # waits for the device
-            seconds += clock.lap(training=True)
-            mean = float(total) / n_logged
-            if not math.isfinite(mean):
-                raise BadInput(f"the loss of step {p.step} is {mean}: stopped, the last checkpoint is kept")
-            if log:
-                speed = n_logged / seconds
-                say(run, log, mean, float(norm), speed, speed * flops)
-            loss_sum, n_logged, seconds = torch.zeros_like(loss_sum), 0.0, 0.0
-        else:
-            seconds += clock.lap(training=True)
+        group.add(loss, n_targets, clock.lap(training=True))
+        done = p.step >= o.max_steps or ranks.any(run.stopping)
+        evaluating = done or p.step % o.eval_interval == 0
+        saving = evaluating or p.step % o.save_interval == 0
+        if saving or p.step % o.log_interval == 0:
+            settle(run, group, norm, clock, log, flops)  # before a save: what is not finite is never saved
+            group = Group(torch.zeros((), device=ranks.device))
+        if evaluating:
+            evaluate(run, tokenizer, log)
+        if saving:
+            save(run, tokenizer)
+        clock.lap(training=False)
 
 
 def listen(run: Run) -> None:

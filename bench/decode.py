@@ -1,8 +1,8 @@
 """How fast one sequence is written, beside llama2.c where its programs are given.
 
-    python bench/decode.py                              # all shapes and types, 1 thread and all processors
-    python bench/decode.py --shapes 260K 15M --repeats 9
-    python bench/decode.py --llama2c ../llama2.c/run --llama2c-int8 ../llama2.c/runq
+    python -m bench.decode                              # all shapes and types, 1 thread and all processors
+    python -m bench.decode --shapes 260K 15M --repeats 9
+    python -m bench.decode --llama2c ../llama2.c/run --llama2c-int8 ../llama2.c/runq
 
 Models have the shapes of the tinyllamas and random weights, which cost the same as real ones. Programs take
 turns, so that a bad spell of the machine meets all of them; the table shows medians of the repeats and their
@@ -17,17 +17,15 @@ import re
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from export import export_bin
+from model import Config, Llama
 
-from export import export_bin  # noqa: E402  (the repo's scripts are beside this folder)
-from model import Config, Llama  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 SHAPES = {
     "260K": Config(64, 5, 8, 4, hidden_dim=172, vocab_size=512, max_seq_len=512),
