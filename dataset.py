@@ -27,7 +27,6 @@ of duplicates.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
@@ -51,7 +50,7 @@ from tqdm import tqdm
 
 import tokenizer as tokenizers
 from tokenizer import Tokenizer
-from training.command import BadInput, Parser, run_command, write_aside
+from training.command import BadInput, Parser, lock_folder, run_command, write_aside
 from training.shards import (
     HEADER_BYTES,
     SPLITS,
@@ -315,18 +314,6 @@ def write_split(job: Job, split: str, selection: Selection) -> dict[str, int]:
             f"{job.folder}: {split} documents = 0, allowed 1 or more (--val, --val_every, --separator)"
         )
     return totals(shards)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keeps a second run out. Raises BadInput. The lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"{folder}: another run is writing here; wait for it or name another") from None
-        yield
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:

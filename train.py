@@ -34,7 +34,7 @@ from export import export_bin, load_model, read_config
 from model import IGNORE, Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
-from training.command import BadInput, UsageError, run_command
+from training.command import BadInput, UsageError, lock_folder, run_command
 from training.optimizers import make_optimizers, rate_factor, set_rates
 from training.options import Options
 from training.parallel import Ranks
@@ -346,6 +346,7 @@ def train(options: Options, ranks: Ranks) -> None:
     peak, source = report.peak_flops(ranks.device, parallel.DTYPES[options.dtype])
     log = report.Report(Path(options.out_dir), options, run.progress.step) if ranks.is_main else None
     if log:
+        checkpoints.remove_left_over(Path(options.out_dir))
         introduce(run, flops, peak, source)
     try:
         loop(run, tokenizer, log, flops / (peak * ranks.world_size))
@@ -365,7 +366,7 @@ def run_from(arguments: list[str]) -> None:
         torch.set_num_threads(chosen.threads)
     ranks = parallel.start(chosen.device, chosen.parallel)
     try:
-        with checkpoints.locked(Path(chosen.out_dir)) if ranks.is_main else contextlib.nullcontext():
+        with lock_folder(Path(chosen.out_dir)) if ranks.is_main else contextlib.nullcontext():
             train(chosen, ranks)
     finally:
         parallel.stop(ranks)

@@ -260,7 +260,7 @@ def test_bad_input_is_refused_in_one_line(tokenizer, text, folder, tmp_path):
 
 
 def test_a_second_run_into_one_folder_is_refused(tokenizer, text, tmp_path):
-    with dataset.lock_folder(tmp_path), pytest.raises(BadInput, match="another run is writing here"):
+    with command.lock_folder(tmp_path), pytest.raises(BadInput, match="another run is writing here"):
         write(tmp_path, tokenizer, text)
 
 

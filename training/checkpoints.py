@@ -10,11 +10,9 @@ out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,18 +72,10 @@ def step_folders(out_dir: Path) -> list[Path]:
     return sorted(path for path in out_dir.glob("step-*") if path.name[5:].isdigit())
 
 
-@contextlib.contextmanager
-def locked(out_dir: Path) -> Iterator[None]:
-    """Holds a folder for one run at a time. Raises BadInput if another has it."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"{out_dir}: another run is writing to this folder") from None
-        for left_over in out_dir.glob("*.aside"):  # of a run that was killed while it saved
-            shutil.rmtree(left_over)
-        yield
+def remove_left_over(out_dir: Path) -> None:
+    """Removes what a run left that was killed while it saved."""
+    for folder in out_dir.glob("*.aside"):
+        shutil.rmtree(folder)
 
 
 # --- Random numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -101,3 +102,15 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
     """written_aside, opened for writing."""
     with written_aside(path) as scratch, scratch.open("wb") as file:
         yield file
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder. Raises BadInput. The lock ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{folder}: another run is writing here; wait for it or name another") from None
+        yield
