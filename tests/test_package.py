@@ -452,6 +452,16 @@ def long_model(tmp_path_factory):
     return write_model(folder / "long.bin", max_seq_len=50_000)
 
 
+def test_a_forked_child_writes_the_same_text(folder, tmp_path):
+    code = (
+        "import os, sys, llama; model = llama.Llama(sys.argv[1], threads=2);"
+        "write = lambda: ''.join(model.generate('a', max_tokens=9, seed=1)); first = write(); child = os.fork();"
+        "os._exit(write() != first) if child == 0 else print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    result = python("-W", "ignore", "-c", code, str(folder / "model.bin"), cwd=tmp_path, timeout=60)
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
 def test_ctrl_c_stops_a_text_and_the_model_goes_on(long_model):
     code, out, err, seconds = interrupt(
         ["-c", INTERRUPTED, str(long_model)], long_model.parent, len("ready\n")

@@ -55,11 +55,21 @@ static void barrier_wait(const Team *team) {
     }
 }
 
+#ifdef _OPENMP
+// OpenMP's threads do not survive a fork, and a child that asks for them waits for ever: it runs on one thread.
+// Which process they belong to is a fact of the process, the only one kept here.
+static bool may_fork_a_team(void) {
+    static atomic_int owner; // 0: no team yet
+    int nobody = 0, self = (int)getpid();
+    return atomic_compare_exchange_strong(&owner, &nobody, self) || nobody == self;
+}
+#endif
+
 // Runs work(job, team) on each thread of a new team and returns when all are done.
 static void team_run(int threads, int processors, void (*work)(void *job, const Team *team), void *job) {
     Barrier barrier = {.spins = threads > processors ? 0 : 1000}; // tens of microseconds
 #ifdef _OPENMP
-    if (threads > 1) {
+    if (threads > 1 && may_fork_a_team()) {
 #pragma omp parallel num_threads(threads)
         work(job, &(Team){omp_get_thread_num(), omp_get_num_threads(), &barrier});
         return;
