@@ -452,13 +452,19 @@ def long_model(tmp_path_factory):
     return write_model(folder / "long.bin", max_seq_len=50_000)
 
 
+FORK = """
+import os, sys, llama
+model = llama.Llama(sys.argv[1], threads=2)
+text = "".join(model.generate("a", max_tokens=9, seed=1))
+child = os.fork()
+if child == 0:
+    os._exit("".join(model.generate("a", max_tokens=9, seed=1)) != text)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 def test_a_forked_child_writes_the_same_text(folder, tmp_path):
-    code = (
-        "import os, sys, llama; model = llama.Llama(sys.argv[1], threads=2);"
-        "write = lambda: ''.join(model.generate('a', max_tokens=9, seed=1)); first = write(); child = os.fork();"
-        "os._exit(write() != first) if child == 0 else print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
-    )
-    result = python("-W", "ignore", "-c", code, str(folder / "model.bin"), cwd=tmp_path, timeout=60)
+    result = python("-W", "ignore", "-c", FORK, str(folder / "model.bin"), cwd=tmp_path)
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
