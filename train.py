@@ -214,7 +214,8 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
     values = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
     if o.estimate_batches:
         order = (o.batch_size, o.max_seq_len, o.seed, ranks.rank, ranks.world_size)
-        values["estimate"] = evaluation.estimate(run.model, Batches(shards, *order), o, ranks)
+        batches = Batches(shards, *order, documents=o.documents)
+        values["estimate"] = evaluation.estimate(run.model, batches, o, ranks)
     if result.loss < progress.best_loss:
         progress.best_loss, progress.best_step = result.loss, progress.step
     if log:

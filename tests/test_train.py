@@ -208,6 +208,22 @@ def test_every_way_to_train_learns(data, tmp_path, options):
     assert loss[60] < loss[1] - 0.5
 
 
+def test_the_validation_loss_is_that_of_the_way_of_training(data, tmp_path):
+    out = tmp_path / "out"
+    options = [
+        "--documents",
+        "--max_steps=60",
+        "--eval_interval=60",
+        "--learning_rate=3e-3",
+        "--warmup_steps=5",
+    ]
+    train(data, out, *options, "--estimate_batches=2")
+    with (out / "log.csv").open(newline="") as file:
+        last = [row for row in csv.DictReader(file) if row["val_loss"]][-1]
+    assert float(last["val_loss"]) == pytest.approx(losses(out)[60], abs=0.3)
+    assert float(last["estimate"]) == pytest.approx(float(last["val_loss"]), abs=0.3)
+
+
 def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(data, alone, tmp_path):
     out = tmp_path / "out"
     train(data, out, "--max_steps=1", f"--init_from={alone / 'last'}", "--learning_rate=0")

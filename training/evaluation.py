@@ -32,25 +32,30 @@ class Evaluation:
     tokens: int
 
 
-def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Windows (T,) of tokens and targets, as batches (size, T); the last one may be smaller."""
+Batch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets, doc_ids or None
+
+
+def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | None) -> Iterator[Batch]:
+    """Windows (T,) of tokens and targets, as batches (size, T); the last one may be smaller.
+
+    bos_id: where documents begin, if tokens attend within theirs only.
+    """
     windows = iter(windows)
     while group := list(islice(windows, size)):
         tokens, targets = zip(*group, strict=True)
-        yield torch.stack(tokens), torch.stack(targets)
+        batch = torch.stack(tokens)
+        yield batch, torch.stack(targets), None if bos_id is None else (batch == bos_id).cumsum(1)
 
 
 @torch.no_grad()
-def loss_of(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], ranks: Ranks, dtype: str
-) -> tuple[float, int]:
+def loss_of(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, dtype: str) -> tuple[float, int]:
     """Sum of the loss in nats, and number of targets, over the batches of all ranks."""
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     count = torch.zeros((), dtype=torch.int64)
-    for tokens, targets in batches:
+    for batch in batches:
         with autocast(ranks, dtype):
-            loss, n = model(tokens.to(ranks.device), targets.to(ranks.device))
+            loss, n = model(*(None if part is None else part.to(ranks.device) for part in batch))
         total += loss.double().cpu()
         count += n.cpu()
     model.train()
@@ -71,14 +76,14 @@ def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ran
     windows = val_windows(shards, options.max_seq_len, ranks.rank, ranks.world_size)
     if options.eval_windows:
         windows = islice(windows, math.ceil(options.eval_windows / ranks.world_size))
-    total, count = loss_of(model, batched(windows, 16), ranks, options.dtype)
+    bos_id = shards[0].bos_id if options.documents else None
+    total, count = loss_of(model, batched(windows, 16, bos_id), ranks, options.dtype)
     return Evaluation(total / max(1, count), total / math.log(2) / bytes_of(shards, count), count)
 
 
 def estimate(model: nn.Module, batches: Batches, options: Options, ranks: Ranks) -> float:
     """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
-    chosen = ((tokens, targets) for tokens, targets, _ in map(batches.at, range(options.estimate_batches)))
-    total, count = loss_of(model, chosen, ranks, options.dtype)
+    total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), ranks, options.dtype)
     return total / max(1, count)
 
 
