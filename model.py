@@ -363,9 +363,10 @@ class Llama(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 # The loss. Logits of a whole batch are the largest tensor of a small model by far (2048 tokens x 32,000 x 4
 # bytes = 262 MB, several times over in the backward pass), so they are made, used and dropped a chunk at a
-# time; the gradients are computed right there, while the chunk is in the cache.
+# time; the gradients are computed right there, on a CPU while the chunk is in the cache.
 
 CHUNK_VALUES = 1 << 22  # logits alive at once
+CHUNK_VALUES_GPU = 1 << 27  # more of them, so that starting kernels costs nothing
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -376,21 +377,26 @@ class _CrossEntropySum(torch.autograd.Function):
         exact = torch.promote_types(x.dtype, torch.float32)  # of sums, also where products are bfloat16
         grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad else None
         total = torch.zeros((), device=x.device, dtype=exact)
-        chunk = max(1, CHUNK_VALUES // len(weight))
+        values = CHUNK_VALUES if x.device.type == "cpu" else CHUNK_VALUES_GPU
+        chunk = max(1, values // len(weight))
         for start in range(0, len(x), chunk):
             part, goal = x[start : start + chunk], targets[start : start + chunk]
             logits = (part @ weight.T).to(exact)
-            log_sum = logits.logsumexp(dim=-1)
-            counts = goal != IGNORE
-            picked = logits.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)
-            total += ((log_sum - picked) * counts).sum()
+            logits -= logits.amax(dim=1, keepdim=True)
+            counts = (goal != IGNORE).to(exact)
+            goal = goal.clamp(min=0)[:, None]
+            picked = logits.gather(1, goal).squeeze(1)
+            sums = logits.exp_().sum(dim=1)
+            total += ((sums.log() - picked) * counts).sum()
             if grad_x is None or grad_weight is None:
                 continue
-            grad = logits.sub_(log_sum[:, None]).exp_()  # softmax
-            grad.scatter_add_(1, goal.clamp(min=0)[:, None], -torch.ones_like(log_sum)[:, None])
-            grad = grad.mul_(counts[:, None]).to(weight.dtype)
+            logits *= (counts / sums)[:, None]  # softmax
+            grad = logits.scatter_add_(1, goal, -counts[:, None]).to(weight.dtype)
             torch.mm(grad, weight, out=grad_x[start : start + chunk])
-            grad_weight += grad.T @ part
+            if exact == weight.dtype:
+                grad_weight.addmm_(grad.T, part)
+            else:
+                grad_weight += grad.T @ part
         if grad_x is not None and grad_weight is not None:
             ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         return total
@@ -401,6 +407,7 @@ class _CrossEntropySum(torch.autograd.Function):
         return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None
 
 
+@torch.compiler.disable  # compiled, the writes into grad_x become copies of all of it
 def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N)."""
     kind = x.device.type

@@ -22,6 +22,7 @@
 #include "llama/csrc/stream.h"     // LlamaStream: bytes of tokens to whole characters
 #include "llama/csrc/select.h"     // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampler.h"    // llama_sample
+#include "llama/csrc/score.h"      // llama_score: how likely a text is
 #include "llama/csrc/chat.h"       // llama_chat_turn
 #include "llama/csrc/options.h"    // llama_run_parse
 
@@ -187,6 +188,9 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
 
 const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
     return &ctx->options;
+}
+const LlamaModel *llama_context_model(const LlamaContext *ctx) {
+    return ctx->model;
 }
 uint64_t llama_context_bytes(const LlamaContext *ctx) {
     return ctx->n_bytes;
@@ -579,6 +583,8 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
 // Command line
 #ifndef LLAMA_LIBRARY
 
+#include "llama/csrc/console.h" // Buffer, write_out, read_until, read_file
+
 #include <signal.h> // SIGPIPE
 
 typedef struct {
@@ -589,53 +595,19 @@ typedef struct {
     LlamaSampler *sampler;
     LlamaGeneration *generation;
     double open_seconds;
+    char shipped[4096]; // path of the model that is run when none is named
 } Run;
 
-// Bytes of any length, NUL included.
-typedef struct {
-    char *bytes; // NULL: none
-    size_t length;
-} Buffer;
-
-static int write_out(const char *bytes, size_t n, LlamaError *error) {
-    if (n == 0 || (fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0)) return LLAMA_OK;
-    return fail(error, LLAMA_ERROR_RESOURCE, "standard output: %s", strerror(errno));
-}
-
-// Reads up to the delimiter, which is dropped, or with EOF as delimiter all there is. bytes stays NULL at the end
-// of the file.
-static int read_until(FILE *file, int delimiter, Buffer *buffer, LlamaError *error) {
-    size_t room = 0;
-    *buffer = (Buffer){0};
-    for (int c; (c = getc(file)) != EOF;) {
-        if (buffer->length + 1 >= room) {
-            room = room ? 2 * room : 256;
-            char *bytes = realloc(buffer->bytes, room);
-            if (!bytes) return fail_memory(error, room);
-            buffer->bytes = bytes;
-        }
-        if (c == delimiter) return LLAMA_OK;
-        buffer->bytes[buffer->length++] = (char)c;
-    }
-    return LLAMA_OK;
-}
-
-static int read_file(const char *path, Buffer *buffer, LlamaError *error) {
-    bool standard = strcmp(path, "-") == 0;
-    FILE *file = standard ? stdin : fopen(path, "rb");
-    int code = file ? read_until(file, EOF, buffer, error) : LLAMA_ERROR_FILE;
-    if (code == LLAMA_ERROR_FILE || (file && ferror(file)))
-        code = fail(error, LLAMA_ERROR_FILE, "%s: %s", standard ? "standard input" : path, strerror(errno));
-    if (file && !standard) fclose(file);
-    if (buffer->length > 0 && buffer->bytes[buffer->length - 1] == '\n') buffer->length--;
-    return code;
+// The model that ships lies in the folder of the program, which is that of the checkout it was built in.
+static void find_shipped(Run *run, const char *program) {
+    const char *slash = strrchr(program, '/');
+    int length = slash ? (int)(slash - program) + 1 : 0;
+    snprintf(run->shipped, sizeof run->shipped, "%.*sllama/models/stories.bin", length, program);
 }
 
 static int run_open(Run *run, LlamaError *error) {
     LlamaRunOptions *o = &run->options;
-    if (!o->model)
-        return fail(error, LLAMA_ERROR_USAGE,
-                    "no model given, and none ships yet: name a checkpoint, for instance ./run stories15M.bin");
+    if (!o->model) o->model = run->shipped;
     int code = llama_open(o->model, &run->model, error);
     if (code != LLAMA_OK) return code;
     const LlamaConfig *c = &run->model->config;
@@ -796,6 +768,7 @@ int main(int argc, char **argv) {
     LlamaError error = {0};
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write_out
     double start = seconds();
+    find_shipped(&run, argv[0]);
     int code = llama_run_parse(argc, argv, &run.options, &error);
     if (code == LLAMA_OK && run.options.help) {
         code = write_out(run_help, strlen(run_help), &error);

@@ -35,7 +35,7 @@ FREE = {
     "LlamaSampler": lib.llama_sampler_free,
     "LlamaGeneration": lib.llama_generation_free,
 }
-MODELS = Path(__file__).parent / "models"  # where a model ships with the package
+SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
 
 
 class LlamaError(Exception):
@@ -64,12 +64,6 @@ class ResourceError(LlamaError, MemoryError):
     """Not enough memory, or another resource that the system refused."""
 
     code = lib.LLAMA_ERROR_RESOURCE
-
-
-class ModelNotFoundError(LlamaError, FileNotFoundError):
-    """No model was named, and none ships with the package."""
-
-    code = lib.LLAMA_ERROR_USAGE
 
 
 ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError)}
@@ -294,14 +288,6 @@ def context_init(model: Any, context: int = 0, threads: int = 0) -> Any:
     return create("LlamaContext", lib.llama_context_init, model, options)
 
 
-def default_model() -> Path:
-    """The model that ships with the package. Raises ModelNotFoundError while none does."""
-    for path in sorted(MODELS.glob("*.bin")):
-        return path
-    example = "name a checkpoint, for instance Llama('stories15M.bin')"
-    raise ModelNotFoundError(f"no model given, and none ships yet: {example}")
-
-
 def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
     """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
     if seed is None:
@@ -357,7 +343,7 @@ class Llama:
 
     The attributes path, config, parameters (the number of weights), context, threads and kernels (the
     instruction set: "scalar", "avx2", "avx512", "neon") say what it came to. Raises BadFileError, UsageError,
-    ResourceError, ModelNotFoundError. One thread at a time is inside the engine; others wait.
+    ResourceError. One thread at a time is inside the engine; others wait.
     """
 
     def __init__(
@@ -367,7 +353,7 @@ class Llama:
         threads: int | None = None,
         context: int | None = None,
     ) -> None:
-        self.path = os.fspath(default_model() if path is None else path)
+        self.path = os.fspath(SHIPPED if path is None else path)
         self._model: Any = model_open(self.path)
         self.config: Config = model_config(self._model)
         self._tokenizer: Tokenizer | None = None
@@ -469,7 +455,7 @@ class Llama:
     def logits(self, ids: Iterable[int]) -> np.ndarray:
         """The logits after each of T tokens of one text, as float32 of shape (T, vocab_size).
 
-        Raises UsageError if T is more than the context or an id is outside the vocabulary. Ends an earlier
+        Raises UsageError if T exceeds the context or an id is outside the vocabulary. Ends an earlier
         generation of this Llama that is not finished.
         """
         import numpy as np  # here, because importing it takes longer than opening a model
@@ -487,6 +473,19 @@ class Llama:
                 out = ffi.from_buffer("float[]", logits[start : start + len(rows)], require_writable=True)
                 call(lib.llama_forward, self._context, rows, len(rows), out)
         return logits
+
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """The log-probability, in nats, of each token but the first after those before it: T - 1 of T tokens.
+
+        Raises UsageError if T - 1 exceeds the context or an id is outside the vocabulary. Ends an earlier
+        generation of this Llama that is not finished.
+        """
+        scores = ffi.new("double[]", max(1, len(ids)))
+        with self._lock:
+            alive(self._context, "Llama")
+            self._turn += 1
+            call(lib.llama_score, self._context, ids, len(ids), scores)
+        return ffi.unpack(scores, len(ids) - 1) if len(ids) > 1 else []
 
     def close(self) -> None:
         """Lets go of the model and its memory; a Tokenizer passed in stays open. May be called twice."""

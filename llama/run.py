@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama.engine import (
+    SHIPPED,
     BadFileError,
     LlamaError,
     ResourceError,
-    UsageError,
     call,
     context_init,
     create,
@@ -32,14 +32,13 @@ from llama.engine import (
     model_open,
 )
 
-NO_MODEL = "no model given, and none ships yet: name a checkpoint, for instance ./run stories15M.bin"
-
 
 @dataclass
 class Run:
     """What the command line asked for, opened."""
 
     options: Any  # LlamaRunOptions
+    path: bytes  # of the model
     model: Any
     tokenizer: Any
     context: Any
@@ -111,12 +110,11 @@ def string(pointer: Any) -> bytes | None:
 def open_run(options: Any) -> Run:
     """Opens what a run needs. Raises BadFileError, UsageError, ResourceError."""
     start = time.perf_counter()
-    if options.model == ffi.NULL:
-        raise UsageError(NO_MODEL)
-    model = model_open(ffi.string(options.model))
+    path = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
+    model = model_open(path)
     config = lib.llama_config(model)
     find, size = lib.llama_tokenizer_find, config.vocab_size
-    tokenizer = create("LlamaTokenizer", find, options.tokenizer, options.model, size)
+    tokenizer = create("LlamaTokenizer", find, options.tokenizer, path, size)
     sizes = ffi.new("LlamaContextOptions *")
     call(lib.llama_run_context, options, model, sizes)
     context = context_init(model, sizes.context, sizes.threads)
@@ -124,7 +122,7 @@ def open_run(options: Any) -> Run:
     sampler = create("LlamaSampler", lib.llama_sampler_init, size, ffi.addressof(options.sampling))
     new, stops = lib.llama_generation_init, (options.stops, options.n_stops)
     generation = create("LlamaGeneration", new, context, tokenizer, sampler, 0, *stops)
-    return Run(options, model, tokenizer, context, sampler, generation, time.perf_counter() - start)
+    return Run(options, path, model, tokenizer, context, sampler, generation, time.perf_counter() - start)
 
 
 # --- Writing texts
@@ -171,7 +169,7 @@ def stats_lines(run: Run) -> str:
     resolved = lib.llama_context_options(run.context)
     kind = "int8" if lib.llama_config(run.model).weight_type == lib.LLAMA_INT8 else "fp32"
     return (
-        f"model: {os.fsdecode(ffi.string(run.options.model))}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
+        f"model: {os.fsdecode(run.path)}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
         f"parameters, {kind}, context {resolved.context}, {resolved.threads} threads, "
         f"{os.fsdecode(ffi.string(resolved.kernels))} kernels, "
         f"{lib.llama_context_bytes(run.context) / 2**20:.1f} MiB cache and scratch\n"

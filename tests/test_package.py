@@ -23,7 +23,6 @@ import numpy as np
 import pytest
 
 import llama
-from llama import run as command
 
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -139,7 +138,6 @@ def test_errors_are_also_the_builtin_ones():
     assert issubclass(llama.ClosedError, llama.UsageError)
     assert issubclass(llama.BadFileError, OSError)
     assert issubclass(llama.ResourceError, MemoryError)
-    assert issubclass(llama.ModelNotFoundError, FileNotFoundError)
     errors = [
         value for value in vars(llama).values() if inspect.isclass(value) and issubclass(value, Exception)
     ]
@@ -157,12 +155,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     path.write_bytes(b"GGUF" + bytes(1000))
     with pytest.raises(llama.BadFileError, match="GGUF"):
         llama.Llama(path)
-
-
-def test_no_model_says_which_file_to_give(monkeypatch, tmp_path):
-    monkeypatch.setattr("llama.engine.MODELS", tmp_path)
-    with pytest.raises(llama.ModelNotFoundError, match=r"none ships yet.*stories15M\.bin"):
-        llama.Llama()
 
 
 def test_a_path_with_a_nul_is_refused():
@@ -496,8 +488,6 @@ def test_the_command_line_reports_errors_in_one_line(tmp_path):
     result = python("-m", "llama.run", "nowhere.bin", cwd=tmp_path)
     expected = (3, "", "error: nowhere.bin: No such file or directory\n")
     assert (result.returncode, result.stdout, result.stderr) == expected
-    result = python("-m", "llama.run", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (2, f"error: {command.NO_MODEL}\n")
 
 
 def test_the_command_line_writes_what_generate_does(folder, model):

@@ -72,6 +72,7 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
 void llama_context_free(LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
+const LlamaModel *llama_context_model(const LlamaContext *context);
 uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
 
 // One row of a forward pass. One row is decoding; many rows of one sequence are prefill or the check of a
@@ -87,6 +88,10 @@ typedef struct {
 // Runs n rows through the model. logits: (rows that want them, vocab_size), NULL if none does.
 // The result does not depend on the number of threads nor on how rows are grouped into calls.
 int llama_forward(LlamaContext *context, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error);
+
+// Runs one text of n ids as sequence 0. scores: (n - 1), the log-probability in nats of each id but the first after
+// those before it.
+int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
 // Tokenizer: sentencepiece BPE with byte fallback, from a tokenizer.bin.

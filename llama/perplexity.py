@@ -1,0 +1,164 @@
+"""python -m llama.perplexity: how well a model predicts a text, as perplexity and as bits per byte.
+
+    python -m llama.perplexity stories15M.bin data00.json
+    python -m llama.perplexity stories15M.bin novel.txt -c 256
+    python -m llama.perplexity model.bin stories.jsonl --field story --json
+
+A .json file holds a list of documents, a .jsonl file one a line: strings, or objects whose --field is the
+text (default: story or text). Any other file is one document. Each is stripped of blanks at its ends and read
+alone, after BOS. One that is longer than the context is read in windows that overlap by half, and each token
+is judged once, with at least half a context before it.
+
+Perplexity depends on the vocabulary, bits per byte does not: it compares any two models on a text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama.engine import BadFileError, Llama, LlamaError
+
+FIELDS = ("story", "text")  # where objects of .json files have their text
+
+
+@dataclass
+class Perplexity:
+    """What a text is to a model. tokens: those judged, so all but BOS."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    log_probability: float = 0.0  # sum over the tokens, in nats
+    seconds: float = 0.0
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-self.log_probability / self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return -self.log_probability / math.log(2) / self.bytes
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self) | {"perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.documents:,} documents, {self.tokens:,} tokens, {self.bytes:,} bytes: "
+            f"log-probability {self.log_probability:,.1f}, perplexity {self.perplexity:.4f}, "
+            f"{self.bits_per_byte:.4f} bits per byte; {self.tokens / self.seconds:,.0f} tokens/s"
+        )
+
+
+# --- Documents
+
+
+def text_of(record: Any, field: str | None, place: str) -> str:
+    """The text of a record of a .json or .jsonl file. Raises BadFileError."""
+    if isinstance(record, str):
+        return record
+    names = [field] if field else FIELDS
+    for name in names:
+        if isinstance(record, dict) and isinstance(record.get(name), str):
+            return record[name]
+    found = list(record) if isinstance(record, dict) else type(record).__name__
+    raise BadFileError(f"{place}: found {found}, allowed are strings or objects with {' or '.join(names)}")
+
+
+def read(path: str) -> Any:
+    """The records of a file. Raises OSError, and ValueError for what is not JSON or UTF-8."""
+    with Path(path).open(encoding="utf-8") as file:
+        if path.endswith(".json"):
+            return json.load(file)
+        if path.endswith(".jsonl"):
+            return [json.loads(line) for line in file if line.strip()]
+        return [file.read()]
+
+
+def documents(path: str, field: str | None = None) -> Iterator[str]:
+    """The documents of a file, stripped, without the empty ones. Raises BadFileError."""
+    try:
+        records = read(path)
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise BadFileError(f"{path}: {error}") from None
+    if not isinstance(records, list):
+        raise BadFileError(f"{path}: found {type(records).__name__}, allowed is a list")
+    for i, record in enumerate(records):
+        if text := text_of(record, field, f"{path}: record {i}").strip():
+            yield text
+
+
+# --- Judging them
+
+
+def windows(ids: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Pieces of at most context ids, and how many of each piece's scores are new: the last ones."""
+    done, step = min(len(ids), context), max(1, context // 2)
+    yield ids[:done], done - 1
+    while done < len(ids):
+        n = min(step, len(ids) - done)
+        yield ids[done + n - context : done + n], n
+        done += n
+
+
+def measure(llama: Llama, texts: Iterator[str]) -> Perplexity:
+    """Reads the texts. Raises BadFileError, UsageError."""
+    result, start = Perplexity(), time.perf_counter()
+    for text in texts:
+        result.documents += 1
+        result.bytes += len(text.encode())
+        ids = llama.encode(text)
+        result.tokens += len(ids) - 1
+        for piece, new in windows(ids, llama.context):
+            scores = llama.score(piece)
+            result.log_probability += math.fsum(scores[len(scores) - new :])
+        if sys.stderr.isatty():
+            print(f"\r{result.tokens:,} tokens", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("llama.perplexity", description=__doc__, formatter_class=form)
+    parser.add_argument("model", help="a checkpoint")
+    parser.add_argument("text", help="a file")
+    parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
+    parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
+    parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
+    parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
+    parser.add_argument("--json", action="store_true", help="print an object")
+    options = parser.parse_args(arguments)
+    with Llama(options.model, options.tokenizer, options.threads, options.context) as llama:
+        result = measure(llama, documents(options.text, options.field))
+    if not result.tokens:
+        raise BadFileError(f"{options.text}: holds no text")
+    print(json.dumps(result.to_dict()) if options.json else result)
+
+
+def run() -> int:
+    """Exit code of the command line."""
+    try:
+        main(sys.argv[1:])
+    except LlamaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

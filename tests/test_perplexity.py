@@ -1,0 +1,182 @@
+"""How likely a text is: against a softmax in float64, in windows, and from the files that hold documents."""
+
+import json
+import math
+
+import checkpoints
+import numpy as np
+import pytest
+from helpers import write_pieces
+
+import llama
+from llama import perplexity
+
+PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
+SHAPE = checkpoints.Shape(vocab_size=len(PIECES))
+IDS = np.random.default_rng(0).integers(0, len(PIECES), 150).tolist()  # more than a batch of the engine
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("perplexity")
+    checkpoints.write(folder / "model.bin", SHAPE)
+    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    return folder / "model.bin"
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    with llama.Llama(path) as model:
+        yield model
+
+
+@pytest.fixture
+def even(tmp_path):
+    """A model to which all tokens are equally likely."""
+    weights = {name: values * 0 for name, values in checkpoints.random_weights(SHAPE).items()}
+    (tmp_path / "even.bin").write_bytes(checkpoints.v0(SHAPE, weights))
+    write_pieces(tmp_path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    return tmp_path / "even.bin"
+
+
+def expected_scores(model, ids):
+    logits = model.logits(ids).astype(np.float64)[:-1]
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(logits).sum(axis=1))
+
+
+def judge(model, *texts):
+    return perplexity.measure(model, iter(texts))
+
+
+# --- Llama.score
+
+
+def test_scores_equal_a_softmax_in_float64(model):
+    assert np.abs(np.array(model.score(IDS)) - expected_scores(model, IDS)).max() < 1e-6
+
+
+@pytest.mark.parametrize("ids", [[], [1]])
+def test_nothing_to_predict(model, ids):
+    assert model.score(ids) == []
+
+
+@pytest.mark.parametrize("ids", [[1, len(PIECES)], [1, -1, 2], [1] * 162, [1, 2**40]])
+def test_wrong_ids_are_refused(model, ids):
+    with pytest.raises(llama.UsageError):
+        model.score(ids)
+
+
+def test_a_score_ends_a_text(model):
+    generation = model.generate("a", max_tokens=30)
+    model.score([1, 2])
+    with pytest.raises(llama.ClosedError):
+        next(generation)
+
+
+def test_a_logit_that_is_no_number_is_an_error(tmp_path):
+    weights = checkpoints.random_weights(SHAPE)
+    weights["norm"][3] = np.nan
+    (tmp_path / "nan.bin").write_bytes(checkpoints.v0(SHAPE, weights))
+    with (
+        llama.Llama(tmp_path / "nan.bin") as broken,
+        pytest.raises(llama.BadFileError, match="not a finite number"),
+    ):
+        broken.score([1, 2, 3])
+
+
+# --- Documents longer than the context
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 15, 16, 37])
+def test_windows_judge_each_token_once_with_half_a_context_before_it(length):
+    ids, judged = list(range(length)), []
+    for piece, new in perplexity.windows(ids, 10):
+        assert len(piece) <= 10
+        assert piece[0] == 0 or len(piece) - new >= 5
+        judged += piece[len(piece) - new :]
+    assert judged == ids[1:]
+
+
+def test_a_long_document_is_the_sum_of_its_windows(model):
+    text = "ab cd ef gh " * 17
+    ids = model.encode(text.strip())
+    new = len(ids) - 160
+    assert 0 < new <= 80  # one more window is enough
+    expected = sum(model.score(ids[:160])) + sum(model.score(ids[new:])[-new:])
+    result = judge(model, text.strip())
+    assert result.tokens == len(ids) - 1
+    assert math.isclose(result.log_probability, expected, abs_tol=1e-6)
+
+
+# --- Figures
+
+
+def test_figures_are_sums_over_documents(model):
+    a, b, both = judge(model, "abc"), judge(model, "dé ef"), judge(model, "abc", "dé ef")
+    assert (both.documents, both.tokens, both.bytes) == (2, a.tokens + b.tokens, 3 + 6)
+    assert math.isclose(both.log_probability, a.log_probability + b.log_probability)
+    assert math.isclose(both.perplexity, math.exp(-both.log_probability / both.tokens))
+    assert math.isclose(both.bits_per_byte, -both.log_probability / math.log(2) / 9)
+
+
+def test_where_all_tokens_are_equally_likely_perplexity_is_their_number(even):
+    with llama.Llama(even) as model:
+        assert math.isclose(judge(model, "abcabc").perplexity, len(PIECES), rel_tol=1e-6)
+
+
+# --- Files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", " one\n\ntwo \n", ["one\n\ntwo"]),
+        ("a.json", json.dumps([{"story": " one "}, {"text": "two"}, "three", ""]), ["one", "two", "three"]),
+        ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
+    ],
+)
+def test_documents_of_a_file(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content)
+    assert list(perplexity.documents(str(tmp_path / name))) == expected
+
+
+def test_a_field_can_be_named(tmp_path):
+    (tmp_path / "a.json").write_text('[{"story": "no", "body": "yes"}]')
+    assert list(perplexity.documents(str(tmp_path / "a.json"), "body")) == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"{}", "found dict, allowed is a list"),
+        ("a.json", b"[1]", "record 0: found int, allowed are strings or objects with story or text"),
+        ("a.json", b'[{"body": ""}]', r"record 0: found \['body'\]"),
+        ("a.jsonl", b'"a"\n{', "Expecting"),
+        ("a.txt", b"\xff", "can't decode"),
+        ("a.txt", b" ", "holds no text"),
+        ("missing.txt", None, "No such file"),
+    ],
+)
+def test_a_bad_file_gives_one_line(path, tmp_path, monkeypatch, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["perplexity", str(path), str(tmp_path / name)])
+    assert perplexity.run() == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {tmp_path / name}: ")
+    assert captured.err.count("\n") == 1
+    with pytest.raises(llama.BadFileError, match=message):
+        perplexity.main([str(path), str(tmp_path / name)])
+
+
+def test_the_command_line(path, tmp_path, capsys):
+    (tmp_path / "a.json").write_text('["abc", "ab"]')
+    perplexity.main([str(path), str(tmp_path / "a.json"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["documents"], found["bytes"]) == (2, 5)
+    perplexity.main([str(path), str(tmp_path / "a.json"), "-c", "2"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"2 documents, {found['tokens']} tokens, 5 bytes: log-probability ")
+    assert "bits per byte" in text
