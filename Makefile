@@ -18,7 +18,7 @@ SANITIZE = build/sanitize
 ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package run sampler stream tokenizer)
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug demo test lint bench sanitize clean
+.PHONY: help run runfast rundebug demo test lint reverse bench sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,10 +33,7 @@ rundebug: ## build ./run for a debugger
 	$(CC) -g -O0 $(C_FLAGS) run.c -o run -lm
 
 demo: runfast ## build ./run and tell a story
-	@model=$$(ls llama/models/*.bin 2>/dev/null | head -n 1); \
-	if [ -n "$$model" ]; then ./run "$$model"; \
-	else echo "No model ships yet: download stories15M.bin and tokenizer.bin of the tinyllamas collection" \
-		"into this folder, then: ./run stories15M.bin"; fi
+	./run
 
 # The virtual environment, made again when what it holds changes.
 $(VENV)/ready: requirements-dev.txt
@@ -59,6 +56,11 @@ lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
+
+reverse: $(VENV)/installed ## train the toy task, reversing a string, and count what it gets right (minutes)
+	$(BIN)/python dataset.py reverse
+	$(BIN)/python train.py configs/reverse.toml
+	$(BIN)/python -m bench.reverse out/reverse/model.bin
 
 bench: $(VENV)/installed runfast ## how fast one sequence is written, for each shape and type
 	$(BIN)/python -m bench.decode $(BENCH)

@@ -1,0 +1,81 @@
+"""The README's commands do what it says, with small texts and few steps."""
+
+import json
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SKIPPED = ("pip install", "python tinystories.py download")  # they need the network
+QUICK = "--max_steps=2 --batch_size=2 --max_seq_len=64 --eval_windows=2 --sample_tokens=5 --eval_interval=2"
+
+
+def commands(heading: str) -> list[str]:
+    """The lines of the code blocks without a language of a section, without their comments."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = "\n".join(re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line]
+
+
+def words(seed: int, n: int) -> str:
+    """Text with enough different words for a vocabulary of thousands of tokens."""
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghijklmnoprstu", k=rng.randint(3, 8))) for _ in range(n))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The scripts, beside a few stories and texts."""
+    for path in ROOT.glob("*.py"):
+        (tmp_path / path.name).symlink_to(path)
+    for name in ("configs", "training", "llama", "bench"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stories = tmp_path / "data" / "TinyStories_all_data"
+    stories.mkdir(parents=True)
+    for file in range(3):
+        texts = [{"story": words(100 * file + i, 200)} for i in range(40)]
+        (stories / f"data{file:02}.json").write_text(json.dumps(texts))
+    (tmp_path / "my_texts").mkdir()
+    for i in range(3):
+        (tmp_path / "my_texts" / f"{i}.txt").write_text(words(1000 + i, 3000))
+    return tmp_path
+
+
+def run(command: str, cwd: Path) -> str:
+    """What a command of the README prints to standard output."""
+    program, *arguments = shlex.split(command)
+    program = {"python": sys.executable, "./run": str(ROOT / "run")}[program]
+    if arguments[0] == "train.py":
+        arguments += QUICK.split()
+    if arguments[:2] == ["dataset.py", "reverse"]:
+        arguments += ["--count=200", "--val_count=20"]
+    result = subprocess.run(
+        [program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, (command, result.stderr[-2000:])
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_training_as_the_readme_says(checkout):
+    lines = [line for line in commands("Train one") if not line.startswith(SKIPPED)]
+    assert len(lines) > 8
+    for line in lines:
+        assert run(line, checkout) or line.startswith(("python dataset.py", "python export.py")), line
+    for model in ("laptop", "mine", "reverse"):
+        assert (checkout / "out" / model / "loss.png").stat().st_size > 1000
+    shutil.rmtree(checkout / "out")
+
+
+def test_recipes_name_what_the_readme_makes():
+    text = " ".join(commands("Train one"))
+    assert {Path(name).name for name in re.findall(r"configs/\S+\.toml", text)} <= {
+        path.name for path in (ROOT / "configs").iterdir()
+    }
