@@ -15,7 +15,7 @@ TESTS ?=
 VENV = .venv
 BIN = $(VENV)/bin
 SANITIZE = build/sanitize
-ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package run sampler stream tokenizer)
+ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package perplexity run sampler stream tokenizer v3)
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug demo test lint reverse bench sanitize clean
@@ -62,8 +62,8 @@ reverse: $(VENV)/installed ## train the toy task, reversing a string, and count 
 	$(BIN)/python train.py configs/reverse.toml
 	$(BIN)/python -m bench.reverse out/reverse/model.bin
 
-bench: $(VENV)/installed runfast ## how fast one sequence is written, for each shape and type
-	$(BIN)/python -m bench.decode $(BENCH)
+bench: $(VENV)/installed runfast ## measure the engine beside its peers (BENCH="--shapes 15M --repeats 3" is quick)
+	$(BIN)/python -m bench.engine $(BENCH)
 
 # The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the

@@ -45,7 +45,7 @@ struct LlamaContext {
     float *x;        // (B, dim) the residual stream
     float *q;        // (B, n_heads, head_dim)
     float *k, *v;    // (B, n_kv_heads, head_dim)
-    float *gate;     // (B, hidden_dim) w3 . x
+    float *gate;     // (B, hidden.cols) w3 . x
     float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
     Rows input;      // (B, dim) what enters a matmul: x normalised, or the heads' output
     Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
@@ -68,11 +68,14 @@ static void *arena_take(Arena *arena, int64_t n, size_t size) {
 }
 
 static Rows take_rows(Arena *arena, int32_t n, int32_t cols, const LlamaConfig *c) {
-    int64_t values = (int64_t)n * cols;
-    Rows rows = {.cols = cols, .values = arena_take(arena, values, sizeof(float))};
-    if (c->weight_type == LLAMA_FP32) return rows;
+    int32_t group_size = MAX(c->group_size, 1);
+    Rows rows = {.cols = (int32_t)round_up((uint64_t)cols, (uint64_t)group_size)};
+    int64_t values = (int64_t)n * rows.cols;
+    rows.values = arena_take(arena, values, sizeof(float));
+    if (c->group_size == 0) return rows;
     rows.quants = arena_take(arena, values, sizeof(int8_t));
-    rows.scales = arena_take(arena, values / c->group_size, sizeof(float));
+    rows.scales = arena_take(arena, values / group_size, sizeof(float));
+    rows.sums = arena_take(arena, values / group_size, sizeof(int32_t));
     return rows;
 }
 
@@ -91,19 +94,31 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->q = arena_take(arena, B * c->n_heads * c->head_dim, sizeof(float));
     ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
     ctx->v = arena_take(arena, B * kv_dim, sizeof(float));
-    ctx->gate = arena_take(arena, B * c->hidden_dim, sizeof(float));
     ctx->delta = arena_take(arena, B * c->dim, sizeof(float));
-    ctx->input = take_rows(arena, o->batch, c->dim, c);
+    ctx->input = take_rows(arena, o->batch, MAX(c->dim, c->n_heads * c->head_dim), c);
     ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
+    ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
     ctx->scores = arena_take(arena, (int64_t)o->threads * ctx->positions, sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
 }
 
-// Angle j of a position is position / theta^(2 j / head_dim); see Su et al., RoFormer, 2021.
+// Angle j of a position is position x theta^(-2 j / head_dim); see Su et al., RoFormer, 2021. Scaling stretches it:
+// all of it for linear; for Llama 3 what turns few times in the original context, blending into what turns often.
+static double rope_frequency(const LlamaConfig *c, int32_t j) {
+    double frequency = pow((double)c->rope_theta, -2.0 * j / c->head_dim);
+    if (c->rope_scaling == LLAMA_ROPE_PLAIN) return frequency;
+    double stretched = frequency / (double)c->rope_factor;
+    if (c->rope_scaling == LLAMA_ROPE_LINEAR) return stretched;
+    double low = (double)c->rope_low_freq_factor, high = (double)c->rope_high_freq_factor;
+    double turns = c->rope_original_max_seq_len * frequency / (2 * 3.14159265358979323846);
+    double blend = fmin(1, fmax(0, (turns - low) / (high - low)));
+    return (1 - blend) * stretched + blend * frequency;
+}
+
 static void rope_table(LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
     for (int32_t j = 0; j < c->head_dim / 2; j++) {
-        double frequency = pow(c->rope_theta, -2.0 * j / c->head_dim);
+        double frequency = rope_frequency(c, j);
         for (int64_t position = 0; position < ctx->options.context; position++) {
             float *pair = ctx->rope + position * c->head_dim + 2 * j;
             pair[0] = (float)cos((double)position * frequency);
@@ -228,14 +243,16 @@ static void embed(const Pass *pass, const Team *team) {
 
 // Brings row i of an input into the form that the weights w are multiplied with.
 static void rows_quantise(const LlamaContext *ctx, Rows *rows, int32_t i, const Tensor *w) {
-    if (w->type == LLAMA_FP32) return;
-    int64_t at = (int64_t)i * rows->cols;
-    ctx->kernels->quantise(rows->quants + at, rows->scales + at / w->group_size, rows->values + at, rows->cols,
-                           w->group_size);
+    if (!type_is_quantised(w->type)) return;
+    int64_t at = (int64_t)i * rows->cols, group = at / w->group_size;
+    int32_t n = (int32_t)round_up((uint64_t)w->cols, (uint64_t)w->group_size);
+    for (int32_t k = w->cols; k < n; k++) rows->values[at + k] = 0; // the last group may be longer than the row
+    ctx->kernels->quantise(rows->quants + at, rows->scales + group, rows->values + at, n, w->group_size);
+    if (w->type != ROWS_INT8) group_sums(rows->sums + group, rows->quants + at, n);
 }
 
 static void quantise_all(const Pass *pass, const Team *team, Rows *rows, const Tensor *w) {
-    if (w->type == LLAMA_FP32) return;
+    if (!type_is_quantised(w->type)) return;
     Range range = team_range(team, pass->n, 1);
     for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, rows, i, w);
     barrier_wait(team);
@@ -249,25 +266,25 @@ static void normalise(const Pass *pass, const Team *team, const Tensor *norm, co
     Range range = team_range(team, n, 1);
     for (int32_t i = range.begin; i < range.end; i++) {
         const float *x = ctx->x + (int64_t)(from ? from[i] : i) * c->dim;
-        float *out = ctx->input.values + (int64_t)i * c->dim;
+        float *out = ctx->input.values + (int64_t)i * ctx->input.cols;
         ctx->kernels->rmsnorm(out, x, tensor_row_fp32(norm, 0), c->dim, c->norm_eps);
         rows_quantise(ctx, &ctx->input, i, w);
     }
     barrier_wait(team);
 }
 
-// This thread's columns of out (n, w->rows) = x (n, w->cols) . w^T. No barrier.
-static Range matmul(const LlamaContext *ctx, const Team *team, float *out, const Rows *x, int32_t n,
+// This thread's columns of out (n, w->rows), with rows `stride` apart, = x (n, w->cols) . w^T. No barrier.
+static Range matmul(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x, int32_t n,
                     const Tensor *w) {
-    Range range = team_range(team, w->rows, 16);
-    ctx->kernels->matmul[w->type](out, w->rows, x, n, w, range.begin, range.end);
+    Range range = team_range(team, w->rows, TILE_ROWS);
+    ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
     return range;
 }
 
 // x (n, dim) += y (n, hidden or heads) . w^T
 static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const Tensor *w) {
     LlamaContext *ctx = pass->ctx;
-    Range range = matmul(ctx, team, ctx->delta, y, pass->n, w);
+    Range range = matmul(ctx, team, ctx->delta, w->rows, y, pass->n, w);
     for (int32_t i = 0; i < pass->n; i++) {
         float *x = ctx->x + (int64_t)i * w->rows;
         const float *delta = ctx->delta + (int64_t)i * w->rows;
@@ -309,8 +326,9 @@ static void attend_head(const Pass *pass, const Team *team, int32_t layer, int32
     const LlamaConfig *c = &ctx->model->config;
     const LlamaRow *row = &pass->rows[i];
     int32_t kv_head = head / (c->n_heads / c->n_kv_heads);
-    int64_t at = ((int64_t)i * c->n_heads + head) * c->head_dim;
-    ctx->kernels->attend(ctx->input.values + at, ctx->q + at, cached_keys(ctx, layer, row->sequence, kv_head),
+    int64_t at = (int64_t)head * c->head_dim, q_dim = (int64_t)c->n_heads * c->head_dim;
+    float *out = ctx->input.values + (int64_t)i * ctx->input.cols + at;
+    ctx->kernels->attend(out, ctx->q + (int64_t)i * q_dim + at, cached_keys(ctx, layer, row->sequence, kv_head),
                          cached_values(ctx, layer, row->sequence, kv_head),
                          ctx->scores + (int64_t)team->thread * ctx->positions, row->position + 1, c->head_dim);
 }
@@ -320,9 +338,9 @@ static void attention(const Pass *pass, const Team *team, int32_t layer) {
     const LlamaConfig *c = &ctx->model->config;
     const Layer *w = &ctx->model->layers[layer];
     normalise(pass, team, &w->attention_norm, &w->wq, NULL, pass->n);
-    matmul(ctx, team, ctx->q, &ctx->input, pass->n, &w->wq);
-    matmul(ctx, team, ctx->k, &ctx->input, pass->n, &w->wk);
-    matmul(ctx, team, ctx->v, &ctx->input, pass->n, &w->wv);
+    matmul(ctx, team, ctx->q, w->wq.rows, &ctx->input, pass->n, &w->wq);
+    matmul(ctx, team, ctx->k, w->wk.rows, &ctx->input, pass->n, &w->wk);
+    matmul(ctx, team, ctx->v, w->wv.rows, &ctx->input, pass->n, &w->wv);
     barrier_wait(team);
     Range range = team_range(team, pass->n * c->n_kv_heads, 1);
     for (int32_t i = range.begin; i < range.end; i++) cache_head(pass, layer, i / c->n_kv_heads, i % c->n_kv_heads);
@@ -340,10 +358,11 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     LlamaContext *ctx = pass->ctx;
     const Layer *w = &ctx->model->layers[layer];
     normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
-    Range range = matmul(ctx, team, ctx->hidden.values, &ctx->input, pass->n, &w->w1);
-    matmul(ctx, team, ctx->gate, &ctx->input, pass->n, &w->w3);
+    int32_t stride = ctx->hidden.cols;
+    Range range = matmul(ctx, team, ctx->hidden.values, stride, &ctx->input, pass->n, &w->w1);
+    matmul(ctx, team, ctx->gate, stride, &ctx->input, pass->n, &w->w3);
     for (int32_t i = 0; i < pass->n; i++) {
-        int64_t at = (int64_t)i * w->w1.rows + range.begin;
+        int64_t at = (int64_t)i * stride + range.begin;
         ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
     }
     barrier_wait(team);
@@ -362,7 +381,7 @@ static void forward_pass(void *job, const Team *team) {
     }
     if (pass->n_wanted == 0) return;
     normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
-    matmul(ctx, team, pass->logits, &ctx->input, pass->n_wanted, &m->output);
+    matmul(ctx, team, pass->logits, m->output.rows, &ctx->input, pass->n_wanted, &m->output);
 }
 
 static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *error) {
@@ -521,6 +540,14 @@ static int queue_run(LlamaGeneration *g, LlamaError *error) {
     return LLAMA_OK;
 }
 
+// Whether a token ends the text: EOS, BOS of the next one, or what the model's file says.
+static bool ends_text(const LlamaGeneration *g, int32_t token) {
+    const LlamaConfig *c = &g->ctx->model->config;
+    bool ends = token == llama_eos(g->tokenizer) || token == llama_bos(g->tokenizer);
+    for (int32_t i = 0; i < c->n_stops; i++) ends |= token == c->stops[i];
+    return ends;
+}
+
 // Draws a token from the logits and puts it into the queue, unless it ends the text.
 static int draw(LlamaGeneration *g, int32_t *token, LlamaError *error) {
     int code = llama_sample(g->sampler, g->logits, token, error);
@@ -534,7 +561,7 @@ static int draw(LlamaGeneration *g, int32_t *token, LlamaError *error) {
     if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
     g->stats.generate_seconds = now - g->first;
     g->n_queue = g->next = 0;
-    if (*token == llama_eos(g->tokenizer) || *token == llama_bos(g->tokenizer)) g->finish = LLAMA_STOP_TOKEN;
+    if (ends_text(g, *token)) g->finish = LLAMA_STOP_TOKEN;
     return LLAMA_OK;
 }
 
@@ -610,15 +637,15 @@ static int run_open(Run *run, LlamaError *error) {
     if (!o->model) o->model = run->shipped;
     int code = llama_open(o->model, &run->model, error);
     if (code != LLAMA_OK) return code;
-    const LlamaConfig *c = &run->model->config;
+    int32_t vocab_size = run->model->config.vocab_size;
     LlamaContextOptions context;
     code = llama_run_context(o, run->model, &context, error);
     if (code != LLAMA_OK) return code;
     if (o->sampling.seed == 0) o->sampling.seed = (uint64_t)time(NULL);
     const char *const *stops = (const char *const *)o->stops;
-    code = llama_tokenizer_find(o->tokenizer, o->model, c->vocab_size, &run->tokenizer, error);
+    code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
     if (code == LLAMA_OK) code = llama_context_init(run->model, &context, &run->ctx, error);
-    if (code == LLAMA_OK) code = llama_sampler_init(c->vocab_size, &o->sampling, &run->sampler, error);
+    if (code == LLAMA_OK) code = llama_sampler_init(vocab_size, &o->sampling, &run->sampler, error);
     if (code != LLAMA_OK) return code;
     return llama_generation_init(run->ctx, run->tokenizer, run->sampler, 0, stops, o->n_stops, &run->generation,
                                  error);
@@ -655,7 +682,7 @@ static void write_stats(const Run *run) {
             stderr,
             "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB cache and scratch\n",
             run->options.model, (double)llama_parameters(run->model) / 1e6,
-            run->model->config.weight_type == LLAMA_INT8 ? "int8" : "fp32", o->context, o->threads, o->kernels,
+            llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
             (double)llama_context_bytes(run->ctx) / (1 << 20));
         fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
     }

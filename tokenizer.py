@@ -161,8 +161,8 @@ def train(
     return load(path)
 
 
-def export_bin(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes tokenizer.bin: u32 longest piece, then of each token f32 score, i32 length and bytes.
+def to_bin(tokenizer: Tokenizer) -> bytes:
+    """The bytes of a tokenizer.bin: u32 longest piece, then of each token f32 score, i32 length and bytes.
 
     Raises BadInput for what the file can't say: Llama 3's, and models that change text before they split it.
     (One that removes extra whitespace, such as llama2.c's tok512, is written; its .bin keeps it.)
@@ -178,10 +178,26 @@ def export_bin(tokenizer: Tokenizer, path: str | Path) -> None:
         )
     names = {tokenizer.bos_id: "\n<s>\n", tokenizer.eos_id: "\n</s>\n"}
     pieces = [names.get(i, sp.id_to_piece(i)).replace("\u2581", " ").encode() for i in range(sp.vocab_size())]
+    records = (struct.pack("<fi", sp.get_score(i), len(piece)) + piece for i, piece in enumerate(pieces))
+    return struct.pack("<I", max(map(len, pieces))) + b"".join(records)
+
+
+def export_bin(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Writes tokenizer.bin. Raises BadInput, as to_bin does."""
+    data = to_bin(tokenizer)
     with write_aside(Path(path)) as file:
-        file.write(struct.pack("<I", max(map(len, pieces))))
-        for i, piece in enumerate(pieces):
-            file.write(struct.pack("<fi", sp.get_score(i), len(piece)) + piece)
+        file.write(data)
+
+
+def count_bin(path: Path, data: bytes) -> int:
+    """The number of tokens of a tokenizer.bin. Raises BadInput where its records do not fill it."""
+    at, n = 4, 0
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from("<i", data, at + 4)
+        at, n = at + 8 + max(0, length), n + 1
+    if at != len(data):
+        raise BadInput(f"{path}: is not a whole tokenizer.bin")
+    return n
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 StrPath = str | os.PathLike[str]
 
-WEIGHT_TYPES = {lib.LLAMA_FP32: "fp32", lib.LLAMA_INT8: "int8"}
 FINISH = (None, "stop_token", "stop_string", "length")  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
 FREE = {
     "LlamaModel": lib.llama_close,
@@ -77,12 +76,17 @@ def invoke(function: Callable[..., Any], *arguments: Any) -> Any:
         raise UsageError(str(error)) from None
 
 
+def check(code: int, error: Any) -> None:
+    """Raises the LlamaError that a C function reported, if its code says so."""
+    if code != lib.LLAMA_OK:
+        text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
+        raise ERRORS.get(error.code, LlamaError)(text)
+
+
 def call(function: Callable[..., int], *arguments: Any) -> None:
     """Calls a C function that takes a LlamaError last, and raises the LlamaError that it reports."""
     error = ffi.new("LlamaError *")
-    if invoke(function, *arguments, error) != lib.LLAMA_OK:
-        text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
-        raise ERRORS.get(error.code, LlamaError)(text)
+    check(invoke(function, *arguments, error), error)
 
 
 def create(kind: str, function: Callable[..., int], *arguments: Any) -> Any:
@@ -186,13 +190,12 @@ class Tokenizer:
         self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
 
     @classmethod
-    def find(cls, path: StrPath | None, model: StrPath, vocab_size: int) -> Tokenizer:
-        """The tokenizer at path, or for None the one beside the model or in the working directory.
-
-        Raises BadFileError if there is none, or none of vocab_size tokens.
+    def find(cls, path: StrPath | None, model: Any) -> Tokenizer:
+        """The tokenizer at path, or for None the one in the file of a C model, beside it or in the working
+        directory. Raises BadFileError if there is none, or none with as many tokens as the model.
         """
         self, name = cls.__new__(cls), ffi.NULL if path is None else c_path(path)
-        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_find, name, c_path(model), vocab_size)
+        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_find, name, model)
         return self
 
     @property
@@ -262,8 +265,8 @@ class Config:
     vocab_size: int
     max_seq_len: int
     tied: bool
-    weight_type: str  # "fp32" or "int8"
-    group_size: int  # 0 for fp32
+    weight_type: str  # of the layers: "fp32", "bf16", "int8" or "int4"
+    group_size: int  # 0 where no weights share a scale
     norm_eps: float
     rope_theta: float
 
@@ -278,13 +281,13 @@ def model_config(model: Any) -> Config:
     config = lib.llama_config(model)
     fields = {name: getattr(config, name) for name in Config.__dataclass_fields__}
     fields["tied"] = bool(config.tied)
-    fields["weight_type"] = WEIGHT_TYPES[config.weight_type]
+    fields["weight_type"] = ffi.string(lib.llama_type_name(config.weight_type)).decode()
     return Config(**fields)
 
 
-def context_init(model: Any, context: int = 0, threads: int = 0) -> Any:
-    """A C context of one sequence. 0: the defaults. Raises UsageError, ResourceError."""
-    options = struct("LlamaContextOptions", context=context, threads=threads)
+def context_init(model: Any, context: int = 0, threads: int = 0, sequences: int = 0) -> Any:
+    """A C context. 0: the defaults, which are one sequence. Raises UsageError, ResourceError."""
+    options = struct("LlamaContextOptions", context=context, threads=threads, sequences=sequences)
     return create("LlamaContext", lib.llama_context_init, model, options)
 
 
@@ -371,7 +374,7 @@ class Llama:
     def _checked(self, tokenizer: StrPath | Tokenizer) -> Tokenizer:
         size = self.config.vocab_size
         if not isinstance(tokenizer, Tokenizer):
-            return Tokenizer.find(tokenizer, self.path, size)
+            return Tokenizer.find(tokenizer, self._model)
         if tokenizer.vocab_size != size:
             raise UsageError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
         return tokenizer
@@ -381,7 +384,7 @@ class Llama:
         """The tokenizer, looked for at first use. Raises BadFileError if there is none for this model."""
         alive(self._model, "Llama")
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.find(None, self.path, self.config.vocab_size)
+            self._tokenizer = Tokenizer.find(None, self._model)
         return self._tokenizer
 
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:

@@ -112,14 +112,13 @@ def open_run(options: Any) -> Run:
     start = time.perf_counter()
     path = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
     model = model_open(path)
-    config = lib.llama_config(model)
-    find, size = lib.llama_tokenizer_find, config.vocab_size
-    tokenizer = create("LlamaTokenizer", find, options.tokenizer, path, size)
+    tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, options.tokenizer, model)
     sizes = ffi.new("LlamaContextOptions *")
     call(lib.llama_run_context, options, model, sizes)
     context = context_init(model, sizes.context, sizes.threads)
     options.sampling.seed = options.sampling.seed or int(time.time())
-    sampler = create("LlamaSampler", lib.llama_sampler_init, size, ffi.addressof(options.sampling))
+    vocab_size = lib.llama_config(model).vocab_size
+    sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, ffi.addressof(options.sampling))
     new, stops = lib.llama_generation_init, (options.stops, options.n_stops)
     generation = create("LlamaGeneration", new, context, tokenizer, sampler, 0, *stops)
     return Run(options, path, model, tokenizer, context, sampler, generation, time.perf_counter() - start)
@@ -167,7 +166,7 @@ def speed_line(stats: Any, token_bytes: int) -> str:
 def stats_lines(run: Run) -> str:
     """What ran, for --stats."""
     resolved = lib.llama_context_options(run.context)
-    kind = "int8" if lib.llama_config(run.model).weight_type == lib.LLAMA_INT8 else "fp32"
+    kind = ffi.string(lib.llama_type_name(lib.llama_config(run.model).weight_type)).decode()
     return (
         f"model: {os.fsdecode(run.path)}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
         f"parameters, {kind}, context {resolved.context}, {resolved.threads} threads, "

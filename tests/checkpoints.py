@@ -7,6 +7,7 @@ D = dim, H = n_heads, K = n_kv_heads, d = head_dim.
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +149,66 @@ def write(path: Path, shape: Shape, version: int = 0, seed: int = 0) -> Weights:
     return weights
 
 
+# --- v3, read by docs/format.md alone
+
+V3_LAYER = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w3", "w2")
+
+
+def read_tiles(data: bytes, rows: int, cols: int, bits: int) -> np.ndarray:
+    """A matrix of int8 or int4 in tiles, as float64 (rows, cols)."""
+    groups, n = -(-cols // 32), 512 if bits == 8 else 256
+    tile = -(-groups // 2) * 64 + groups * n
+    out = np.zeros((-(-rows // 16) * 16, groups * 32))
+    assert len(data) == len(out) // 16 * tile
+    for t in range(len(out) // 16):
+        for g in range(groups):
+            block = t * tile + g // 2 * (64 + 2 * n)
+            scales = np.frombuffer(data, "<f2", 16, block + g % 2 * 32).astype(np.float64)
+            packed = np.frombuffer(data, np.uint8, n, block + 64 + g % 2 * n).reshape(-1, 16, 4).astype(int)
+            if bits == 8:
+                values = packed - 128  # (8 chunks, 16 rows, 4 columns)
+            else:
+                values = np.stack((packed & 15, packed >> 4), 1).reshape(8, 16, 4) - 8
+            group = values.transpose(1, 0, 2).reshape(16, 32) * scales[:, None]
+            out[16 * t : 16 * t + 16, 32 * g : 32 * g + 32] = group
+    return out[:rows, :cols]
+
+
+def read_v3(path: Path) -> tuple[dict[str, object], Weights, bytes]:
+    """The header, the weights in float64 and the tokenizer of a v3 file, with every checksum compared."""
+    data = path.read_bytes()
+    names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+    head: dict[str, object] = dict(zip(names, struct.unpack_from("<7i", data, 8), strict=True))
+    head |= {"tied": data[36] == 1, "head_dim": struct.unpack_from("<i", data, 40)[0]}
+    head |= dict(zip(("norm_eps", "rope_theta"), struct.unpack_from("<2f", data, 44), strict=True))
+    n_tensors, begin, size, total = struct.unpack_from("<i4x3Q", data, 120)
+    assert (begin, total) == (256 + 32 * n_tensors, len(data))
+    checksum = zlib.crc32(data[256 : begin + size], zlib.crc32(data[:252]))
+    assert struct.unpack_from("<I", data, 252)[0] == checksum
+    layers = [f"{name}.{i}" for i in range(int(str(head["n_layers"]))) for name in V3_LAYER]
+    weights: dict[str, list[np.ndarray]] = {}
+    for i, name in enumerate(["tok_embeddings", *layers, "norm", *([] if head["tied"] else ["output"])]):
+        kind, rows, cols, crc, offset, n = struct.unpack_from("<3iI2Q", data, 256 + 32 * i)
+        part = data[offset : offset + n]
+        assert zlib.crc32(part) == crc
+        assert offset % 64 == 0
+        if kind == 0:
+            values = np.frombuffer(part, "<f4").astype(np.float64)
+        elif kind == 2:
+            values = (np.frombuffer(part, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+        else:
+            values = read_tiles(part, rows, cols, 8 if kind == 1 else 4)
+        weights.setdefault(name.split(".")[0], []).append(values.reshape(rows, cols))
+    stacked = {name: np.stack(parts) for name, parts in weights.items()}
+    for name in NORMS:
+        stacked[name] = stacked[name][:, 0]
+    for name in ("tok_embeddings", "norm", *([] if head["tied"] else ["output"])):
+        stacked[name] = stacked[name][0]
+    if head["tied"]:
+        stacked["output"] = stacked["tok_embeddings"]
+    return head, stacked, data[begin : begin + size]
+
+
 # --- The reference
 
 
@@ -155,9 +216,11 @@ def fake_quantise(x: torch.Tensor, group_size: int) -> torch.Tensor:
     """x as int8 activations stand for it: rounded to 127 steps of each group's largest value."""
     if group_size == 0:
         return x
-    groups = x.reshape(-1, group_size)
+    cols = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -cols % group_size))  # the last group may be longer than the row
+    groups = padded.reshape(-1, group_size)
     scales = groups.abs().amax(dim=1, keepdim=True) / 127
-    return (torch.round(groups / scales.clamp(min=1e-30)) * scales).reshape(x.shape)
+    return (torch.round(groups / scales.clamp(min=1e-30)) * scales).reshape(padded.shape)[..., :cols]
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:

@@ -226,9 +226,9 @@ def test_a_negative_vocabulary_of_v0_asks_for_a_classifier(path, program):
 
 
 @each_program
-@pytest.mark.parametrize("value", [0, 3, 4, -1, INT32_MIN, INT32_MAX])
+@pytest.mark.parametrize("value", [0, 4, 5, -1, INT32_MIN, INT32_MAX])
 def test_an_unknown_version_is_refused(path, program, value):
-    message = f"version = {value}, allowed 1 and 2 (and 0, without magic)"
+    message = f"version = {value}, allowed 1, 2 and 3 (and 0, without magic)"
     assert_bad_bytes(program, path, patched(valid(1), 4, "<i", value), message)
 
 

@@ -26,7 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import export
-from export import BadInput, UsageError, export_bin, load_model, quantise, read_config, save_weights
+from export import BadInput, UsageError, export_bin, load_model, read_config, save_weights
+from formats import llama2c
+from formats.llama2c import quantise
 from llama import Llama as Engine
 from model import Config, Llama, RopeScaling
 
@@ -171,7 +173,7 @@ def test_the_input_is_bitwise_unchanged(path, version):
 
 
 def test_values_and_scales_are_those_of_numpy_over_many_magnitudes(monkeypatch):
-    monkeypatch.setattr(export, "CHUNK_VALUES", 1 << 12)  # so that there are many chunks, the last one short
+    monkeypatch.setattr(llama2c, "CHUNK_VALUES", 1 << 12)  # so that there are many chunks, the last one short
     rng = np.random.default_rng(0)
     weight = (rng.normal(size=(1001, 96)) * 10.0 ** rng.uniform(-25, 25, (1001, 1))).astype(np.float32)
     values, scales, _ = quantise(torch.from_numpy(weight), 32)
@@ -223,7 +225,7 @@ def test_what_is_not_finite_is_refused_by_int8_and_kept_by_fp32(path, value):
 )
 def test_the_default_group_size_is_the_largest_power_of_two_that_divides_all_rows(dim, hidden_dim, expected):
     config = Config(dim=dim, hidden_dim=hidden_dim, n_heads=3 if dim == 30 else 2)
-    assert export.fitting_group_size(config, None) == expected
+    assert llama2c.fitting_group_size(config, None) == expected
 
 
 @pytest.mark.parametrize("group_size", [0, -4, 5, 8, 60, 64, 86])
@@ -553,11 +555,11 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_command_line_writes_the_file_and_says_what_it_came_to(checkpoint, path):
-    result = run(checkpoint.parent, path.name, "--dtype", "int8", cwd=path.parent)
+    result = run(checkpoint.parent, path.name, "--version", "2", cwd=path.parent)
     assert (result.returncode, result.stderr) == (0, b"")
     lines = result.stdout.decode().splitlines()
     assert lines[0].startswith(f"model.bin: v2, int8 in groups of 64, {path.stat().st_size:,} bytes, ")
-    assert all(line.startswith("error of the quantisation, relative rms: 0.") for line in lines[1:])
+    assert all(line.startswith("error of the rounding, relative rms: 0.") for line in lines[1:])
     assert len(lines) == 4
     export_bin(path.with_name("expected.bin"), *random_model(Shape()), 2)
     assert path.read_bytes() == path.with_name("expected.bin").read_bytes()
@@ -574,7 +576,12 @@ OPTIONS = {
     ("--version", "1"): (1, "fp32"),
     ("--version", "2"): (2, "int8 in groups of 64"),
     ("--dtype", "fp32"): (0, "fp32"),
-    ("--dtype", "int8", "--group-size", "16"): (2, "int8 in groups of 16"),
+    ("--version", "2", "--group-size", "16"): (2, "int8 in groups of 16"),
+    ("--version", "3"): (3, "fp32"),
+    ("--dtype", "bf16"): (3, "bf16"),
+    ("--dtype", "int8"): (3, "int8 in groups of 32"),
+    ("--dtype", "int4"): (3, "int4 in groups of 32"),
+    ("--dtype", "bf16", "--ends-dtype", "int8"): (3, "bf16 in groups of 32"),
 }
 
 
@@ -588,9 +595,12 @@ def test_the_options_choose_the_format(checkpoint, path, capsys, options):
 
 
 USAGE = {
-    ("--version", "3"): "argument --version: invalid choice: 3",
+    ("--version", "4"): "argument --version: invalid choice: 4",
     ("--version", "2", "--dtype", "fp32"): "--dtype = fp32, allowed int8 with --version 2",
     ("--version", "0", "--dtype", "int8"): "--dtype = int8, allowed fp32 with --version 0",
+    ("--version", "2", "--dtype", "int4"): "--dtype = int4, allowed int8 with --version 2",
+    ("--version", "1", "--ends-dtype", "int8"): "--ends-dtype is for --version 3",
+    ("--version", "2", "--tokenizer", "a.bin"): "--tokenizer is for --version 3",
     ("--group-size", "32"): "--group-size is for --version 2",
     ("--groups", "3"): "unrecognized arguments: --groups 3",
 }

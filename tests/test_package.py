@@ -557,7 +557,9 @@ def test_wheel_from_the_sdist_works_in_a_fresh_environment(folder, tmp_path):
     ]
     subprocess.run(install, check=True)
 
-    code = "import llama, sys; print(llama.__file__); print(llama.Llama(sys.argv[1]).config.dim)"
+    code = (
+        "import llama, sys; print(llama.__file__); print(llama.Llama(sys.argv[1]).config.dim); llama.Llama()"
+    )
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     result = subprocess.run(
         [interpreter, "-c", code, str(folder / "model.bin")],

@@ -3,14 +3,16 @@
 //     v0   7 x int32 header, fp32 tensors; no magic; a negative vocab_size means a classifier of its own
 //     v1   256-byte header with magic "ak42" and version 1, fp32 tensors
 //     v2   the same with version 2 and a group size, int8 tensors, fp32 norms
+//     v3   the same with version 3, and all that the others lack: checkpoint_v3.h
 //
 // A file is trusted in nothing: each field has a range, they must fit each other, and the size of the file must be
-// exactly what they ask for. None of the three headers holds rope_theta or norm_eps: they are 10000 and 1e-5.
+// exactly what they ask for. No header before v3 holds rope_theta or norm_eps: they are 10000 and 1e-5.
 #ifndef LLAMA_CHECKPOINT_H
 #define LLAMA_CHECKPOINT_H
 
-#include "quant.h" // Tensor
-#include "util.h"  // Mapping
+#include "checkpoint_v3.h" // read_integers_v3, take_v3
+#include "tiles.h"         // Tensor, tensor_bytes
+#include "util.h"          // Mapping
 
 typedef struct {
     Tensor attention_norm; // (1, dim)
@@ -26,6 +28,7 @@ struct LlamaModel {
     LlamaConfig config;
     char *path; // for messages
     Mapping file;
+    Mapping tokenizer;     // the part of the file that holds it, empty where none does
     Tensor tok_embeddings; // (vocab_size, dim)
     Layer *layers;         // (n_layers)
     Tensor norm;           // (1, dim)
@@ -60,7 +63,7 @@ static int check_fields(const char *path, const LlamaConfig *c, LlamaError *erro
             return fail(error, LLAMA_ERROR_FILE, "%s: %s = %d, allowed %d to %d", path, header_fields[i].name,
                         value, min, max);
     }
-    if (c->dim % c->n_heads)
+    if (c->version < 3 && c->dim % c->n_heads)
         return fail(error, LLAMA_ERROR_FILE, "%s: n_heads = %d does not divide dim = %d", path, c->n_heads, c->dim);
     if (c->n_heads % c->n_kv_heads)
         return fail(error, LLAMA_ERROR_FILE, "%s: n_kv_heads = %d does not divide n_heads = %d", path,
@@ -68,7 +71,7 @@ static int check_fields(const char *path, const LlamaConfig *c, LlamaError *erro
     if (c->head_dim % 2)
         return fail(error, LLAMA_ERROR_FILE, "%s: head_dim = %d (dim / n_heads), allowed even numbers", path,
                     c->head_dim);
-    if (c->weight_type == LLAMA_FP32) return LLAMA_OK;
+    if (c->version != 2) return LLAMA_OK;
     // llama2.c's exporter lets groups run over the ends of rows; its reader then takes wrong scales.
     if (c->group_size < 1 || c->dim % c->group_size || c->hidden_dim % c->group_size)
         return fail(error, LLAMA_ERROR_FILE,
@@ -86,8 +89,8 @@ static void read_fields(LlamaConfig *c, const uint8_t *header) {
 static int read_header(const char *path, const Mapping *file, LlamaConfig *c, LlamaError *error) {
     bool magic = file->size >= 8 && load_i32(file->data) == MAGIC;
     c->version = magic ? load_i32(file->data + 4) : 0;
-    if (magic && (c->version < 1 || c->version > 2))
-        return fail(error, LLAMA_ERROR_FILE, "%s: version = %d, allowed 1 and 2 (and 0, without magic)", path,
+    if (magic && (c->version < 1 || c->version > 3))
+        return fail(error, LLAMA_ERROR_FILE, "%s: version = %d, allowed 1, 2 and 3 (and 0, without magic)", path,
                     c->version);
     uint64_t size = magic ? HEADER_V1 : HEADER_V0;
     if (file->size < size)
@@ -102,7 +105,11 @@ static int read_header(const char *path, const Mapping *file, LlamaConfig *c, Ll
     c->head_dim = c->n_heads > 0 ? c->dim / c->n_heads : 0;
     c->norm_eps = 1e-5f;
     c->rope_theta = 10000;
-    return check_fields(path, c, error);
+    c->bos = -1;
+    int code = c->version == 3 ? read_integers_v3(path, file->data, c, error) : LLAMA_OK;
+    if (code == LLAMA_OK && c->version == 3) code = read_floats_v3(path, file->data, c, error);
+    if (code == LLAMA_OK && c->version == 3) code = check_sections_v3(path, file, error);
+    return code == LLAMA_OK ? check_fields(path, c, error) : code;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ static void place(Cursor *cursor, Tensor *w, int32_t rows, int32_t cols) {
     cursor->offset += tensor_bytes(w);
     if (cursor->offset > cursor->file->size) return; // load says by how much at the end
     w->data = cursor->file->data + offset;
-    if (w->type == LLAMA_INT8) w->scales = cursor->file->data + offset + values;
+    if (w->type == ROWS_INT8) w->scales = cursor->file->data + offset + values;
 }
 
 // The same tensor of every layer, one after the other.
@@ -165,15 +172,48 @@ static void place_v1_v2(Cursor *cursor, LlamaModel *m) {
     place_layers(cursor, m, offsetof(Layer, attention_norm), 1, c->dim);
     place_layers(cursor, m, offsetof(Layer, ffn_norm), 1, c->dim);
     place(cursor, &m->norm, 1, c->dim);
-    cursor->type = c->weight_type;
+    cursor->type = c->version == 2 ? ROWS_INT8 : ROWS_FP32;
     cursor->group_size = c->group_size;
     place(cursor, &m->tok_embeddings, c->vocab_size, c->dim);
     place_attention(cursor, m);
     place_ffn(cursor, m);
 }
 
+static void take_layer_v3(TableV3 *table, Layer *layer, const LlamaConfig *c) {
+    int32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
+    take_v3(table, &layer->attention_norm, "attention_norm", 1, c->dim);
+    take_v3(table, &layer->wq, "wq", q_dim, c->dim);
+    take_v3(table, &layer->wk, "wk", kv_dim, c->dim);
+    take_v3(table, &layer->wv, "wv", kv_dim, c->dim);
+    take_v3(table, &layer->wo, "wo", c->dim, q_dim);
+    take_v3(table, &layer->ffn_norm, "ffn_norm", 1, c->dim);
+    take_v3(table, &layer->w1, "w1", c->hidden_dim, c->dim);
+    take_v3(table, &layer->w3, "w3", c->hidden_dim, c->dim);
+    take_v3(table, &layer->w2, "w2", c->dim, c->hidden_dim);
+}
+
+static int place_tensors_v3(const char *path, LlamaModel *m, LlamaError *error) {
+    LlamaConfig *c = &m->config;
+    const uint8_t *header = m->file.data;
+    int64_t n_tensors = load_i32(header + N_TENSORS_AT), expected = 9 * (int64_t)c->n_layers + (c->tied ? 2 : 3);
+    if (n_tensors != expected)
+        return fail(error, LLAMA_ERROR_FILE, "%s: has %lld tensors, allowed %lld", path, (long long)n_tensors,
+                    (long long)expected);
+    m->tokenizer = (Mapping){header + load_u64(header + TOKENIZER_AT), load_u64(header + TOKENIZER_BYTES_AT)};
+    uint64_t begin = HEADER_V3 + (uint64_t)n_tensors * ENTRY_V3 + m->tokenizer.size;
+    TableV3 table = {path, &m->file, header + HEADER_V3, begin, false, error, LLAMA_OK};
+    take_v3(&table, &m->tok_embeddings, "tok_embeddings", c->vocab_size, c->dim);
+    for (int32_t l = 0; l < c->n_layers; l++) take_layer_v3(&table, &m->layers[l], c);
+    take_v3(&table, &m->norm, "norm", 1, c->dim);
+    m->output = m->tok_embeddings;
+    if (!c->tied) take_v3(&table, &m->output, "output", c->vocab_size, c->dim);
+    c->group_size = table.quantised ? TILE_GROUP : 0;
+    return table.code;
+}
+
 static int place_tensors(const char *path, LlamaModel *m, LlamaError *error) {
-    Cursor cursor = {.file = &m->file, .type = LLAMA_FP32};
+    if (m->config.version == 3) return place_tensors_v3(path, m, error);
+    Cursor cursor = {.file = &m->file, .type = ROWS_FP32};
     if (m->config.version == 0)
         place_v0(&cursor, m);
     else
@@ -226,6 +266,11 @@ int llama_open(const char *path, LlamaModel **model, LlamaError *error) {
 
 const LlamaConfig *llama_config(const LlamaModel *m) {
     return &m->config;
+}
+
+const char *llama_type_name(int32_t type) {
+    static const char *const names[] = {"fp32", "int8", "bf16", "int4"};
+    return type >= 0 && type < (int32_t)COUNT(names) ? names[type] : "unknown";
 }
 
 // ---------------------------------------------------------------------------------------------------------

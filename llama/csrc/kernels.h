@@ -8,7 +8,7 @@
 #ifndef LLAMA_KERNELS_H
 #define LLAMA_KERNELS_H
 
-#include "quant.h" // Tensor, Rows
+#include "tiles.h" // Tensor, Rows
 
 // Keys are cached in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are computed
 // side by side without a horizontal sum. Values are cached as rows, (positions, head_dim).
@@ -82,6 +82,19 @@ static void matmul_fp32_scalar(float *out, int64_t stride, const Rows *x, int32_
     }
 }
 
+static void matmul_bf16_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                               int32_t end) {
+    for (int32_t i = 0; i < n; i++) {
+        const float *values = x->values + (int64_t)i * x->cols;
+        for (int32_t r = begin; r < end; r++) {
+            const uint16_t *row = tensor_row_bf16(w, r);
+            float sum = 0;
+            for (int32_t k = 0; k < w->cols; k++) sum += bf16_to_float(row[k]) * values[k];
+            out[i * stride + r] = sum;
+        }
+    }
+}
+
 static void matmul_int8_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                                int32_t end) {
     int32_t size = w->group_size;
@@ -137,7 +150,11 @@ static bool available_scalar(void) {
 static const Kernels kernels_scalar = {
     .name = "scalar",
     .available = available_scalar,
-    .matmul = {[LLAMA_FP32] = matmul_fp32_scalar, [LLAMA_INT8] = matmul_int8_scalar},
+    .matmul = {[ROWS_FP32] = matmul_fp32_scalar,
+               [ROWS_INT8] = matmul_int8_scalar,
+               [ROWS_BF16] = matmul_bf16_scalar,
+               [TILES_INT8] = matmul_tiles_scalar,
+               [TILES_INT4] = matmul_tiles_scalar},
     .quantise = quantise,
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
@@ -150,6 +167,8 @@ static const Kernels kernels_scalar = {
 #if defined(__x86_64__)
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
+#elif defined(__aarch64__)
+#include "kernels_neon.h"
 #endif
 
 // From the best to the one that always runs.
@@ -157,6 +176,9 @@ static const Kernels *const all_kernels[] = {
 #if defined(__x86_64__)
     &kernels_avx512,
     &kernels_avx2,
+#elif defined(__aarch64__)
+    &kernels_dotprod,
+    &kernels_neon,
 #endif
     &kernels_scalar,
 };

@@ -25,14 +25,18 @@ typedef struct {
 } LlamaError;
 
 // ---------------------------------------------------------------------------------------------------------
-// Model: a checkpoint of the llama2.c family (v0, v1: fp32, v2: int8), mapped into memory and never copied.
+// Model: a checkpoint of the llama2.c family (v0, v1: fp32, v2: int8) or of our own (v3: any type, with its
+// tokenizer), mapped into memory and never copied.
 
 typedef struct LlamaModel LlamaModel;
 
-enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1 }; // types of the weights
+enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 };       // types of weights
+enum { LLAMA_ROPE_PLAIN = 0, LLAMA_ROPE_LINEAR = 1, LLAMA_ROPE_LLAMA3 = 2 };   // how RoPE is scaled
+enum { LLAMA_CHAT_NONE = 0, LLAMA_CHAT_LLAMA2 = 1, LLAMA_CHAT_LLAMA3 = 2 };    // templates
+enum { LLAMA_MAX_STOPS = 8 };
 
 typedef struct {
-    int32_t version;    // of the file format: 0, 1 or 2
+    int32_t version;    // of the file format: 0, 1, 2 or 3
     int32_t dim;        // width of the residual stream
     int32_t hidden_dim; // width of the feed-forward layers
     int32_t n_layers;
@@ -42,15 +46,23 @@ typedef struct {
     int32_t vocab_size;
     int32_t max_seq_len; // positions the model was trained for
     int32_t tied;        // 1: the classifier is the token embedding
-    int32_t weight_type; // LLAMA_FP32, LLAMA_INT8
-    int32_t group_size;  // weights that share a scale, 0 for fp32
+    int32_t weight_type; // LLAMA_FP32 ..., of the matrices of the layers
+    int32_t group_size;  // weights that share a scale, 0 where there are no scales
     float norm_eps;
     float rope_theta;
+    int32_t rope_scaling; // LLAMA_ROPE_PLAIN ...
+    float rope_factor, rope_low_freq_factor, rope_high_freq_factor;
+    int32_t rope_original_max_seq_len;
+    int32_t bos;           // -1: the tokenizer knows
+    int32_t n_stops;       // ids that end a text, besides the tokenizer's EOS
+    int32_t stops[8];      // (LLAMA_MAX_STOPS)
+    int32_t chat_template; // LLAMA_CHAT_NONE ...
 } LlamaConfig;
 
 int llama_open(const char *path, LlamaModel **model, LlamaError *error);
 void llama_close(LlamaModel *model);
 const LlamaConfig *llama_config(const LlamaModel *model);
+const char *llama_type_name(int32_t type);           // "fp32", "int8", "bf16", "int4"
 uint64_t llama_parameters(const LlamaModel *model);  // number of weights
 uint64_t llama_token_bytes(const LlamaModel *model); // bytes of weights that one decoded token reads
 
@@ -231,11 +243,10 @@ void llama_run_options_free(LlamaRunOptions *options);
 int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, LlamaContextOptions *context,
                       LlamaError *error);
 const char *llama_run_help(void);
-// Opens the tokenizer at path, or for path NULL the one that belongs to the model at model_path, and checks that
-// it has vocab_size tokens. Looks for tokenizer.bin and tok<vocab_size>.bin beside the model, then in the working
-// directory.
-int llama_tokenizer_find(const char *path, const char *model_path, int32_t vocab_size, LlamaTokenizer **tokenizer,
-                         LlamaError *error);
+// Opens the tokenizer at path, or for path NULL the one that belongs to the model, and checks that it has as many
+// tokens. That is the one inside the model's file (the model must outlive it), else tokenizer.bin or
+// tok<vocab_size>.bin beside the model, then in the working directory.
+int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error);
 // cdef end
 
 #endif

@@ -2,7 +2,8 @@
 #ifndef LLAMA_OPTIONS_H
 #define LLAMA_OPTIONS_H
 
-#include "tokenizer.h" // llama_tokenizer_open
+#include "checkpoint.h" // LlamaModel
+#include "tokenizer.h"  // llama_tokenizer_open
 
 #include <math.h> // isfinite
 
@@ -38,7 +39,8 @@ static const char run_help[] =
     "  -y, --system TEXT          system prompt of the chat\n"
     "\n"
     "machine\n"
-    "  -z, --tokenizer FILE       default: tokenizer.bin or tok<vocabulary>.bin beside the model, then here\n"
+    "  -z, --tokenizer FILE       default: the model's own, else tokenizer.bin or tok<vocabulary>.bin beside it,\n"
+    "                             then here\n"
     "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
     "  -j, --threads N            default: by the size of the model and the processors at hand\n"
     "      --stats                say more about the model and the run\n"
@@ -53,8 +55,8 @@ static const char run_help[] =
     "\n"
     "The text goes to standard output, its speed and what went wrong to standard error. Exit status: 0 all is "
     "well,\n"
-    "2 the command line is wrong, 3 a file is bad, 4 memory, disk or output failed. LLAMA_ISA=scalar|avx2|avx512\n"
-    "chooses the kernels.\n";
+    "2 the command line is wrong, 3 a file is bad, 4 memory, disk or output failed.\n"
+    "LLAMA_ISA=scalar|avx2|avx512|neon|dotprod chooses the kernels.\n";
 
 const char *llama_run_help(void) {
     return run_help;
@@ -212,9 +214,11 @@ static int check_vocabulary(const char *path, LlamaTokenizer *tokenizer, int32_t
     return fail(error, LLAMA_ERROR_FILE, "%s: has %d tokens, the model's vocab_size = %d", path, size, vocab_size);
 }
 
-static int open_checked(const char *path, int32_t vocab_size, LlamaTokenizer **tokenizer, LlamaError *error) {
-    int code = llama_tokenizer_open(path, tokenizer, error);
-    if (code == LLAMA_OK) code = check_vocabulary(path, *tokenizer, vocab_size, error);
+// Opens the tokenizer at path, for path NULL the one inside the model's file.
+static int open_checked(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error) {
+    const char *name = path ? path : model->path;
+    int code = tokenizer_open(path, &model->tokenizer, name, tokenizer, error);
+    if (code == LLAMA_OK) code = check_vocabulary(name, *tokenizer, model->config.vocab_size, error);
     if (code == LLAMA_OK) return LLAMA_OK;
     llama_tokenizer_close(*tokenizer);
     *tokenizer = NULL;
@@ -223,7 +227,7 @@ static int open_checked(const char *path, int32_t vocab_size, LlamaTokenizer **t
 
 // Looks in one folder, which ends in / or is empty. A file that is there but does not fit is passed over, so that
 // tokenizer.bin of one model does not hide tok512.bin of another; its error is what is said if nothing fits.
-static int find_in_folder(const char *folder, size_t length, int32_t vocab_size, LlamaTokenizer **tokenizer,
+static int find_in_folder(const char *folder, size_t length, const LlamaModel *model, LlamaTokenizer **tokenizer,
                           LlamaError *error) {
     static const char *const names[] = {"tokenizer.bin", "tok%d.bin"};
     size_t room = length + 32;
@@ -232,26 +236,25 @@ static int find_in_folder(const char *folder, size_t length, int32_t vocab_size,
     int code = LLAMA_ERROR_FILE;
     for (size_t i = 0; i < COUNT(names) && code != LLAMA_OK; i++) {
         char name[32];
-        snprintf(name, sizeof name, names[i], vocab_size);
+        snprintf(name, sizeof name, names[i], model->config.vocab_size);
         snprintf(path, room, "%.*s%s", (int)length, folder, name);
-        if (access(path, F_OK) == 0) code = open_checked(path, vocab_size, tokenizer, error);
+        if (access(path, F_OK) == 0) code = open_checked(path, model, tokenizer, error);
     }
     free(path);
     return code;
 }
 
-int llama_tokenizer_find(const char *path, const char *model_path, int32_t vocab_size, LlamaTokenizer **tokenizer,
-                         LlamaError *error) {
+int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error) {
     *tokenizer = NULL;
-    if (path) return open_checked(path, vocab_size, tokenizer, error);
+    if (path || model->tokenizer.size > 0) return open_checked(path, model, tokenizer, error);
     fail(error, LLAMA_ERROR_FILE,
          "no tokenizer for %.256s: neither tokenizer.bin nor tok%d.bin is beside it or in the working directory; "
          "give its path (-z)",
-         model_path, vocab_size);
-    const char *slash = strrchr(model_path, '/');
-    size_t length = slash ? (size_t)(slash - model_path) + 1 : 0;
-    int code = find_in_folder(model_path, length, vocab_size, tokenizer, error);
-    if (code != LLAMA_OK && length > 0) code = find_in_folder("", 0, vocab_size, tokenizer, error);
+         model->path, model->config.vocab_size);
+    const char *slash = strrchr(model->path, '/');
+    size_t length = slash ? (size_t)(slash - model->path) + 1 : 0;
+    int code = find_in_folder(model->path, length, model, tokenizer, error);
+    if (code != LLAMA_OK && length > 0) code = find_in_folder("", 0, model, tokenizer, error);
     return code;
 }
 

@@ -1,6 +1,7 @@
 // quant.h: what a matrix of weights is, type by type, and how floats become int8 and back.
 //
-// int8, as in the v2 files: every `group_size` neighbouring weights of a row share a scale,
+// ROWS_FP32: floats, row after row. ROWS_BF16: the upper halves of floats, row after row. TILES_INT8, TILES_INT4:
+// see tiles.h. ROWS_INT8, as in the v2 files: every `group_size` neighbouring weights of a row share a scale,
 //
 //     row r:   q q q ... q | q q q ... q | ...        int8, (cols)
 //              scale 0     | scale 1     | ...        fp32, (cols / group_size), after the data of all rows
@@ -14,17 +15,17 @@
 
 #include <math.h> // fabsf, rintf
 
-enum { N_TYPES = LLAMA_INT8 + 1 };
+enum { ROWS_FP32, ROWS_INT8, ROWS_BF16, TILES_INT8, TILES_INT4, N_TYPES };
 
 #define QUANTISE_MIN 1e-30f // a smaller maximum counts as zero: 127 / max must not overflow
 
 // A matrix of weights (rows, cols), inside the mapped file.
 typedef struct {
-    int32_t type; // LLAMA_FP32, LLAMA_INT8
+    int32_t type;          // ROWS_FP32 ...
     int32_t rows, cols;
-    int32_t group_size;    // int8: divides cols
-    const void *data;      // fp32: float (rows, cols); int8: int8_t (rows, cols)
-    const uint8_t *scales; // int8: float (rows, cols / group_size), at any address
+    int32_t group_size;    // of the activations that it is multiplied with; of ROWS_INT8 too, divides cols
+    const void *data;      // (rows, cols) of float, int8_t or uint16_t, or tiles
+    const uint8_t *scales; // ROWS_INT8: float (rows, cols / group_size), at any address
 } Tensor;
 
 // Rows of activations (n, cols) on their way into a matmul, which reads the form that its weights ask for.
@@ -32,8 +33,14 @@ typedef struct {
     float *values;  // (n, cols)
     int8_t *quants; // (n, cols)
     float *scales;  // (n, cols / group_size)
-    int32_t cols;   // distance of the rows
+    int32_t *sums;  // (n, cols / group_size) of the quants of a group, for tiles
+    int32_t cols;   // distance of the rows: a multiple of the group size where there are groups
 } Rows;
+
+// Whether activations enter a product with weights of this type as int8.
+static inline bool type_is_quantised(int32_t type) {
+    return type != ROWS_FP32 && type != ROWS_BF16;
+}
 
 static inline int32_t tensor_groups(const Tensor *w) {
     return w->cols / w->group_size;
@@ -47,24 +54,16 @@ static inline const int8_t *tensor_row_int8(const Tensor *w, int32_t row) {
     return (const int8_t *)w->data + (int64_t)row * w->cols;
 }
 
+static inline const uint16_t *tensor_row_bf16(const Tensor *w, int32_t row) {
+    return (const uint16_t *)w->data + (int64_t)row * w->cols;
+}
+
+static inline float bf16_to_float(uint16_t half) {
+    return load_f32(&(uint32_t){(uint32_t)half << 16});
+}
+
 static inline const uint8_t *tensor_row_scales(const Tensor *w, int32_t row) {
     return w->scales + (int64_t)row * tensor_groups(w) * (int64_t)sizeof(float);
-}
-
-static uint64_t tensor_bytes(const Tensor *w) {
-    uint64_t n = (uint64_t)w->rows * (uint64_t)w->cols;
-    return w->type == LLAMA_INT8 ? n + n / (uint64_t)w->group_size * sizeof(float) : n * sizeof(float);
-}
-
-// One row of a matrix as floats, out: (cols). A token's embedding.
-static void tensor_row(float *out, const Tensor *w, int32_t row) {
-    if (w->type == LLAMA_FP32) {
-        memcpy(out, tensor_row_fp32(w, row), (size_t)w->cols * sizeof *out);
-        return;
-    }
-    const int8_t *q = tensor_row_int8(w, row);
-    const uint8_t *scales = tensor_row_scales(w, row);
-    for (int32_t i = 0; i < w->cols; i++) out[i] = (float)q[i] * load_f32(scales + i / w->group_size * 4);
 }
 
 // Quantises n values by groups: q: (n), scales: (n / group_size). A group of zeros, or nearly so, has scale 0. A

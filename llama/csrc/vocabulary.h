@@ -25,6 +25,7 @@ typedef struct {
 
 struct LlamaTokenizer {
     Mapping file;
+    bool borrowed; // the file is a model's
     Piece *pieces;         // (vocab_size)
     Slot *slots;           // (slot_mask + 1) index of the text pieces: open addressing, at most half full
     bool joined[256][256]; // [a][b]: some text piece has byte b right after byte a
@@ -170,12 +171,11 @@ static int vocabulary_alloc(LlamaTokenizer *t, LlamaError *error) {
     return LLAMA_OK;
 }
 
-static int tokenizer_init(LlamaTokenizer *t, const char *path, LlamaError *error) {
+// Reads the tokenizer at t->file. path: for messages.
+static int tokenizer_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
     t->bos = t->eos = t->unknown = -1;
     for (int b = 0; b < 256; b++) t->byte_values[b] = (char)b, t->byte_ids[b] = -1;
-    int code = mapping_init(&t->file, path, error);
-    if (code != LLAMA_OK) return code;
-    code = records_count(&t->file, path, &t->vocab_size, error);
+    int code = records_count(&t->file, path, &t->vocab_size, error);
     // Only now, since a right file may begin with any length, such as 123, which reads "{".
     const char *kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
     if (kind) return fail(error, code, "%s: can't be read as a tokenizer: it is %s", path, kind);
@@ -192,21 +192,29 @@ void llama_tokenizer_close(LlamaTokenizer *t) {
     if (!t) return;
     free(t->slots);
     free(t->pieces);
-    mapping_free(&t->file);
+    if (!t->borrowed) mapping_free(&t->file);
     free(t);
 }
 
-int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaError *error) {
+// Opens the file at path, or for path NULL the part of another one, which must stay.
+static int tokenizer_open(const char *path, const Mapping *part, const char *name, LlamaTokenizer **tokenizer,
+                          LlamaError *error) {
     *tokenizer = NULL;
     LlamaTokenizer *t = calloc(1, sizeof *t);
     if (!t) return fail_memory(error, sizeof *t);
-    int code = tokenizer_init(t, path, error);
-    if (code != LLAMA_OK) {
+    t->borrowed = !path;
+    if (!path) t->file = *part;
+    int code = path ? mapping_init(&t->file, path, error) : LLAMA_OK;
+    if (code == LLAMA_OK) code = tokenizer_read(t, name, error);
+    if (code == LLAMA_OK)
+        *tokenizer = t;
+    else
         llama_tokenizer_close(t);
-        return code;
-    }
-    *tokenizer = t;
-    return LLAMA_OK;
+    return code;
+}
+
+int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaError *error) {
+    return tokenizer_open(path, NULL, path, tokenizer, error);
 }
 
 int32_t llama_vocab_size(const LlamaTokenizer *t) {

@@ -1,0 +1,1 @@
+"""Model files, one module a format: each reads into an export.Source, writes one, or both."""

@@ -1,0 +1,164 @@
+"""Version 3 of the .bin files: one file with a model, its tokenizer and all that a run needs.
+
+docs/format.md has the layout byte by byte; the reader is llama/csrc/checkpoint_v3.h.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from formats import tiles
+from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
+from formats.tiles import Errors
+from model import Config
+
+MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
+TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
+ROPE = {None: 0, "linear": 1, "llama3": 2}
+TEMPLATES = {"none": 0, "llama2": 1, "llama3": 2}
+MAX_STOPS = 8
+NORM = "norm.weight"
+LAYER = (  # in the order in which a pass uses them
+    "attention_norm",
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "ffn_norm",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a file holds besides the weights.
+
+    tokenizer: the bytes of a tokenizer.bin, none for a model that is given one when it runs. stops: ids that
+    end a text, besides the tokenizer's EOS. bos: -1 where the tokenizer knows. template: of chats.
+    """
+
+    tokenizer: bytes = b""
+    bos: int = -1
+    stops: tuple[int, ...] = ()
+    template: str = "none"
+
+
+@dataclass
+class Entry:
+    """A row of the table of tensors."""
+
+    name: str
+    dtype: str
+    rows: int
+    cols: int
+    bytes: int
+    offset: int = 0
+    crc: int = 0
+    errors: Errors = field(default_factory=Errors)
+
+    def pack(self) -> bytes:
+        numbers = (TYPES[self.dtype], self.rows, self.cols, self.crc, self.offset, self.bytes)
+        return struct.pack("<3iI2Q", *numbers)
+
+
+def tensor_bytes(dtype: str, rows: int, cols: int) -> int:
+    """Bytes of a tensor in the file."""
+    if dtype in ("fp32", "bf16"):
+        return rows * cols * (4 if dtype == "fp32" else 2)
+    return tiles.packed_bytes(rows, cols, 8 if dtype == "int8" else 4)
+
+
+def names(config: Config) -> list[str]:
+    """The tensors of a file, in its order."""
+    layers = [f"layers.{layer}.{part}.weight" for layer in range(config.n_layers) for part in LAYER]
+    return [EMBEDDING, *layers, NORM, *([] if config.tied else [CLASSIFIER])]
+
+
+def plan(
+    config: Config, shapes: dict[str, tuple[int, ...]], dtype: str, ends_dtype: str, begin: int
+) -> list[Entry]:
+    """The table: types and places of all tensors. begin: bytes before the first."""
+    entries, offset = [], begin
+    for name in names(config):
+        rows, cols = shapes[name] if len(shapes[name]) == 2 else (1, *shapes[name])
+        kind = "fp32" if rows == 1 else ends_dtype if name in (EMBEDDING, CLASSIFIER) else dtype
+        offset = -(-offset // ALIGN) * ALIGN
+        entries.append(Entry(name, kind, rows, cols, tensor_bytes(kind, rows, cols), offset))
+        offset += entries[-1].bytes
+    return entries
+
+
+def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_bytes: int) -> bytes:
+    """The first 252 bytes; the checksum follows them."""
+    scaling = config.rope_scaling
+    rope = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor) if scaling else (1.0, 1.0, 4.0)
+    shape = (config.dim, config.hidden_dim, config.n_layers, config.n_heads, config.n_kv_heads)
+    data = struct.pack("<Ii7iB3x", MAGIC, VERSION, *shape, config.vocab_size, config.max_seq_len, config.tied)
+    data += struct.pack("<i2f", config.head_dim, config.norm_eps, config.rope_theta)
+    data += struct.pack("<i3f", ROPE[scaling.kind if scaling else None], *rope)
+    data += struct.pack("<i", scaling.original_max_seq_len if scaling else 0)
+    stops = (*extras.stops, *[-1] * MAX_STOPS)[:MAX_STOPS]
+    data += struct.pack("<3i8i", TYPES[dtype], extras.bos, len(extras.stops), *stops)
+    data += struct.pack("<2i4x", TEMPLATES[extras.template], n_tensors)
+    data += struct.pack("<3Q", HEADER_BYTES + n_tensors * ENTRY_BYTES, len(extras.tokenizer), file_bytes)
+    return data.ljust(HEADER_BYTES - 4, b"\0")
+
+
+def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
+    """The bytes of a tensor of float32. Raises ValueError for values that its type can't hold."""
+    if entry.dtype == "fp32":
+        yield weight.numpy().astype("<f4", copy=False).data.cast("B")
+    elif entry.dtype == "bf16":
+        for part in weight.split(max(1, tiles.CHUNK_VALUES // entry.cols)):
+            rounded = part.to(torch.bfloat16)
+            entry.errors.total += part.double().square().sum().item()
+            entry.errors.error += (rounded.double() - part).square().sum().item()
+            yield rounded.view(torch.int16).numpy().data.cast("B")
+    else:
+        for part in tiles.pack(weight, 8 if entry.dtype == "int8" else 4, entry.errors):
+            yield part.numpy().data.cast("B")
+
+
+def write_tensor(file: BinaryIO, weight: Tensor, entry: Entry) -> None:
+    """Writes a tensor at its place and notes its checksum. Raises ValueError."""
+    file.write(bytes(entry.offset - file.tell()))
+    for piece in pieces(weight, entry):
+        entry.crc = zlib.crc32(piece, entry.crc)
+        file.write(piece)
+
+
+def write_bin(
+    file: BinaryIO, source: Source, dtype: str, ends_dtype: str, extras: Extras, bar: bool
+) -> dict[str, float]:
+    """Writes a file, tensor by tensor, and returns the relative errors of those that were rounded.
+
+    Raises BadInput for weights that do not fit the configuration or their type.
+    """
+    shapes, n_tensors = tensor_shapes(source.config), len(names(source.config))
+    refuse(source, name_problems(source, shapes))
+    begin = HEADER_BYTES + n_tensors * ENTRY_BYTES + len(extras.tokenizer)
+    entries = plan(source.config, shapes, dtype, ends_dtype, begin)
+    file_bytes = entries[-1].offset + entries[-1].bytes
+    file.write(bytes(begin))  # what comes here is known in the end
+    with tqdm(total=file_bytes, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
+        for entry in entries:
+            try:
+                write_tensor(file, take(source, entry.name, shapes[entry.name]), entry)
+            except ValueError as error:
+                refuse(source, [f"{entry.name} {error}"])
+            progress.update(file.tell() - progress.n)
+    head = header(source.config, dtype, extras, n_tensors, file_bytes)
+    rest = b"".join(entry.pack() for entry in entries) + extras.tokenizer
+    file.seek(0)
+    file.write(head + struct.pack("<I", zlib.crc32(rest, zlib.crc32(head))) + rest)
+    return {entry.name: entry.errors.relative for entry in entries if entry.dtype != "fp32"}

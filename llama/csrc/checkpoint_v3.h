@@ -1,0 +1,167 @@
+// checkpoint_v3.h: version 3 of the .bin files, one file with all that a model needs. docs/format.md has it byte by
+// byte: a header of 256 bytes, a table of tensors, the tokenizer, then the tensors, aligned to 64 bytes and laid out
+// as the kernels read them (tiles.h).
+#ifndef LLAMA_CHECKPOINT_V3_H
+#define LLAMA_CHECKPOINT_V3_H
+
+#include "tiles.h" // Tensor
+#include "util.h"  // Mapping
+
+enum { HEADER_V3 = 256, ENTRY_V3 = 32, ALIGN_V3 = 64, CHECKSUM_AT = 252 };
+
+// Fields of the header after those it shares with v1: a place, a field of the configuration, and its range.
+static const struct {
+    const char *name;
+    uint32_t at;
+    size_t field;
+    int32_t min, max;
+} v3_integers[] = {
+    {"head_dim", 40, offsetof(LlamaConfig, head_dim), 2, 1 << 12},
+    {"rope scaling", 52, offsetof(LlamaConfig, rope_scaling), LLAMA_ROPE_PLAIN, LLAMA_ROPE_LLAMA3},
+    {"rope original_max_seq_len", 68, offsetof(LlamaConfig, rope_original_max_seq_len), 0, 1 << 24},
+    {"weight type", 72, offsetof(LlamaConfig, weight_type), LLAMA_FP32, LLAMA_INT4},
+    {"bos", 76, offsetof(LlamaConfig, bos), -1, 1 << 24},
+    {"number of stop ids", 80, offsetof(LlamaConfig, n_stops), 0, LLAMA_MAX_STOPS},
+    {"chat template", 116, offsetof(LlamaConfig, chat_template), LLAMA_CHAT_NONE, LLAMA_CHAT_LLAMA3},
+};
+
+static const struct {
+    const char *name;
+    uint32_t at;
+    size_t field;
+} v3_floats[] = {
+    {"norm_eps", 44, offsetof(LlamaConfig, norm_eps)},
+    {"rope_theta", 48, offsetof(LlamaConfig, rope_theta)},
+    {"rope factor", 56, offsetof(LlamaConfig, rope_factor)},
+    {"rope low_freq_factor", 60, offsetof(LlamaConfig, rope_low_freq_factor)},
+    {"rope high_freq_factor", 64, offsetof(LlamaConfig, rope_high_freq_factor)},
+};
+
+enum { STOPS_AT = 84, N_TENSORS_AT = 120, TOKENIZER_AT = 128, TOKENIZER_BYTES_AT = 136, FILE_BYTES_AT = 144 };
+
+static inline uint64_t load_u64(const void *p) {
+    uint64_t value;
+    memcpy(&value, p, sizeof value);
+    return value;
+}
+
+// CRC-32 as zlib has it, four bits at a time. Begins and goes on with 0 and the result so far.
+static uint32_t crc32_of(uint32_t crc, const uint8_t *data, uint64_t n) {
+    uint32_t table[16];
+    for (uint32_t i = 0; i < 16; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 4; bit++) table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320u : 0);
+    }
+    crc = ~crc;
+    for (uint64_t i = 0; i < n; i++) {
+        crc = crc >> 4 ^ table[(crc ^ data[i]) & 15];
+        crc = crc >> 4 ^ table[(crc ^ data[i] >> 4) & 15];
+    }
+    return ~crc;
+}
+
+// Whether [at, at + n) is a part of [begin, end).
+static bool lies_within(uint64_t at, uint64_t n, uint64_t begin, uint64_t end) {
+    return at >= begin && at <= end && n <= end - at;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Header
+
+static int read_integers_v3(const char *path, const uint8_t *header, LlamaConfig *c, LlamaError *error) {
+    for (size_t i = 0; i < COUNT(v3_integers); i++) {
+        int32_t value = load_i32(header + v3_integers[i].at);
+        if (value < v3_integers[i].min || value > v3_integers[i].max)
+            return fail(error, LLAMA_ERROR_FILE, "%s: %s = %d, allowed %d to %d", path, v3_integers[i].name, value,
+                        v3_integers[i].min, v3_integers[i].max);
+        memcpy((char *)c + v3_integers[i].field, &value, sizeof value);
+    }
+    memcpy(c->stops, header + STOPS_AT, sizeof c->stops);
+    for (int32_t i = 0; i < c->n_stops; i++)
+        if (c->stops[i] < 0 || c->stops[i] >= c->vocab_size)
+            return fail(error, LLAMA_ERROR_FILE, "%s: stop id %d = %d, allowed 0 to %d", path, i, c->stops[i],
+                        c->vocab_size - 1);
+    if (c->bos >= c->vocab_size)
+        return fail(error, LLAMA_ERROR_FILE, "%s: bos = %d, allowed -1 to %d", path, c->bos, c->vocab_size - 1);
+    return LLAMA_OK;
+}
+
+static int read_floats_v3(const char *path, const uint8_t *header, LlamaConfig *c, LlamaError *error) {
+    for (size_t i = 0; i < COUNT(v3_floats); i++) {
+        float value = load_f32(header + v3_floats[i].at);
+        if (!(value > 0 && value < INFINITY))
+            return fail(error, LLAMA_ERROR_FILE, "%s: %s = %g, allowed finite numbers above 0", path,
+                        v3_floats[i].name, (double)value);
+        memcpy((char *)c + v3_floats[i].field, &value, sizeof value);
+    }
+    if (c->rope_scaling != LLAMA_ROPE_LLAMA3) return LLAMA_OK;
+    if (c->rope_low_freq_factor >= c->rope_high_freq_factor || c->rope_original_max_seq_len < 1)
+        return fail(error, LLAMA_ERROR_FILE,
+                    "%s: rope low_freq_factor = %g, high_freq_factor = %g, original_max_seq_len = %d: allowed low "
+                    "below high and a length of 1 or more",
+                    path, (double)c->rope_low_freq_factor, (double)c->rope_high_freq_factor,
+                    c->rope_original_max_seq_len);
+    return LLAMA_OK;
+}
+
+// The sections before the tensors: their bounds and their checksum.
+static int check_sections_v3(const char *path, const Mapping *file, LlamaError *error) {
+    const uint8_t *header = file->data;
+    uint64_t n_tensors = (uint32_t)load_i32(header + N_TENSORS_AT), at = load_u64(header + TOKENIZER_AT);
+    uint64_t bytes = load_u64(header + TOKENIZER_BYTES_AT), size = load_u64(header + FILE_BYTES_AT);
+    uint64_t table_end = HEADER_V3 + n_tensors * ENTRY_V3;
+    if (size != file->size)
+        return fail(error, LLAMA_ERROR_FILE, "%s: has %llu bytes, its header says %llu", path,
+                    (unsigned long long)file->size, (unsigned long long)size);
+    if (at != table_end || !lies_within(at, bytes, table_end, size))
+        return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer at %llu with %llu bytes, allowed at %llu in a file of %llu",
+                    path, (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)table_end,
+                    (unsigned long long)size);
+    uint32_t crc = crc32_of(0, header, CHECKSUM_AT), stored = (uint32_t)load_i32(header + CHECKSUM_AT);
+    crc = crc32_of(crc, header + HEADER_V3, at + bytes - HEADER_V3);
+    if (crc != stored)
+        return fail(error, LLAMA_ERROR_FILE, "%s: checksum of header, table and tokenizer = %08x, stored is %08x",
+                    path, crc, stored);
+    return LLAMA_OK;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Table
+
+typedef struct {
+    const char *path;
+    const Mapping *file;
+    const uint8_t *entry; // of the next tensor
+    uint64_t begin;       // of the tensors
+    bool quantised;       // one of the tensors is
+    LlamaError *error;
+    int code;
+} TableV3;
+
+// Takes the next tensor, which must be (rows, cols). Norms are fp32.
+static void take_v3(TableV3 *table, Tensor *w, const char *name, int32_t rows, int32_t cols) {
+    if (table->code != LLAMA_OK) return;
+    static const int32_t types[] = {ROWS_FP32, TILES_INT8, ROWS_BF16, TILES_INT4}; // LLAMA_FP32, LLAMA_INT8 ...
+    const uint8_t *entry = table->entry;
+    int32_t type = load_i32(entry), found_rows = load_i32(entry + 4), found_cols = load_i32(entry + 8);
+    uint64_t at = load_u64(entry + 16), bytes = load_u64(entry + 24);
+    table->entry += ENTRY_V3;
+    if (type < 0 || type > (rows == 1 ? LLAMA_FP32 : LLAMA_INT4) || found_rows != rows || found_cols != cols) {
+        table->code = fail(table->error, LLAMA_ERROR_FILE, "%s: %s has type %d and shape (%d, %d), allowed (%d, %d)",
+                           table->path, name, type, found_rows, found_cols, rows, cols);
+        return;
+    }
+    *w = (Tensor){.type = types[type], .rows = rows, .cols = cols};
+    w->group_size = type_is_quantised(w->type) ? TILE_GROUP : 0;
+    table->quantised |= type_is_quantised(w->type);
+    if (bytes != tensor_bytes(w) || at % ALIGN_V3 || !lies_within(at, bytes, table->begin, table->file->size)) {
+        table->code = fail(table->error, LLAMA_ERROR_FILE,
+                           "%s: %s lies at %llu with %llu bytes, allowed %llu bytes at a multiple of %d in the file",
+                           table->path, name, (unsigned long long)at, (unsigned long long)bytes,
+                           (unsigned long long)tensor_bytes(w), ALIGN_V3);
+        return;
+    }
+    w->data = table->file->data + at;
+}
+
+#endif

@@ -1,0 +1,326 @@
+// kernels_neon.h: the kernels for ARM, 4 lanes. Mirrors kernels_avx2.h, without its prefetches, which are not
+// measured on ARM. Two tables: neon for every aarch64 CPU, dotprod for those with the int8 dot product
+// (tiles_neon.h).
+#ifndef LLAMA_KERNELS_NEON_H
+#define LLAMA_KERNELS_NEON_H
+
+#include "kernels.h"
+#include "tiles_neon.h" // NEON_INLINE, Dot, store_neon, matmul_tiles_int8_neon
+
+#include <arm_neon.h> // v*q_f32, v*q_s32
+
+#ifdef __linux__
+#include <sys/auxv.h> // getauxval
+#endif
+
+// All ones in the first n lanes, in all 4 for n >= 4.
+NEON_INLINE uint32x4_t mask_neon(int64_t n) {
+    const int32x4_t lanes = {0, 1, 2, 3};
+    return vcltq_s32(lanes, vdupq_n_s32((int)MIN(n, 4)));
+}
+
+// The first n values, all 4 for n >= 4, and zeros. There are no masked loads, and what lies behind the values may
+// not be there.
+NEON_INLINE float32x4_t load_neon(const float *x, int64_t n) {
+    if (n >= 4) return vld1q_f32(x);
+    float32x4_t lanes = vdupq_n_f32(0);
+    if (n > 0) lanes = vld1q_lane_f32(x, lanes, 0);
+    if (n > 1) lanes = vld1q_lane_f32(x + 1, lanes, 1);
+    if (n > 2) lanes = vld1q_lane_f32(x + 2, lanes, 2);
+    return lanes;
+}
+
+NEON_INLINE float reduce_add_neon(float32x4_t x) {
+    float32x4_t pairs = vpaddq_f32(x, x);
+    return vpadds_f32(vget_low_f32(pairs));
+}
+
+NEON_INLINE float32x4_t exp_neon(float32x4_t x) {
+    x = vmaxq_f32(vdupq_n_f32(EXP_MIN), x); // where one is NaN so is the result
+    x = vminq_f32(vdupq_n_f32(EXP_MAX), x);
+    float32x4_t i = vrndnq_f32(vmulq_n_f32(x, EXP_LOG2E));
+    float32x4_t f = vfmsq_f32(x, i, vdupq_n_f32(EXP_LN2_HIGH));
+    f = vfmsq_f32(f, i, vdupq_n_f32(EXP_LN2_LOW));
+    float32x4_t p = vdupq_n_f32(EXP_TERMS[0]);
+    EACH (t, EXP_DEGREE) p = vfmaq_f32(vdupq_n_f32(EXP_TERMS[t + 1]), p, f);
+    int32x4_t exponent = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(i), vdupq_n_s32(127)), 23);
+    return vmulq_f32(p, vreinterpretq_f32_s32(exponent));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// fp32 and bf16 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are
+// constants at every call, so that the tile stays in registers, of which there are 32.
+
+// The first n of 4 weights of type, from number `at` on.
+NEON_INLINE float32x4_t load_weights_neon(const void *w, int64_t at, int64_t n, const int type) {
+    if (type == ROWS_FP32) return load_neon((const float *)w + at, n);
+    const uint16_t *from = (const uint16_t *)w + at;
+    uint16_t last[4] = {0};
+    if (n < 4) from = memcpy(last, from, (size_t)n * sizeof *from);
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16));
+}
+
+NEON_INLINE void step_rows_neon(float32x4_t sum[8][4], const float *x, int64_t x_stride, const void *w, int64_t at,
+                                int64_t w_stride, int64_t left, const int r, const int n, const int type) {
+    float32x4_t values[4];
+    EACH (i, n) values[i] = load_neon(x + i * x_stride, left);
+    EACH (j, r) {
+        float32x4_t row = load_weights_neon(w, at + j * w_stride, left, type);
+        EACH (i, n) sum[j][i] = vfmaq_f32(sum[j][i], row, values[i]);
+    }
+}
+
+NEON_INLINE void tile_rows_neon(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
+                                const int r, const int n, const int type) {
+    const float *values = x->values + (int64_t)i0 * x->cols;
+    int64_t x_stride = x->cols, k_size = w->cols, at = r0 * k_size, k = 0;
+    float32x4_t sum[8][4];
+    EACH (j, r)
+        EACH (i, n) sum[j][i] = vdupq_n_f32(0);
+    for (; k + 4 <= k_size; k += 4)
+        step_rows_neon(sum, values + k, x_stride, w->data, at + k, k_size, 4, r, n, type);
+    if (k < k_size) step_rows_neon(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
+    EACH (j, r)
+        EACH (i, n) out[i * stride + j] = reduce_add_neon(sum[j][i]);
+}
+
+NEON_INLINE void matmul_rows_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                  int32_t begin, int32_t end, const int type) {
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_neon(out + r, stride, x, 0, w, r, 8, 1, type);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 4 <= n; i += 4) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 4, type);
+        for (; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 1, type);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 1, 1, type);
+}
+
+static void matmul_fp32_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                             int32_t end) {
+    matmul_rows_neon(out, stride, x, n, w, begin, end, ROWS_FP32);
+}
+
+static void matmul_bf16_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                             int32_t end) {
+    matmul_rows_neon(out, stride, x, n, w, begin, end, ROWS_BF16);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// int8 matmul, group sizes that are multiples of 16. The integers are exact, so a group's sum is taken across the
+// lanes right away: 4 rows of weights then share a vector, and one output is one lane.
+
+NEON_INLINE void tile_int8_neon(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
+                                const int r, const int n, Dot *dot) {
+    const int32x4_t zero = vdupq_n_s32(0);
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
+    const uint8_t *scales = tensor_row_scales(w, r0);
+    const float *x_scales = x->scales + (int64_t)i0 * x_groups;
+    float32x4_t sum[4]; // of r rows
+    EACH (i, n) sum[i] = vdupq_n_f32(0);
+    for (int32_t g = 0; g < groups; g++) {
+        int32x4_t products[4][4];
+        int8x16_t values[4];
+        EACH (i, n)
+            EACH (j, 4) products[i][j] = zero;
+        for (int32_t k = g * size; k < (g + 1) * size; k += 16) {
+            EACH (i, n) values[i] = vld1q_s8(x_q + (int64_t)i * x->cols + k);
+            EACH (j, r) {
+                int8x16_t row = vld1q_s8(q + (int64_t)j * w->cols + k);
+                EACH (i, n) products[i][j] = dot(products[i][j], row, values[i]);
+            }
+        }
+        float32x4_t scale = vdupq_n_f32(0);
+        EACH (j, r) scale[j] = load_f32(scales + ((int64_t)j * groups + g) * 4);
+        EACH (i, n) {
+            const int32x4_t *p = products[i];
+            int32x4_t rows = vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3]));
+            float32x4_t both = vmulq_n_f32(scale, x_scales[(int64_t)i * x_groups + g]);
+            sum[i] = vfmaq_f32(sum[i], vcvtq_f32_s32(rows), both);
+        }
+    }
+    EACH (i, n) store_neon(out + i * stride, sum[i], r);
+}
+
+NEON_INLINE void matmul_int8_tiles(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                   int32_t begin, int32_t end, Dot *dot) {
+    if (w->group_size % 16) {
+        matmul_int8_scalar(out, stride, x, n, w, begin, end);
+        return;
+    }
+    int32_t r = begin;
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 4 <= n; i += 4) tile_int8_neon(out + i * stride + r, stride, x, i, w, r, 4, 4, dot);
+        for (; i < n; i++) tile_int8_neon(out + i * stride + r, stride, x, i, w, r, 4, 1, dot);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_int8_neon(out + i * stride + r, stride, x, i, w, r, 1, 1, dot);
+}
+
+static void matmul_int8_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
+                             int32_t end) {
+    matmul_int8_tiles(out, stride, x, n, w, begin, end, dot_neon);
+}
+
+static void matmul_int8_dotprod(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                int32_t begin, int32_t end) {
+    matmul_int8_tiles(out, stride, x, n, w, begin, end, dot_dotprod);
+}
+
+static void quantise_neon(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+    if (group_size % 8) {
+        quantise(q, scales, x, n, group_size);
+        return;
+    }
+    const float32x4_t top = vdupq_n_f32(127), bottom = vdupq_n_f32(-127);
+    for (int32_t g = 0; g < n / group_size; g++, x += group_size, q += group_size) {
+        float32x4_t max_lanes = vdupq_n_f32(0), poison = vdupq_n_f32(0);
+        for (int32_t i = 0; i < group_size; i += 4) {
+            float32x4_t value = vld1q_f32(x + i);
+            max_lanes = vmaxnmq_f32(max_lanes, vabsq_f32(value)); // nm: where one is NaN the other is the result
+            poison = vfmaq_f32(poison, value, vdupq_n_f32(0));
+        }
+        float max = vmaxnmvq_f32(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
+        scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + reduce_add_neon(poison);
+        for (int32_t i = 0; i < group_size; i += 8) {
+            int32x4_t four[2];
+            EACH (j, 2) {
+                float32x4_t value = vmulq_n_f32(vld1q_f32(x + i + 4 * j), inverse);
+                four[j] = vcvtnq_s32_f32(vmaxnmq_f32(bottom, vminnmq_f32(value, top)));
+            }
+            vst1_s8(q + i, vmovn_s16(vcombine_s16(vmovn_s32(four[0]), vmovn_s32(four[1]))));
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The rest of a layer
+
+static void rmsnorm_neon(float *out, const float *x, const float *weight, int32_t k, float eps) {
+    float32x4_t sum = vdupq_n_f32(0);
+    for (int32_t i = 0; i < k; i += 4) {
+        float32x4_t value = load_neon(x + i, k - i);
+        sum = vfmaq_f32(sum, value, value);
+    }
+    float scale = 1 / sqrtf(reduce_add_neon(sum) / (float)k + eps);
+    for (int32_t i = 0; i < k; i += 4) {
+        float32x4_t value = vmulq_n_f32(load_neon(x + i, k - i), scale);
+        store_neon(out + i, vmulq_f32(load_neon(weight + i, k - i), value), k - i);
+    }
+}
+
+static void swiglu_neon(float *h1, const float *h3, int32_t n) {
+    const float32x4_t one = vdupq_n_f32(1);
+    for (int32_t i = 0; i < n; i += 4) {
+        float32x4_t h = load_neon(h1 + i, n - i);
+        float32x4_t silu = vdivq_f32(h, vaddq_f32(one, exp_neon(vnegq_f32(h))));
+        store_neon(h1 + i, vmulq_f32(silu, load_neon(h3 + i, n - i)), n - i);
+    }
+}
+
+// Scores of n positions to probabilities, without the division by their sum, which is returned.
+NEON_INLINE float softmax_neon(float *scores, int32_t n, float max) {
+    float32x4_t sum = vdupq_n_f32(0);
+    for (int32_t t = 0; t < n; t += 4) {
+        float32x4_t e = exp_neon(vsubq_f32(load_neon(scores + t, n - t), vdupq_n_f32(max)));
+        uint32x4_t masked = vandq_u32(vreinterpretq_u32_f32(e), mask_neon(n - t));
+        sum = vaddq_f32(sum, vreinterpretq_f32_u32(masked));
+        store_neon(scores + t, e, n - t);
+    }
+    return reduce_add_neon(sum);
+}
+
+// out = the values of n positions, weighted by scores x inverse. v vectors of a row, the last with some lanes only.
+NEON_INLINE void mix_neon(float *out, const float *scores, const float *values, int32_t n, int32_t head_dim,
+                          float inverse, int64_t lanes, const int v) {
+    float32x4_t sum[4][4]; // of positions t, t + 1, t + 2, t + 3 modulo 4
+    int32_t t = 0;
+    EACH (j, 4)
+        EACH (i, v) sum[j][i] = vdupq_n_f32(0);
+    for (; t + 4 <= n; t += 4)
+        EACH (j, 4) {
+            const float *row = values + (int64_t)(t + j) * head_dim;
+            EACH (i, v) sum[j][i] = vfmaq_n_f32(sum[j][i], load_neon(row + 4 * i, lanes), scores[t + j]);
+        }
+    for (; t < n; t++) {
+        const float *row = values + (int64_t)t * head_dim;
+        EACH (i, v) sum[0][i] = vfmaq_n_f32(sum[0][i], load_neon(row + 4 * i, lanes), scores[t]);
+    }
+    EACH (i, v) {
+        float32x4_t total = vaddq_f32(vaddq_f32(sum[0][i], sum[1][i]), vaddq_f32(sum[2][i], sum[3][i]));
+        store_neon(out + 4 * i, vmulq_n_f32(total, inverse), lanes);
+    }
+}
+
+static void attend_neon(float *out, const float *q, const float *keys, const float *values, float *scores,
+                        int32_t n, int32_t head_dim) {
+    const float scale = 1 / sqrtf((float)head_dim);
+    float32x4_t max = vdupq_n_f32(-INFINITY);
+    for (int32_t t = 0; t < n; t += KEY_BLOCK, keys += KEY_BLOCK * head_dim) {
+        float32x4_t even[4], odd[4]; // head_dim is even
+        EACH (j, 4) even[j] = odd[j] = vdupq_n_f32(0);
+        for (int32_t d = 0; d < head_dim; d += 2)
+            EACH (j, 4) {
+                even[j] = vfmaq_n_f32(even[j], vld1q_f32(keys + d * KEY_BLOCK + 4 * j), q[d]);
+                odd[j] = vfmaq_n_f32(odd[j], vld1q_f32(keys + (d + 1) * KEY_BLOCK + 4 * j), q[d + 1]);
+            }
+        EACH (j, 4) {
+            float32x4_t score = vmulq_n_f32(vaddq_f32(even[j], odd[j]), scale);
+            vst1q_f32(scores + t + 4 * j, score);
+            max = vbslq_f32(mask_neon(n - t - 4 * j), vmaxq_f32(max, score), max);
+        }
+    }
+    float inverse = 1 / softmax_neon(scores, n, vmaxvq_f32(max));
+    int32_t d = 0;
+    for (; d + 16 <= head_dim; d += 16) mix_neon(out + d, scores, values + d, n, head_dim, inverse, 4, 4);
+    for (; d < head_dim; d += 4) mix_neon(out + d, scores, values + d, n, head_dim, inverse, head_dim - d, 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+static bool available_neon(void) {
+    return true; // a part of aarch64
+}
+
+static bool available_dotprod(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+    return true; // since the A13 and the M1, the first that ran macOS
+#else
+    return false;
+#endif
+}
+
+static const Kernels kernels_neon = {
+    .name = "neon",
+    .available = available_neon,
+    .matmul = {[ROWS_FP32] = matmul_fp32_neon,
+               [ROWS_INT8] = matmul_int8_neon,
+               [ROWS_BF16] = matmul_bf16_neon,
+               [TILES_INT8] = matmul_tiles_int8_neon,
+               [TILES_INT4] = matmul_tiles_int4_neon},
+    .quantise = quantise_neon,
+    .rmsnorm = rmsnorm_neon,
+    .swiglu = swiglu_neon,
+    .attend = attend_neon,
+};
+
+static const Kernels kernels_dotprod = {
+    .name = "dotprod",
+    .available = available_dotprod,
+    .matmul = {[ROWS_FP32] = matmul_fp32_neon,
+               [ROWS_INT8] = matmul_int8_dotprod,
+               [ROWS_BF16] = matmul_bf16_neon,
+               [TILES_INT8] = matmul_tiles_int8_dotprod,
+               [TILES_INT4] = matmul_tiles_int4_dotprod},
+    .quantise = quantise_neon,
+    .rmsnorm = rmsnorm_neon,
+    .swiglu = swiglu_neon,
+    .attend = attend_neon,
+};
+
+#endif

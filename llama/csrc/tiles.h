@@ -1,0 +1,151 @@
+// tiles.h: the layout of quantised weights in v3 files, and the scalar kernels that say what it means.
+//
+// 16 rows of a matrix lie together in a tile, so that one vector holds the same columns of 16 rows: their dot
+// products come out side by side, without a horizontal sum, and a thread reads one stream of bytes. Columns are cut
+// into groups of 32 that share a scale. A tile is a sequence of blocks of two groups; with an odd number of groups
+// the last block has one, and half of its scales are unused.
+//
+//     block   64 bytes    scales: fp16 [2 groups][16 rows]
+//             2 groups, int8: 512 bytes each, [8 chunks][16 rows][4 columns], a byte stands for (byte - 128) x scale
+//                       int4: 256 bytes each, [4 chunks][16 rows][4 columns], the low half of a byte stands for
+//                             (half - 8) x scale of column 8 c + i, the high half for that of column 8 c + 4 + i
+//
+// Rows and columns that fill up the last tile and the last group are zeros. Activations are quantised by the same
+// groups. Weights are stored unsigned, as the dot product instruction of x86 takes them; what that adds to a dot
+// product, 128 (or 8) x the sum of the activations, is taken off again, exactly.
+#ifndef LLAMA_TILES_H
+#define LLAMA_TILES_H
+
+#include "quant.h" // Tensor, Rows
+
+enum { TILE_ROWS = 16, TILE_GROUP = 32, TILE_SCALES = 64, TILE_AHEAD = 8192 };
+
+static inline int32_t tile_groups(const Tensor *w) {
+    return (w->cols + TILE_GROUP - 1) / TILE_GROUP;
+}
+
+// Bytes of one group of a tile, without its scales.
+static inline int32_t tile_group_bytes(int32_t type) {
+    return type == TILES_INT8 ? TILE_ROWS * TILE_GROUP : TILE_ROWS * TILE_GROUP / 2;
+}
+
+// What stands for a weight of 0.
+static inline int32_t tile_zero(int32_t type) {
+    return type == TILES_INT8 ? 128 : 8;
+}
+
+static inline uint64_t tile_bytes(const Tensor *w) {
+    uint64_t groups = (uint64_t)tile_groups(w);
+    return (groups + 1) / 2 * TILE_SCALES + groups * (uint64_t)tile_group_bytes(w->type);
+}
+
+// The tile that holds a row.
+static inline const uint8_t *tensor_tile(const Tensor *w, int32_t row) {
+    return (const uint8_t *)w->data + (uint64_t)(row / TILE_ROWS) * tile_bytes(w);
+}
+
+// Where a group of a tile has its scales and its weights.
+static inline const uint8_t *group_scales(const uint8_t *tile, int32_t group, int32_t type) {
+    return tile + (int64_t)(group / 2) * (TILE_SCALES + 2 * tile_group_bytes(type)) + group % 2 * TILE_SCALES / 2;
+}
+
+static inline const uint8_t *group_weights(const uint8_t *tile, int32_t group, int32_t type) {
+    int32_t bytes = tile_group_bytes(type);
+    return tile + (int64_t)(group / 2) * (TILE_SCALES + 2 * bytes) + TILE_SCALES + group % 2 * bytes;
+}
+
+// A weight of a group as the whole number that the scale is multiplied with.
+static inline int32_t group_weight(const uint8_t *weights, int32_t row, int32_t column, int32_t type) {
+    if (type == TILES_INT8) return weights[column / 4 * 64 + row * 4 + column % 4] - 128;
+    int32_t byte = weights[column / 8 * 64 + row * 4 + column % 4];
+    return (column % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+}
+
+// IEEE half precision to float, all values exactly.
+static inline float half_to_float(uint16_t half) {
+    int32_t exponent = half >> 10 & 31, fraction = half & 1023;
+    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
+                      : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                       : ldexpf((float)(fraction + 1024), exponent - 25);
+    return half >> 15 ? -magnitude : magnitude;
+}
+
+static inline float group_scale(const uint8_t *scales, int32_t row) {
+    return half_to_float((uint16_t)(scales[2 * row] | scales[2 * row + 1] << 8));
+}
+
+// The sums that products with tiles need. quants: (n), sums: (n / TILE_GROUP).
+static void group_sums(int32_t *sums, const int8_t *quants, int32_t n) {
+    for (int32_t g = 0; g < n / TILE_GROUP; g++) {
+        sums[g] = 0;
+        for (int32_t k = 0; k < TILE_GROUP; k++) sums[g] += quants[g * TILE_GROUP + k];
+    }
+}
+
+// One row as floats, out: (cols).
+static void tile_row(float *out, const Tensor *w, int32_t row) {
+    const uint8_t *tile = tensor_tile(w, row);
+    for (int32_t i = 0; i < w->cols; i++) {
+        int32_t g = i / TILE_GROUP;
+        float scale = group_scale(group_scales(tile, g, w->type), row % TILE_ROWS);
+        const uint8_t *weights = group_weights(tile, g, w->type);
+        out[i] = (float)group_weight(weights, row % TILE_ROWS, i % TILE_GROUP, w->type) * scale;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Any type
+
+static uint64_t tensor_bytes(const Tensor *w) {
+    uint64_t n = (uint64_t)w->rows * (uint64_t)w->cols;
+    switch (w->type) {
+    case ROWS_FP32: return n * sizeof(float);
+    case ROWS_BF16: return n * sizeof(uint16_t);
+    case ROWS_INT8: return n + n / (uint64_t)w->group_size * sizeof(float);
+    default: return ((uint64_t)w->rows + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(w);
+    }
+}
+
+// One row of a matrix as floats, out: (cols). A token's embedding.
+static void tensor_row(float *out, const Tensor *w, int32_t row) {
+    switch (w->type) {
+    case ROWS_FP32: memcpy(out, tensor_row_fp32(w, row), (size_t)w->cols * sizeof *out); break;
+    case ROWS_BF16:
+        for (int32_t i = 0; i < w->cols; i++) out[i] = bf16_to_float(tensor_row_bf16(w, row)[i]);
+        break;
+    case ROWS_INT8: {
+        const int8_t *q = tensor_row_int8(w, row);
+        const uint8_t *scales = tensor_row_scales(w, row);
+        for (int32_t i = 0; i < w->cols; i++) out[i] = (float)q[i] * load_f32(scales + i / w->group_size * 4);
+        break;
+    }
+    default: tile_row(out, w, row);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The scalar kernel. Each output is the sum, group by group, of fma(exact dot product, scale x scale, sum): all
+// instruction sets compute the same bits.
+
+static void matmul_tiles_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                int32_t begin, int32_t end) {
+    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+    for (int32_t i = 0; i < n; i++) {
+        for (int32_t r = begin; r < end; r++) {
+            const uint8_t *tile = tensor_tile(w, r);
+            const int8_t *x_q = x->quants + (int64_t)i * x->cols;
+            float sum = 0;
+            for (int32_t g = 0; g < groups; g++, x_q += TILE_GROUP) {
+                const uint8_t *weights = group_weights(tile, g, w->type);
+                int32_t dot = 0;
+                for (int32_t k = 0; k < TILE_GROUP; k++)
+                    dot += group_weight(weights, r % TILE_ROWS, k, w->type) * x_q[k];
+                float scale = group_scale(group_scales(tile, g, w->type), r % TILE_ROWS);
+                sum = fmaf((float)dot, scale * x->scales[(int64_t)i * x_groups + g], sum);
+            }
+            out[i * stride + r] = sum;
+        }
+    }
+}
+
+#endif

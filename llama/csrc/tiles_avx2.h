@@ -1,0 +1,106 @@
+// tiles_avx2.h: products with the tiles of tiles.h for AVX2. Mirrors tiles_avx512.h.
+#ifndef LLAMA_TILES_AVX2_H
+#define LLAMA_TILES_AVX2_H
+
+#include "tiles.h"
+
+#include <immintrin.h> // _mm256_*
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
+
+// dot + products of 8 rows x 4 columns. maddubs takes unsigned x signed bytes and adds pairs in 16 bits with
+// saturation. Half bytes are small enough for it. Whole bytes are made signed again, and their signs moved over to
+// the activations: |w| <= 128 and |x| <= 127 give at most 2 x 128 x 127 = 32512, so all is exact.
+AVX2_INLINE __m256i dot_avx2(__m256i dot, __m256i w, __m256i x, const int type) {
+    __m256i pairs;
+    if (type == TILES_INT8) {
+        w = _mm256_xor_si256(w, _mm256_set1_epi8((char)128));
+        pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    } else {
+        pairs = _mm256_maddubs_epi16(w, x);
+    }
+    return _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// Adds the products of one group: the 16 rows of a tile, in two halves, with n rows of activations.
+AVX2_INLINE void group_avx2(__m256i dot[2][2], const uint8_t *weights, const int8_t *x_q, int64_t x_stride,
+                            const int n, const int type) {
+    const __m256i low = _mm256_set1_epi8(15);
+    const int chunks = tile_group_bytes(type) / 64;
+    EACH (c, chunks) {
+        if (n == 1) _mm_prefetch(weights + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+        EACH (h, 2) {
+            __m256i bytes = _mm256_loadu_si256((const __m256i *)(weights + c * 64 + h * 32));
+            if (type == TILES_INT8) {
+                EACH (i, n) {
+                    __m256i x = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 4));
+                    dot[h][i] = dot_avx2(dot[h][i], bytes, x, type);
+                }
+            } else {
+                __m256i first = _mm256_and_si256(bytes, low);
+                __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+                EACH (i, n) {
+                    __m256i x0 = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 8));
+                    __m256i x1 = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 8 + 4));
+                    dot[h][i] = dot_avx2(dot_avx2(dot[h][i], first, x0, type), second, x1, type);
+                }
+            }
+        }
+    }
+}
+
+// The outputs of a tile, of which `rows` rows exist, for n rows of activations from row i0 on.
+AVX2_INLINE void tile_avx2(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r,
+                           int32_t rows, const int n, const int type) {
+    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+    const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
+    const float *x_scales = x->scales + (int64_t)i0 * x_groups;
+    const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;
+    const uint8_t *tile = tensor_tile(w, r);
+    __m256 sum[2][2];
+    EACH (h, 2)
+        EACH (i, n) sum[h][i] = _mm256_setzero_ps();
+    for (int32_t g = 0; g < groups; g++, x_q += TILE_GROUP) {
+        __m256i dot[2][2];
+        EACH (i, n) { // whole bytes are made signed, so only half bytes have a zero to take off
+            int32_t zero = type == TILES_INT8 ? 0 : -tile_zero(type) * x_sums[(int64_t)i * x_groups + g];
+            dot[0][i] = dot[1][i] = _mm256_set1_epi32(zero);
+        }
+        group_avx2(dot, group_weights(tile, g, type), x_q, x->cols, n, type);
+        const uint8_t *scales = group_scales(tile, g, type);
+        EACH (h, 2) {
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + h * 16)));
+            EACH (i, n) {
+                __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x_scales[(int64_t)i * x_groups + g]));
+                sum[h][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[h][i]), both, sum[h][i]);
+            }
+        }
+    }
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    EACH (h, 2) {
+        __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(rows - h * 8), lanes);
+        EACH (i, n) _mm256_maskstore_ps(out + i * stride + h * 8, mask, sum[h][i]);
+    }
+}
+
+AVX2_INLINE void matmul_tiles_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                   int32_t begin, int32_t end, const int type) {
+    for (int32_t r = begin; r < end; r += TILE_ROWS) {
+        int32_t i = 0, rows = MIN(TILE_ROWS, end - r);
+        for (; i + 2 <= n; i += 2) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 2, type);
+        if (i < n) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 1, type);
+    }
+}
+
+AVX2 static void matmul_tiles_int8_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end) {
+    matmul_tiles_avx2(out, stride, x, n, w, begin, end, TILES_INT8);
+}
+
+AVX2 static void matmul_tiles_int4_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end) {
+    matmul_tiles_avx2(out, stride, x, n, w, begin, end, TILES_INT4);
+}
+
+#endif

@@ -1,0 +1,112 @@
+// tiles_avx512.h: products with the tiles of tiles.h for AVX-512 with VNNI. Mirrors tiles_avx2.h.
+#ifndef LLAMA_TILES_AVX512_H
+#define LLAMA_TILES_AVX512_H
+
+#include "tiles.h"
+
+#include <immintrin.h> // _mm512_*
+
+#define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
+
+// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. With one row of activations
+// the weights come from memory, and what this thread will read soon is fetched ahead.
+AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[2], const int8_t *x_q,
+                                int64_t x_stride, const int tiles, const int n, const int type) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const int chunks = tile_group_bytes(type) / 64;
+    EACH (c, chunks) {
+        __m512i bytes[2];
+        EACH (t, tiles) {
+            bytes[t] = _mm512_loadu_si512(weights[t] + c * 64);
+            if (n == 1) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+        }
+        if (type == TILES_INT8) {
+            EACH (i, n) {
+                __m512i x = _mm512_set1_epi32(load_i32(x_q + i * x_stride + c * 4));
+                EACH (t, tiles) dot[t][i] = _mm512_dpbusd_epi32(dot[t][i], bytes[t], x);
+            }
+        } else {
+            EACH (i, n) {
+                __m512i x0 = _mm512_set1_epi32(load_i32(x_q + i * x_stride + c * 8));
+                __m512i x1 = _mm512_set1_epi32(load_i32(x_q + i * x_stride + c * 8 + 4));
+                EACH (t, tiles) {
+                    __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes[t], 4), low);
+                    dot[t][i] = _mm512_dpbusd_epi32(dot[t][i], _mm512_and_si512(bytes[t], low), x0);
+                    dot[t][i] = _mm512_dpbusd_epi32(dot[t][i], high, x1);
+                }
+            }
+        }
+    }
+}
+
+// The outputs of `tiles` tiles for n rows of activations from row i0 on; the last tile has `rows` rows.
+AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
+                                int32_t rows, const int tiles, const int n, const int type) {
+    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+    const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
+    const float *x_scales = x->scales + (int64_t)i0 * x_groups;
+    const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;
+    const uint8_t *tile[2] = {tensor_tile(w, r0), tensor_tile(w, r0 + (tiles - 1) * TILE_ROWS)};
+    __m512 sum[2][6];
+    EACH (t, tiles)
+        EACH (i, n) sum[t][i] = _mm512_setzero_ps();
+    for (int32_t g = 0; g < groups; g++, x_q += TILE_GROUP) {
+        __m512i dot[2][6];
+        const uint8_t *weights[2];
+        EACH (t, tiles) {
+            weights[t] = group_weights(tile[t], g, type);
+            EACH (i, n) dot[t][i] = _mm512_set1_epi32(-tile_zero(type) * x_sums[(int64_t)i * x_groups + g]);
+        }
+        group_avx512(dot, weights, x_q, x->cols, tiles, n, type);
+        EACH (t, tiles) {
+            const __m256i *halves = (const __m256i *)group_scales(tile[t], g, type);
+            __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
+            EACH (i, n) {
+                __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[(int64_t)i * x_groups + g]));
+                sum[t][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][i]), both, sum[t][i]);
+            }
+        }
+    }
+    EACH (t, tiles) {
+        __mmask16 mask = t + 1 == tiles && rows < TILE_ROWS ? (__mmask16)((1u << rows) - 1) : 0xffff;
+        EACH (i, n) _mm512_mask_storeu_ps(out + i * stride + t * TILE_ROWS, mask, sum[t][i]);
+    }
+}
+
+// All rows of activations with `tiles` tiles from row r on, at most six at once.
+AVX512_INLINE void all_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t r,
+                                   int32_t rows, const int tiles, const int type) {
+    int32_t i = 0;
+    for (; i + 6 <= n; i += 6) tiles_avx512(out + i * stride + r, stride, x, i, w, r, rows, tiles, 6, type);
+    out += i * stride + r;
+    switch (n - i) {
+    case 5: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 5, type); break;
+    case 4: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 4, type); break;
+    case 3: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 3, type); break;
+    case 2: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 2, type); break;
+    case 1: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 1, type); break;
+    default: break;
+    }
+}
+
+AVX512_INLINE void matmul_tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                       int32_t begin, int32_t end, const int type) {
+    int32_t r = begin;
+    for (; n > 1 && r + 2 * TILE_ROWS <= end; r += 2 * TILE_ROWS)
+        all_rows_avx512(out, stride, x, n, w, r, TILE_ROWS, 2, type);
+    for (; r < end; r += TILE_ROWS)
+        all_rows_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
+}
+
+AVX512 static void matmul_tiles_int8_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                            int32_t begin, int32_t end) {
+    matmul_tiles_avx512(out, stride, x, n, w, begin, end, TILES_INT8);
+}
+
+AVX512 static void matmul_tiles_int4_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                            int32_t begin, int32_t end) {
+    matmul_tiles_avx512(out, stride, x, n, w, begin, end, TILES_INT4);
+}
+
+#endif
