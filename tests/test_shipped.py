@@ -9,8 +9,8 @@ import llama
 from llama import perplexity
 
 MODEL = ROOT / "llama" / "models" / "stories.bin"
-STORY = """Once upon a time, there was a little dog named Max. Max loved to play in the park with his ball. One
-day, the ball rolled under a big bush. Max was sad because he could not find it. A little girl saw
+STORY = """Once upon a time, there was a little dog named Max. Max loved to play in the park with his ball.
+One day, the ball rolled under a big bush. Max was sad because he could not find it. A little girl saw
 Max and said, "Do not worry, I can help you." She looked under the bush and found the ball. Max was
 so happy. He wagged his tail and they played together all day."""
 
