@@ -15,10 +15,14 @@ TESTS ?=
 VENV = .venv
 BIN = $(VENV)/bin
 SANITIZE = build/sanitize
+NEON = build/neon
+CROSS = aarch64-linux-gnu-gcc
+QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
+STORY = llama/models/stories.bin -t 0 -n 100 -j 2
 ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward package perplexity run sampler stream tokenizer v3)
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug demo test lint reverse bench sanitize clean
+.PHONY: help run runfast rundebug demo test lint kernels neon reverse bench sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,10 +56,31 @@ test: $(VENV)/installed runfast ## run the tests in a virtual environment of the
 lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/kernels.c
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
+
+kernels: ## compare the kernels of this machine's CPU with the scalar ones
+	mkdir -p build
+	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/kernels.c -o build/kernels -lm
+	build/kernels
+
+# Under qemu: on a CPU that has everything, and on one without the int8 dot product, which must not be offered it
+# there. Then the model that ships tells a story on both, and the same one as on this machine.
+neon: ## compare the ARM kernels with the scalar ones, under an emulator (minutes)
+	mkdir -p $(NEON)
+	@command -v qemu-aarch64 && echo 'int main(void) { return 0; }' | $(CROSS) -fopenmp -x c - -o $(NEON)/probe -lm || \
+		{ echo "make neon needs packages of Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
+	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) tests/kernels.c -o $(NEON)/kernels -lm
+	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) run.c -o $(NEON)/run -lm
+	$(CC) -O3 $(OPENMP) $(C_FLAGS) run.c -o $(NEON)/native -lm
+	$(QEMU) -cpu max $(NEON)/kernels dotprod
+	$(QEMU) -cpu cortex-a53 $(NEON)/kernels neon
+	! $(QEMU) -cpu cortex-a53 $(NEON)/kernels dotprod
+	$(NEON)/native $(STORY) > $(NEON)/story
+	$(QEMU) -cpu max $(NEON)/run $(STORY) | cmp - $(NEON)/story
+	$(QEMU) -cpu cortex-a53 $(NEON)/run $(STORY) | cmp - $(NEON)/story
 
 reverse: $(VENV)/installed ## train the toy task, reversing a string, and count what it gets right (minutes)
 	$(BIN)/python dataset.py reverse

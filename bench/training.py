@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.decode import cell
+from bench.report import cell
 from model import Config, Llama
 from train import Run, train_step
 from training import parallel

@@ -227,7 +227,9 @@ static void check_quantise(const Kernels *kernels, int32_t group_size) {
     for (int32_t g = 0; g < groups; g++) fill_group(x + g * group_size, group_size, g);
     kernels->quantise(q, scales, x, n, group_size);
     quantise(expected, expected_scales, x, n, group_size);
-    check(memcmp(q, expected, (size_t)n) == 0, kernels->name, "quants differ: group size", group_size, 0, 0);
+    for (int32_t i = 0; i < n; i++) // those of a broken group do not matter
+        check(q[i] == expected[i] || isnan(expected_scales[i / group_size]), kernels->name,
+              "quants differ: group size, value", group_size, i, 0);
     check(near(scales, expected_scales, groups, 0, 0), kernels->name, "scales differ: group size", group_size, 0,
           0);
     free_arrays(0);

@@ -44,7 +44,8 @@ NEON_INLINE int8x16_t four_neon(const int8_t *x_q) {
 NEON_INLINE void group_neon(int32x4_t sum[4][2], const uint8_t *weights, const int8_t *x_q, int64_t x_stride,
                             const int n, const int type, Dot *dot) {
     const int chunks = tile_group_bytes(type) / 64;
-    EACH (c, chunks)
+    // not EACH, as the activations of all chunks would not fit into registers
+    for (int c = 0; c < chunks; c++)
         EACH (h, 4) {
             uint8x16_t bytes = vld1q_u8(weights + c * 64 + h * 16);
             if (type == TILES_INT8) {
