@@ -274,6 +274,25 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(data, t
         assert torch.equal(value, before[name])
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
+    """A limit on the size of files, between those of weights and state, stands for the disk."""
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=2")
+    files = {path.name: path.stat().st_size for path in (out / "last").iterdir()}
+    assert files["model.safetensors"] < files["state.pt"]
+    limit = files["state.pt"] - 10_000
+    launch = [sys.executable, "-c", "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit("]
+    launch[-1] += "resource.RLIMIT_FSIZE, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"
+    options = command(data, out, "--max_steps=4", "--init_from=resume")
+    result = subprocess.run([*launch, str(limit), *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 4, result.stderr
+    assert result.stderr.startswith(f"error: {out}")
+    assert result.stderr.count("\n") == 1
+    assert not list(out.glob("*.aside"))
+    assert (out / "last").resolve().name == "step-0000002"
+    train(data, out, "--max_steps=4", "--init_from=resume")
+
+
 def test_two_runs_into_one_folder_are_refused(data, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(command(data, out, "--max_steps=100000"), stdout=subprocess.DEVNULL)

@@ -10,6 +10,7 @@ out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -106,22 +107,42 @@ def gather_rng(ranks: Ranks) -> list[dict[str, Any]]:
 # --- Saving
 
 
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save. Raises OSError for a write that failed, which PyTorch reports as something else."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        reason = "No space left on device" if shutil.disk_usage(path.parent).free < 1 << 20 else str(error)
+        raise OSError(errno.EIO, reason.splitlines()[0], str(path)) from None
+
+
+def fill_folder(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
+) -> None:
+    """Writes the files of a checkpoint into a folder, to the disk. Raises OSError."""
+    save_weights(folder / WEIGHTS, config, weights)
+    save_state(state, folder / STATE)
+    for path in extra:
+        shutil.copyfile(path, folder / path.name)
+    names = sorted(path.name for path in folder.iterdir())
+    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
+    (folder / CHECKSUMS).write_text(lines, encoding="ascii")
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
 def write_folder(
     folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
 ) -> None:
-    """Writes a checkpoint aside and renames it. A folder of that name is replaced."""
+    """Writes a checkpoint aside and renames it. A folder of that name is replaced. Raises OSError."""
     aside = folder.with_name(folder.name + ".aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_weights(aside / WEIGHTS, config, weights)
-    torch.save(state, aside / STATE)
-    for path in extra:
-        shutil.copyfile(path, aside / path.name)
-    names = sorted(path.name for path in aside.iterdir())
-    lines = "".join(f"{sha256(aside / name)}  {name}\n" for name in names)
-    (aside / CHECKSUMS).write_text(lines, encoding="ascii")
-    for path in (*aside.iterdir(), aside):
-        sync(path)
+    try:
+        fill_folder(aside, config, weights, state, extra)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk its room is needed
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)

@@ -67,14 +67,14 @@ def open_shard(path: Path) -> Shard:
     with path.open("rb") as file:
         header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     try:
-        head = json.loads(header)
+        head = json.loads(header.decode(errors="replace"))
         n_tokens, n_documents = head["n_tokens"], head["n_documents"]
         dtype = token_type(head["vocab_size"])
         ends_at = HEADER_BYTES + n_tokens * dtype.itemsize + padding(n_tokens, dtype)
         facts = {name: head[name] for name in ("vocab_size", "tokenizer_hash", "bos_id", "n_bytes", "crc32")}
         version, position = head["version"], tuple(head["next"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no shard of tokens: its header lacks {error}") from None
+        raise BadInput(f"{path}: is no shard of tokens: its header is damaged ({error})") from None
     if version != VERSION:
         raise BadInput(f"{path}: version = {version}, allowed {VERSION}")
     if size != ends_at + 8 * n_documents:
