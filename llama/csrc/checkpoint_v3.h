@@ -1,6 +1,6 @@
 // checkpoint_v3.h: version 3 of the .bin files, one file with all that a model needs. docs/format.md has it byte by
-// byte: a header of 256 bytes, a table of tensors, the tokenizer, then the tensors, aligned to 64 bytes and laid out
-// as the kernels read them (tiles.h).
+// byte: a header of 256 bytes, a table of tensors, the tokenizer, then the tensors, aligned to 64 bytes and laid
+// out as the kernels read them (tiles.h).
 #ifndef LLAMA_CHECKPOINT_V3_H
 #define LLAMA_CHECKPOINT_V3_H
 
@@ -114,8 +114,9 @@ static int check_sections_v3(const char *path, const Mapping *file, LlamaError *
         return fail(error, LLAMA_ERROR_FILE, "%s: has %llu bytes, its header says %llu", path,
                     (unsigned long long)file->size, (unsigned long long)size);
     if (at != table_end || !lies_within(at, bytes, table_end, size))
-        return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer at %llu with %llu bytes, allowed at %llu in a file of %llu",
-                    path, (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)table_end,
+        return fail(error, LLAMA_ERROR_FILE,
+                    "%s: tokenizer at %llu with %llu bytes, allowed at %llu in a file of %llu", path,
+                    (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)table_end,
                     (unsigned long long)size);
     uint32_t crc = crc32_of(0, header, CHECKSUM_AT), stored = (uint32_t)load_i32(header + CHECKSUM_AT);
     crc = crc32_of(crc, header + HEADER_V3, at + bytes - HEADER_V3);
@@ -147,18 +148,19 @@ static void take_v3(TableV3 *table, Tensor *w, const char *name, int32_t rows, i
     uint64_t at = load_u64(entry + 16), bytes = load_u64(entry + 24);
     table->entry += ENTRY_V3;
     if (type < 0 || type > (rows == 1 ? LLAMA_FP32 : LLAMA_INT4) || found_rows != rows || found_cols != cols) {
-        table->code = fail(table->error, LLAMA_ERROR_FILE, "%s: %s has type %d and shape (%d, %d), allowed (%d, %d)",
-                           table->path, name, type, found_rows, found_cols, rows, cols);
+        table->code =
+            fail(table->error, LLAMA_ERROR_FILE, "%s: %s has type %d and shape (%d, %d), allowed (%d, %d)",
+                 table->path, name, type, found_rows, found_cols, rows, cols);
         return;
     }
     *w = (Tensor){.type = types[type], .rows = rows, .cols = cols};
     w->group_size = type_is_quantised(w->type) ? TILE_GROUP : 0;
     table->quantised |= type_is_quantised(w->type);
     if (bytes != tensor_bytes(w) || at % ALIGN_V3 || !lies_within(at, bytes, table->begin, table->file->size)) {
-        table->code = fail(table->error, LLAMA_ERROR_FILE,
-                           "%s: %s lies at %llu with %llu bytes, allowed %llu bytes at a multiple of %d in the file",
-                           table->path, name, (unsigned long long)at, (unsigned long long)bytes,
-                           (unsigned long long)tensor_bytes(w), ALIGN_V3);
+        table->code = fail(
+            table->error, LLAMA_ERROR_FILE,
+            "%s: %s lies at %llu with %llu bytes, allowed %llu bytes at a multiple of %d in the file", table->path,
+            name, (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)tensor_bytes(w), ALIGN_V3);
         return;
     }
     w->data = table->file->data + at;

@@ -73,8 +73,7 @@ AVX2_INLINE void tile_rows_avx2(float *out, int64_t stride, const Rows *x, int32
         EACH (i, n) sum[j][i] = _mm256_setzero_ps();
     for (; k + 8 <= k_size; k += 8)
         step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, 8, r, n, type);
-    if (k < k_size)
-        step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
+    if (k < k_size) step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
     EACH (j, r)
         EACH (i, n) out[i * stride + j] = reduce_add_avx2(sum[j][i]);
 }

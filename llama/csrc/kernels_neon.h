@@ -144,8 +144,8 @@ NEON_INLINE void tile_int8_neon(float *out, int64_t stride, const Rows *x, int32
     EACH (i, n) store_neon(out + i * stride, sum[i], r);
 }
 
-NEON_INLINE void matmul_int8_tiles(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                   int32_t begin, int32_t end, Dot *dot) {
+NEON_INLINE void matmul_rows_int8_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                       int32_t begin, int32_t end, Dot *dot) {
     if (w->group_size % 16) {
         matmul_int8_scalar(out, stride, x, n, w, begin, end);
         return;
@@ -162,12 +162,12 @@ NEON_INLINE void matmul_int8_tiles(float *out, int64_t stride, const Rows *x, in
 
 static void matmul_int8_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                              int32_t end) {
-    matmul_int8_tiles(out, stride, x, n, w, begin, end, dot_neon);
+    matmul_rows_int8_neon(out, stride, x, n, w, begin, end, dot_neon);
 }
 
 static void matmul_int8_dotprod(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                 int32_t begin, int32_t end) {
-    matmul_int8_tiles(out, stride, x, n, w, begin, end, dot_dotprod);
+    matmul_rows_int8_neon(out, stride, x, n, w, begin, end, dot_dotprod);
 }
 
 static void quantise_neon(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
@@ -289,7 +289,7 @@ static bool available_dotprod(void) {
 #if defined(__linux__)
     return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #elif defined(__APPLE__)
-    return true; // since the A13 and the M1, the first that ran macOS
+    return true; // in every Mac with an ARM CPU
 #else
     return false;
 #endif

@@ -30,9 +30,9 @@ typedef struct {
 
 typedef struct LlamaModel LlamaModel;
 
-enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 };       // types of weights
-enum { LLAMA_ROPE_PLAIN = 0, LLAMA_ROPE_LINEAR = 1, LLAMA_ROPE_LLAMA3 = 2 };   // how RoPE is scaled
-enum { LLAMA_CHAT_NONE = 0, LLAMA_CHAT_LLAMA2 = 1, LLAMA_CHAT_LLAMA3 = 2 };    // templates
+enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 };     // types of weights
+enum { LLAMA_ROPE_PLAIN = 0, LLAMA_ROPE_LINEAR = 1, LLAMA_ROPE_LLAMA3 = 2 }; // how RoPE is scaled
+enum { LLAMA_CHAT_NONE = 0, LLAMA_CHAT_LLAMA2 = 1, LLAMA_CHAT_LLAMA3 = 2 };  // templates
 enum { LLAMA_MAX_STOPS = 8 };
 
 typedef struct {

@@ -21,7 +21,7 @@ enum { ROWS_FP32, ROWS_INT8, ROWS_BF16, TILES_INT8, TILES_INT4, N_TYPES };
 
 // A matrix of weights (rows, cols), inside the mapped file.
 typedef struct {
-    int32_t type;          // ROWS_FP32 ...
+    int32_t type; // ROWS_FP32 ...
     int32_t rows, cols;
     int32_t group_size;    // of the activations that it is multiplied with; of ROWS_INT8 too, divides cols
     const void *data;      // (rows, cols) of float, int8_t or uint16_t, or tiles

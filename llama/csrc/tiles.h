@@ -6,9 +6,9 @@
 // the last block has one, and half of its scales are unused.
 //
 //     block   64 bytes    scales: fp16 [2 groups][16 rows]
-//             2 groups, int8: 512 bytes each, [8 chunks][16 rows][4 columns], a byte stands for (byte - 128) x scale
-//                       int4: 256 bytes each, [4 chunks][16 rows][4 columns], the low half of a byte stands for
-//                             (half - 8) x scale of column 8 c + i, the high half for that of column 8 c + 4 + i
+//             2 groups, int8: 512 bytes each, [8 chunks][16 rows][4 columns]; a byte is (byte - 128) x scale
+//                       int4: 256 bytes each, [4 chunks][16 rows][4 columns]; the low half of byte i of chunk c is
+//                             (half - 8) x scale, column 8 c + i; the high half is column 8 c + 4 + i
 //
 // Rows and columns that fill up the last tile and the last group are zeros. Activations are quantised by the same
 // groups. Weights are stored unsigned, as the dot product instruction of x86 takes them; what that adds to a dot

@@ -95,8 +95,7 @@ AVX512_INLINE void matmul_tiles_avx512(float *out, int64_t stride, const Rows *x
     int32_t r = begin;
     for (; n > 1 && r + 2 * TILE_ROWS <= end; r += 2 * TILE_ROWS)
         all_rows_avx512(out, stride, x, n, w, r, TILE_ROWS, 2, type);
-    for (; r < end; r += TILE_ROWS)
-        all_rows_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
+    for (; r < end; r += TILE_ROWS) all_rows_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
 }
 
 AVX512 static void matmul_tiles_int8_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,

@@ -25,7 +25,7 @@ typedef struct {
 
 struct LlamaTokenizer {
     Mapping file;
-    bool borrowed; // the file is a model's
+    bool borrowed;         // the file is a model's
     Piece *pieces;         // (vocab_size)
     Slot *slots;           // (slot_mask + 1) index of the text pieces: open addressing, at most half full
     bool joined[256][256]; // [a][b]: some text piece has byte b right after byte a

@@ -1,0 +1,51 @@
+"""Our engine, as one of the programs that are measured."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bench.shapes import Case, ordinary_logits
+from bench.turns import Work
+from llama import bench
+from llama.engine import call, ffi, lib, model_open, sampler_init
+
+
+class Model:
+    """A checkpoint, on a number of threads."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._model, self._threads = model_open(path), threads
+
+    def work(self, case: Case) -> Work:
+        at_once = case.what == "prefill"
+        work = bench.Work(
+            self._model, bench.Case(case.tokens, case.prompt, case.sequences, at_once), self._threads
+        )
+        return Work(work.step, work.width)
+
+
+def token_bytes(path: Path) -> int:
+    """Bytes of weights that one decoded token reads."""
+    return lib.llama_token_bytes(model_open(path))
+
+
+class Sampler:
+    """Top-p."""
+
+    def __init__(self, top_p: float) -> None:
+        self._top_p = top_p
+
+    def work(self, case: Case) -> Work:
+        sampling = {"temperature": 1.0, "top_p": self._top_p, "repeat_penalty": 1.0}
+        sampler = sampler_init(case.tokens, {}, 1, **sampling)
+        fresh = ffi.new("float[]", ordinary_logits(case.tokens))
+        logits, token = ffi.new("float[]", case.tokens), ffi.new("int32_t *")
+
+        def step() -> float:
+            ffi.memmove(logits, fresh, ffi.sizeof(fresh))
+            start = time.perf_counter()
+            call(lib.llama_sample, sampler, logits, token)
+            return time.perf_counter() - start
+
+        return Work(step)

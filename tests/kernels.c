@@ -1,0 +1,310 @@
+// kernels.c: the kernels of every instruction set against the scalar ones, which are the specification.
+//
+//     make kernels     those of this machine's CPU
+//     make neon        those of ARM, under an emulator
+//
+//     kernels [NAME ...]     checks the tables of these names, which the CPU must have; without a name, all it has
+//
+// Inputs are random, and shapes fill neither vectors nor tiles. Every array ends where memory ends that may not be
+// read or written, so a kernel that goes too far is killed. Left out on purpose: how fast they are.
+#define LLAMA_LIBRARY
+#include "../run.c"
+
+enum { MAX_ROWS = 17, MAX_ARRAYS = 32 };
+
+static int n_failed;
+
+static void check(bool right, const char *kernels, const char *what, int64_t a, int64_t b, int64_t c) {
+    if (right) return;
+    n_failed++;
+    printf("FAILED: %s: %s: %lld, %lld, %lld\n", kernels, what, (long long)a, (long long)b, (long long)c);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Inputs
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) { // Knuth's linear congruential generator, MMIX
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static float uniform(float min, float max) {
+    return min + (max - min) * (float)(random_bits() >> 8) / (1 << 24);
+}
+
+static struct {
+    uint8_t *pages;
+    size_t bytes;
+} arrays[MAX_ARRAYS];
+static int n_arrays;
+
+// n bytes, all 255 (NaN as floats), that end where a page begins that may not be touched.
+static void *array(int64_t n) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = round_up((uint64_t)n, page) + page;
+    uint8_t *pages = n_arrays < MAX_ARRAYS ? pages_alloc(bytes) : NULL;
+    if (!pages || mprotect(pages + bytes - page, page, PROT_NONE) != 0) abort();
+    arrays[n_arrays].pages = pages;
+    arrays[n_arrays++].bytes = bytes;
+    return memset(pages + bytes - page - n, 255, (size_t)n);
+}
+
+// All but the first ones.
+static void free_arrays(int kept) {
+    while (n_arrays > kept) {
+        n_arrays--;
+        pages_free(arrays[n_arrays].pages, arrays[n_arrays].bytes);
+    }
+}
+
+static float *floats(int64_t n, float min, float max) {
+    float *x = array(n * (int64_t)sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = uniform(min, max);
+    return x;
+}
+
+static uint16_t *bf16s(int64_t n) {
+    uint16_t *x = array(n * (int64_t)sizeof *x);
+    for (int64_t i = 0; i < n; i++) {
+        float value = uniform(-1, 1);
+        memcpy(&x[i], (uint8_t *)&value + 2, sizeof *x);
+    }
+    return x;
+}
+
+// From min to max, or only these two.
+static int8_t *bytes(int64_t n, int min, int max, bool extreme) {
+    int8_t *x = array(n);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (int8_t)(extreme ? random_bits() >> 31 ? min : max : min + (int)(random_bits() % (max - min + 1)));
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Comparisons
+
+static bool same_bits(const float *a, const float *b, int64_t n) {
+    return memcmp(a, b, (size_t)n * sizeof *a) == 0;
+}
+
+// |a - b| <= absolute + relative x |b|. Equal infinities are near, as are two NaN.
+static bool near(const float *a, const float *b, int64_t n, float absolute, float relative) {
+    for (int64_t i = 0; i < n; i++) {
+        if (a[i] == b[i] || (isnan(a[i]) && isnan(b[i]))) continue;
+        if (!(fabsf(a[i] - b[i]) <= absolute + relative * fabsf(b[i]))) return false;
+    }
+    return true;
+}
+
+#define ROUNDING 0x1p-24f // largest relative error of one rounded operation
+
+// ---------------------------------------------------------------------------------------------------------
+// Matmul. Weights and activations, or their quants x scales, are at most 1 each, and either kernel rounds a sum at
+// most once a column.
+
+static const int32_t sizes[] = {1, 2, 3, 5, 7, 8, 15, 16, 17, 48, 100, 172, 288, 1000};
+
+// alone (MAX_ROWS, rows) are the results for each row of x by itself; expected are those of the scalar kernel.
+static void check_matmul(const Kernels *kernels, const Rows *x, const Tensor *w, float tolerance) {
+    int32_t r = w->rows;
+    int64_t n = (int64_t)MAX_ROWS * r;
+    float *alone = floats(n, 0, 0), *expected = floats(n, 0, 0);
+    int32_t kept = n_arrays, step = w->type == TILES_INT8 || w->type == TILES_INT4 ? TILE_ROWS : 1;
+    for (int32_t i = 0; i < MAX_ROWS; i++) {
+        Rows row = *x;
+        if (!type_is_quantised(w->type)) {
+            row.values += (int64_t)i * x->cols;
+        } else {
+            row.quants += (int64_t)i * x->cols;
+            row.scales += (int64_t)i * x->cols / w->group_size;
+            row.sums += (int64_t)i * x->cols / w->group_size;
+        }
+        kernels->matmul[w->type](alone + (int64_t)i * r, r, &row, 1, w, 0, r);
+    }
+    kernels_scalar.matmul[w->type](expected, r, x, MAX_ROWS, w, 0, r);
+    check(near(alone, expected, n, tolerance, 0), kernels->name, "matmul differs: type, rows, columns", w->type, r,
+          w->cols);
+    for (int32_t i = 1; i <= MAX_ROWS; i++) {
+        float *out = array((int64_t)i * r * 4), *untouched = array(r * 4);
+        int32_t cut = (int32_t)(random_bits() % (uint32_t)(r + 1)) / step * step;
+        kernels->matmul[w->type](out, r, x, i, w, cut, r);
+        for (int32_t j = 0; j < i; j++)
+            check(same_bits(out + (int64_t)j * r, untouched, cut), kernels->name,
+                  "matmul writes outside its range: type, rows, columns", w->type, r, w->cols);
+        kernels->matmul[w->type](out, r, x, i, w, 0, cut);
+        check(same_bits(out, alone, (int64_t)i * r), kernels->name,
+              "matmul of n rows is not that of each row: type, n, columns", w->type, i, w->cols);
+        free_arrays(kept);
+    }
+    free_arrays(0);
+}
+
+static void check_matmul_floats(const Kernels *kernels, int32_t rows, int32_t cols) {
+    Rows x = {.cols = cols};
+    Tensor w = {.type = ROWS_FP32, .rows = rows, .cols = cols};
+    x.values = floats((int64_t)MAX_ROWS * cols, -1, 1);
+    w.data = floats((int64_t)rows * cols, -1, 1);
+    check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
+    x.values = floats((int64_t)MAX_ROWS * cols, -1, 1);
+    w.type = ROWS_BF16;
+    w.data = bf16s((int64_t)rows * cols);
+    check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
+}
+
+// With scales of 1 all sums are whole numbers below 2^24 and so exact, even of the most extreme weights.
+static void check_matmul_int8(const Kernels *kernels, int32_t rows, int32_t cols, int32_t group_size) {
+    for (int variant = 0; variant < 3; variant++) {
+        bool exact = variant < 2, extreme = variant == 1;
+        float max_w = exact ? 1 : 1 / 128.0f, max_x = exact ? 1 : 1 / 127.0f;
+        int32_t groups = cols / group_size;
+        Rows x = {.cols = cols};
+        Tensor w = {.type = ROWS_INT8, .rows = rows, .cols = cols, .group_size = group_size};
+        x.quants = bytes((int64_t)MAX_ROWS * cols, -127, 127, extreme);
+        x.scales = floats((int64_t)MAX_ROWS * groups, exact ? 1 : 0, max_x);
+        x.sums = array((int64_t)MAX_ROWS * groups * 4);
+        w.data = bytes((int64_t)rows * cols, -128, 127, extreme);
+        w.scales = (uint8_t *)floats((int64_t)rows * groups, exact ? 1 : 0, max_w);
+        check_matmul(kernels, &x, &w, exact ? 0 : 2 * (float)cols * ROUNDING);
+    }
+}
+
+// Any bytes as weights, and as scales half floats from 0 to 1, among them subnormal ones.
+static void fill_tiles(Tensor *w) {
+    w->data = bytes((int64_t)tensor_bytes(w), -128, 127, false);
+    for (int32_t r = 0; r < w->rows; r += TILE_ROWS)
+        for (int32_t g = 0; g < tile_groups(w); g++) {
+            uint8_t *scales = (uint8_t *)group_scales(tensor_tile(w, r), g, w->type);
+            for (int32_t i = 0; i < TILE_ROWS; i++) scales[2 * i + 1] = (uint8_t)(random_bits() % 0x3c);
+        }
+}
+
+// The specification of tiles is exact to the last bit.
+static void check_matmul_tiles(const Kernels *kernels, int32_t type, int32_t rows, int32_t cols) {
+    Tensor w = {.type = type, .rows = rows, .cols = cols, .group_size = TILE_GROUP};
+    int32_t groups = tile_groups(&w), n = MAX_ROWS * groups;
+    Rows x = {.cols = groups * TILE_GROUP};
+    x.quants = bytes(n * TILE_GROUP, -127, 127, random_bits() % 2);
+    x.scales = floats(n, 0, 1);
+    x.sums = array((int64_t)n * 4);
+    group_sums(x.sums, x.quants, n * TILE_GROUP);
+    fill_tiles(&w);
+    check_matmul(kernels, &x, &w, 0);
+}
+
+static void check_all_matmul(const Kernels *kernels) {
+    static const int32_t rows[] = {1, 2, 3, 4, 5, 7, 8, 13, 48, 70};
+    static const int32_t groups[] = {1, 3, 4, 5, 8, 16, 24, 32, 43, 48, 64, 86, 96, 128, 172, 250, 512};
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        for (size_t j = 0; j < COUNT(sizes); j++) {
+            check_matmul_floats(kernels, rows[i], sizes[j]);
+            check_matmul_tiles(kernels, TILES_INT8, rows[i], sizes[j]);
+            check_matmul_tiles(kernels, TILES_INT4, rows[i], sizes[j]);
+        }
+        for (size_t j = 0; j < COUNT(groups); j++) {
+            check_matmul_int8(kernels, rows[i], groups[j], groups[j]);
+            check_matmul_int8(kernels, rows[i], 1000 / groups[j] * groups[j], groups[j]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The rest of the table
+
+// Groups of all kinds: of every magnitude, zeros, too small, halfway between two quants, broken by NaN or infinity.
+static void fill_group(float *x, int32_t size, int32_t group) {
+    float magnitude = ldexpf(1, (int)(random_bits() % 250) - 125), broken[] = {NAN, INFINITY, -INFINITY};
+    for (int32_t i = 0; i < size; i++) x[i] = uniform(-magnitude, magnitude);
+    for (int32_t i = 0; i < size && group % 8 == 0; i++) x[i] = 0;
+    for (int32_t i = 0; i < size && group % 8 == 1; i++) x[i] = uniform(0, 1) * QUANTISE_MIN;
+    for (int32_t i = 0; i < size && group % 8 == 2; i++) x[i] = i ? (float)(random_bits() % 254) - 126.5f : 127;
+    if (group % 8 == 3) x[random_bits() % (uint32_t)size] = broken[group / 8 % 3];
+}
+
+static void check_quantise(const Kernels *kernels, int32_t group_size) {
+    int32_t groups = 24, n = groups * group_size;
+    float *x = floats(n, 0, 0), *scales = floats(groups, 0, 0), *expected_scales = floats(groups, 0, 0);
+    int8_t *q = array(n), *expected = array(n);
+    for (int32_t g = 0; g < groups; g++) fill_group(x + g * group_size, group_size, g);
+    kernels->quantise(q, scales, x, n, group_size);
+    quantise(expected, expected_scales, x, n, group_size);
+    for (int32_t i = 0; i < n; i++) // those of a broken group do not matter
+        check(q[i] == expected[i] || isnan(expected_scales[i / group_size]), kernels->name,
+              "quants differ: group size, value", group_size, i, 0);
+    check(near(scales, expected_scales, groups, 0, 0), kernels->name, "scales differ: group size", group_size, 0,
+          0);
+    free_arrays(0);
+}
+
+static void check_rmsnorm(const Kernels *kernels, int32_t k) {
+    float *x = floats(k, -3, 3), *weight = floats(k, -2, 2), *out = floats(k, 0, 0), *expected = floats(k, 0, 0);
+    kernels->rmsnorm(out, x, weight, k, 1e-5f);
+    kernels_scalar.rmsnorm(expected, x, weight, k, 1e-5f);
+    check(near(out, expected, k, 0, 16 * ROUNDING), kernels->name, "rmsnorm differs: columns", k, 0, 0);
+    kernels->rmsnorm(x, x, weight, k, 1e-5f);
+    check(same_bits(x, out, k), kernels->name, "rmsnorm in place differs: columns", k, 0, 0);
+    free_arrays(0);
+}
+
+// h1 from -limit to limit: to 100, where exp is cut off, and around 0.
+static void check_swiglu(const Kernels *kernels, int32_t n, float limit) {
+    static const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 87.5f, -88.5f};
+    float *h1 = floats(n, -limit, limit), *h3 = floats(n, -2, 2), *expected = floats(n, 0, 0);
+    for (int32_t i = 0; i < n; i += 5) h1[i] = special[random_bits() % COUNT(special)];
+    memcpy(expected, h1, (size_t)n * sizeof *h1);
+    kernels->swiglu(h1, h3, n);
+    kernels_scalar.swiglu(expected, h3, n);
+    check(near(h1, expected, n, 0, 16 * ROUNDING), kernels->name, "swiglu differs: values", n, 0, 0);
+    free_arrays(0);
+}
+
+// Keys of positions that are not there yet are NaN, as array() leaves them.
+static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim) {
+    int64_t blocks = ((int64_t)n + KEY_BLOCK - 1) / KEY_BLOCK;
+    float *q = floats(head_dim, -2, 2), *out = floats(head_dim, 0, 0), *expected = floats(head_dim, 0, 0);
+    float *keys = array(blocks * KEY_BLOCK * head_dim * 4), *scores = array(blocks * KEY_BLOCK * 4);
+    float *values = floats((int64_t)n * head_dim, -1, 1);
+    for (int32_t t = 0; t < n; t++)
+        for (int32_t d = 0; d < head_dim; d++)
+            keys[(t / KEY_BLOCK * head_dim + d) * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
+    kernels->attend(out, q, keys, values, scores, n, head_dim);
+    kernels_scalar.attend(expected, q, keys, values, scores, n, head_dim);
+    check(near(out, expected, head_dim, 32 * ROUNDING, 0), kernels->name, "attend differs: positions, head_dim", n,
+          head_dim, 0);
+    q[random_bits() % (uint32_t)head_dim] = NAN;
+    kernels->attend(out, q, keys, values, scores, n, head_dim);
+    for (int32_t d = 0; d < head_dim; d++)
+        check(isnan(out[d]), kernels->name, "attend loses a NaN: positions, head_dim", n, head_dim, 0);
+    free_arrays(0);
+}
+
+static void check_kernels(const Kernels *kernels) {
+    static const int32_t groups[] = {1, 2, 3, 4, 7, 8, 12, 16, 24, 32, 43, 64, 86, 128, 172};
+    static const int32_t head_dims[] = {2, 4, 6, 8, 14, 16, 18, 30, 48, 64, 80, 100, 128};
+    int before = n_failed;
+    check_all_matmul(kernels);
+    for (size_t i = 0; i < COUNT(groups); i++) check_quantise(kernels, groups[i]);
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        check_rmsnorm(kernels, sizes[i]);
+        check_swiglu(kernels, sizes[i], 100);
+        check_swiglu(kernels, sizes[i], 2);
+    }
+    for (int32_t n = 1; n <= 100; n++)
+        for (size_t i = 0; i < COUNT(head_dims); i++) check_attend(kernels, n, head_dims[i]);
+    if (n_failed == before) printf("%s: all as scalar\n", kernels->name);
+}
+
+int main(int argc, char **argv) {
+    for (size_t i = 0; argc == 1 && i < COUNT(all_kernels); i++)
+        if (all_kernels[i]->available()) check_kernels(all_kernels[i]);
+    for (int i = 1; i < argc; i++) {
+        const Kernels *kernels;
+        LlamaError error;
+        if (kernels_find(argv[i], &kernels, &error) != LLAMA_OK) {
+            printf("error: %s\n", error.text);
+            return 2;
+        }
+        check_kernels(kernels);
+    }
+    return n_failed > 0;
+}
