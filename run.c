@@ -49,7 +49,7 @@ struct LlamaContext {
     float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
     Rows input;      // (B, dim) what enters a matmul: x normalised, or the heads' output
     Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
-    float *scores;   // (threads, positions)
+    float *scores;   // (threads, MAX_QUERIES, positions)
     int32_t *wanted; // (B) rows whose logits are wanted
     void *memory;    // all of the above
     uint64_t n_bytes;
@@ -98,7 +98,7 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->input = take_rows(arena, o->batch, MAX(c->dim, c->n_heads * c->head_dim), c);
     ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
     ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
-    ctx->scores = arena_take(arena, (int64_t)o->threads * ctx->positions, sizeof(float));
+    ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
 }
 
@@ -320,17 +320,45 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
            (size_t)c->head_dim * sizeof(float));
 }
 
-// The output of one query head of one row, over all positions of its sequence up to its own.
-static void attend_head(const Pass *pass, const Team *team, int32_t layer, int32_t i, int32_t head) {
+// The outputs of `count` query heads from `head` on, which share keys and values, for rows [begin, end): a few rows
+// and heads at a time, each over all positions of its sequence up to its own.
+static void attend_rows(const Pass *pass, const Team *team, int32_t layer, Range rows, int32_t head,
+                        int32_t count) {
     LlamaContext *ctx = pass->ctx;
     const LlamaConfig *c = &ctx->model->config;
-    const LlamaRow *row = &pass->rows[i];
-    int32_t kv_head = head / (c->n_heads / c->n_kv_heads);
-    int64_t at = (int64_t)head * c->head_dim, q_dim = (int64_t)c->n_heads * c->head_dim;
-    float *out = ctx->input.values + (int64_t)i * ctx->input.cols + at;
-    ctx->kernels->attend(out, ctx->q + (int64_t)i * q_dim + at, cached_keys(ctx, layer, row->sequence, kv_head),
-                         cached_values(ctx, layer, row->sequence, kv_head),
-                         ctx->scores + (int64_t)team->thread * ctx->positions, row->position + 1, c->head_dim);
+    int32_t kv_head = head / (c->n_heads / c->n_kv_heads), sequence = pass->rows[rows.begin].sequence, n = 0;
+    Query queries[MAX_QUERIES];
+    for (int32_t i = rows.begin * count; i < rows.end * count; i++) {
+        const LlamaRow *row = &pass->rows[i / count];
+        int64_t at = (int64_t)(head + i % count) * c->head_dim, q_dim = (int64_t)c->n_heads * c->head_dim;
+        if (n == MAX_QUERIES || row->sequence != sequence) {
+            ctx->kernels->attend(queries, n, cached_keys(ctx, layer, sequence, kv_head),
+                                 cached_values(ctx, layer, sequence, kv_head), c->head_dim);
+            n = 0;
+            sequence = row->sequence;
+        }
+        queries[n] =
+            (Query){ctx->input.values + (int64_t)(i / count) * ctx->input.cols + at,
+                    ctx->q + (int64_t)(i / count) * q_dim + at,
+                    ctx->scores + (int64_t)(team->thread * MAX_QUERIES + n) * ctx->positions, row->position + 1};
+        n++;
+    }
+    ctx->kernels->attend(queries, n, cached_keys(ctx, layer, sequence, kv_head),
+                         cached_values(ctx, layer, sequence, kv_head), c->head_dim);
+}
+
+// Attention of all rows. A piece of work is as many rows and heads as one call of the kernel takes. Later rows have
+// more to attend to, so the pieces are dealt out in turn.
+static void attend_all(const Pass *pass, const Team *team, int32_t layer) {
+    const LlamaConfig *c = &pass->ctx->model->config;
+    int32_t share = c->n_heads / c->n_kv_heads, heads = MIN(share, MAX_QUERIES), step = MAX_QUERIES / heads;
+    int32_t parts = (share + heads - 1) / heads, per_step = c->n_kv_heads * parts;
+    for (int32_t i = team->thread; i < (pass->n + step - 1) / step * per_step; i += team->threads) {
+        int32_t part = i % parts, kv_head = i / parts % c->n_kv_heads, begin = i / per_step * step;
+        Range rows = {begin, MIN(begin + step, pass->n)};
+        attend_rows(pass, team, layer, rows, kv_head * share + part * heads, MIN(heads, share - part * heads));
+    }
+    barrier_wait(team);
 }
 
 static void attention(const Pass *pass, const Team *team, int32_t layer) {
@@ -345,10 +373,7 @@ static void attention(const Pass *pass, const Team *team, int32_t layer) {
     Range range = team_range(team, pass->n * c->n_kv_heads, 1);
     for (int32_t i = range.begin; i < range.end; i++) cache_head(pass, layer, i / c->n_kv_heads, i % c->n_kv_heads);
     barrier_wait(team);
-    // Later rows have more to attend to, so they are dealt out in turn.
-    for (int32_t i = team->thread; i < pass->n * c->n_heads; i += team->threads)
-        attend_head(pass, team, layer, i / c->n_heads, i % c->n_heads);
-    barrier_wait(team);
+    attend_all(pass, team, layer);
     quantise_all(pass, team, &ctx->input, &w->wo);
     add_matmul(pass, team, &ctx->input, &w->wo);
 }

@@ -259,22 +259,36 @@ static void check_swiglu(const Kernels *kernels, int32_t n, float limit) {
 }
 
 // Keys of positions that are not there yet are NaN, as array() leaves them.
+// Queries of n, n - 1 ... positions, which share keys and values: as scalar, and together as alone.
 static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim) {
     int64_t blocks = ((int64_t)n + KEY_BLOCK - 1) / KEY_BLOCK;
-    float *q = floats(head_dim, -2, 2), *out = floats(head_dim, 0, 0), *expected = floats(head_dim, 0, 0);
-    float *keys = array(blocks * KEY_BLOCK * head_dim * 4), *scores = array(blocks * KEY_BLOCK * 4);
-    float *values = floats((int64_t)n * head_dim, -1, 1);
+    float *keys = array(blocks * KEY_BLOCK * head_dim * 4), *values = floats((int64_t)n * head_dim, -1, 1);
+    float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0), *q = floats(head_dim, -2, 2);
     for (int32_t t = 0; t < n; t++)
         for (int32_t d = 0; d < head_dim; d++)
             keys[(t / KEY_BLOCK * head_dim + d) * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
-    kernels->attend(out, q, keys, values, scores, n, head_dim);
-    kernels_scalar.attend(expected, q, keys, values, scores, n, head_dim);
-    check(near(out, expected, head_dim, 32 * ROUNDING, 0), kernels->name, "attend differs: positions, head_dim", n,
-          head_dim, 0);
+    int32_t count = 1 + (int32_t)(random_bits() % MAX_QUERIES);
+    Query queries[MAX_QUERIES];
+    for (int32_t i = 0; i < count; i++) {
+        float *room = array(blocks * KEY_BLOCK * 4), *out = floats(head_dim, 0, 0);
+        queries[i] = (Query){out, i == 0 ? q : floats(head_dim, -2, 2), room, MAX(1, n - (i * 5 + 3) % 7 % n)};
+    }
+    kernels->attend(queries, count, keys, values, head_dim);
+    for (int32_t i = 0; i < count; i++) {
+        Query query = queries[i];
+        query.out = expected;
+        kernels_scalar.attend(&query, 1, keys, values, head_dim);
+        check(near(queries[i].out, expected, head_dim, 32 * ROUNDING, 0), kernels->name,
+              "attend differs: positions, head_dim, query", query.n, head_dim, i);
+        query.out = alone;
+        kernels->attend(&query, 1, keys, values, head_dim);
+        check(memcmp(alone, queries[i].out, (size_t)head_dim * 4) == 0, kernels->name,
+              "attend depends on the queries beside it: positions, head_dim, query", query.n, head_dim, i);
+    }
     q[random_bits() % (uint32_t)head_dim] = NAN;
-    kernels->attend(out, q, keys, values, scores, n, head_dim);
+    kernels->attend(queries, count, keys, values, head_dim);
     for (int32_t d = 0; d < head_dim; d++)
-        check(isnan(out[d]), kernels->name, "attend loses a NaN: positions, head_dim", n, head_dim, 0);
+        check(isnan(queries[0].out[d]), kernels->name, "attend loses a NaN: positions, head_dim", n, head_dim, 0);
     free_arrays(0);
 }
 

@@ -14,6 +14,16 @@
 // side by side without a horizontal sum. Values are cached as rows, (positions, head_dim).
 enum { KEY_BLOCK = 16 };
 
+// One query head of one row, on its way through attention.
+typedef struct {
+    float *out;     // (head_dim)
+    const float *q; // (head_dim)
+    float *scores;  // room for n of the longest query of the call, rounded up to KEY_BLOCK
+    int32_t n;      // positions that it attends to
+} Query;
+
+enum { MAX_QUERIES = 4 }; // that share keys and values in one call
+
 // out[i * stride + r] = x row i . w row r, for 0 <= i < n and begin <= r < end.
 typedef void MatmulKernel(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                           int32_t end);
@@ -28,10 +38,8 @@ typedef struct {
     void (*rmsnorm)(float *out, const float *x, const float *weight, int32_t k, float eps);
     // h1 = silu(h1) * h3 with silu(h) = h / (1 + exp(-h)), both (n)
     void (*swiglu)(float *h1, const float *h3, int32_t n);
-    // out (head_dim) = softmax(q . keys / sqrt(head_dim)) . values over n positions; scores: room for n rounded up
-    // to KEY_BLOCK
-    void (*attend)(float *out, const float *q, const float *keys, const float *values, float *scores, int32_t n,
-                   int32_t head_dim);
+    // out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries
+    void (*attend)(const Query *queries, int32_t count, const float *keys, const float *values, int32_t head_dim);
 } Kernels;
 
 // ---------------------------------------------------------------------------------------------------------
@@ -125,22 +133,39 @@ static void swiglu_scalar(float *h1, const float *h3, int32_t n) {
     for (int32_t i = 0; i < n; i++) h1[i] = h1[i] / (1 + exp_scalar(-h1[i])) * h3[i];
 }
 
-static void attend_scalar(float *out, const float *q, const float *keys, const float *values, float *scores,
-                          int32_t n, int32_t head_dim) {
-    float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0;
-    for (int32_t t = 0; t < n; t++) {
+static void attend_one_scalar(const Query *query, const float *keys, const float *values, int32_t head_dim) {
+    float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0, *scores = query->scores;
+    for (int32_t t = 0; t < query->n; t++) {
         const float *block = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
         float dot = 0;
-        for (int32_t d = 0; d < head_dim; d++) dot += q[d] * block[d * KEY_BLOCK];
+        for (int32_t d = 0; d < head_dim; d++) dot += query->q[d] * block[d * KEY_BLOCK];
         scores[t] = dot * scale;
         max = fmaxf(max, scores[t]);
     }
-    for (int32_t t = 0; t < n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
+    for (int32_t t = 0; t < query->n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
     for (int32_t d = 0; d < head_dim; d++) {
         float dot = 0;
-        for (int32_t t = 0; t < n; t++) dot += scores[t] * values[(int64_t)t * head_dim + d];
-        out[d] = dot / sum;
+        for (int32_t t = 0; t < query->n; t++) dot += scores[t] * values[(int64_t)t * head_dim + d];
+        query->out[d] = dot / sum;
     }
+}
+
+static void attend_scalar(const Query *queries, int32_t count, const float *keys, const float *values,
+                          int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim);
+}
+
+// Positions that all queries attend to, and those of the one that attends to most.
+static int32_t fewest_positions(const Query *queries, int32_t count) {
+    int32_t n = queries[0].n;
+    for (int32_t i = 1; i < count; i++) n = MIN(n, queries[i].n);
+    return n;
+}
+
+static int32_t most_positions(const Query *queries, int32_t count) {
+    int32_t n = queries[0].n;
+    for (int32_t i = 1; i < count; i++) n = MAX(n, queries[i].n);
+    return n;
 }
 
 static bool available_scalar(void) {

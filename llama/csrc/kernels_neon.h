@@ -255,9 +255,10 @@ NEON_INLINE void mix_neon(float *out, const float *scores, const float *values, 
     }
 }
 
-static void attend_neon(float *out, const float *q, const float *keys, const float *values, float *scores,
-                        int32_t n, int32_t head_dim) {
-    const float scale = 1 / sqrtf((float)head_dim);
+static void attend_one_neon(const Query *query, const float *keys, const float *values, int32_t head_dim) {
+    const float scale = 1 / sqrtf((float)head_dim), *q = query->q;
+    float *scores = query->scores, *out = query->out;
+    int32_t n = query->n;
     float32x4_t max = vdupq_n_f32(-INFINITY);
     for (int32_t t = 0; t < n; t += KEY_BLOCK, keys += KEY_BLOCK * head_dim) {
         float32x4_t even[4], odd[4]; // head_dim is even
@@ -277,6 +278,11 @@ static void attend_neon(float *out, const float *q, const float *keys, const flo
     int32_t d = 0;
     for (; d + 16 <= head_dim; d += 16) mix_neon(out + d, scores, values + d, n, head_dim, inverse, 4, 4);
     for (; d < head_dim; d += 4) mix_neon(out + d, scores, values + d, n, head_dim, inverse, head_dim - d, 1);
+}
+
+static void attend_neon(const Query *queries, int32_t count, const float *keys, const float *values,
+                        int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++) attend_one_neon(&queries[i], keys, values, head_dim);
 }
 
 // ---------------------------------------------------------------------------------------------------------
