@@ -207,6 +207,9 @@ const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
 const LlamaModel *llama_context_model(const LlamaContext *ctx) {
     return ctx->model;
 }
+static const Kernels *context_kernels(const LlamaContext *ctx) {
+    return ctx->kernels;
+}
 uint64_t llama_context_bytes(const LlamaContext *ctx) {
     return ctx->n_bytes;
 }

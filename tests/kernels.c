@@ -292,6 +292,28 @@ static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim) {
     free_arrays(0);
 }
 
+// The passes over a vocabulary, which are the same bits everywhere.
+static void check_passes(const Kernels *kernels, int32_t n) {
+    float *x = floats(n, -30, 30), *y = array((int64_t)n * 4);
+    double *mass = array((int64_t)(n + PASS_BLOCK - 1) / PASS_BLOCK * 8), *expected = array((int64_t)n * 8);
+    int32_t at = (int32_t)(random_bits() % (uint32_t)n);
+    memcpy(y, x, (size_t)n * 4);
+    float max = kernels->max(x, n);
+    check(max == kernels_scalar.max(x, n) && kernels->finite(x, n), kernels->name, "max or finite", n, 0, 0);
+    double sum = kernels->likelihoods(x, mass, n, max, 1.25f);
+    double right = kernels_scalar.likelihoods(y, expected, n, max, 1.25f);
+    size_t blocks = (size_t)(n + PASS_BLOCK - 1) / PASS_BLOCK;
+    check(sum == right && memcmp(x, y, (size_t)n * 4) == 0 && memcmp(mass, expected, blocks * 8) == 0,
+          kernels->name, "likelihoods", n, 0, 0);
+    float above[PASS_FLOORS], expected_above[PASS_FLOORS];
+    kernels->masses_above(x, n, above);
+    kernels_scalar.masses_above(x, n, expected_above);
+    check(memcmp(above, expected_above, sizeof above) == 0, kernels->name, "masses above", n, 0, 0);
+    x[at] = random_bits() >> 31 ? NAN : -INFINITY;
+    check(!kernels->finite(x, n), kernels->name, "finite misses what is not", n, at, 0);
+    free_arrays(0);
+}
+
 static void check_kernels(const Kernels *kernels) {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8, 12, 16, 24, 32, 43, 64, 86, 128, 172};
     static const int32_t head_dims[] = {2, 4, 6, 8, 14, 16, 18, 30, 48, 64, 80, 100, 128};
@@ -299,6 +321,7 @@ static void check_kernels(const Kernels *kernels) {
     check_all_matmul(kernels);
     for (size_t i = 0; i < COUNT(groups); i++) check_quantise(kernels, groups[i]);
     for (size_t i = 0; i < COUNT(sizes); i++) {
+        check_passes(kernels, sizes[i]);
         check_rmsnorm(kernels, sizes[i]);
         check_swiglu(kernels, sizes[i], 100);
         check_swiglu(kernels, sizes[i], 2);

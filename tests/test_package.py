@@ -141,7 +141,7 @@ def test_errors_are_also_the_builtin_ones():
     errors = [
         value for value in vars(llama).values() if inspect.isclass(value) and issubclass(value, Exception)
     ]
-    assert len(errors) == 6
+    assert len(errors) == 5
     assert all(issubclass(error, llama.LlamaError) for error in errors)
 
 

@@ -577,12 +577,14 @@ def test_a_value_of_any_length_is_refused_in_one_line(noise):
         assert len(result.stderr) < 1100
 
 
-@each_program
-def test_without_arguments_the_message_says_which_file_to_give(tmp_path, program):
-    for arguments in ([], ["-t", "0"]):
-        result = run(program, *arguments, cwd=tmp_path)
-        assert_refused(result, 2)
-        assert b"name a checkpoint, for instance ./run stories15M.bin" in result.stderr
+def test_without_the_model_that_ships_its_name_is_said(tmp_path):
+    """A program that lies elsewhere: the model is looked for beside it."""
+    program = tmp_path / "run"
+    shutil.copy(PROGRAMS["native"][0], program)
+    for options in ([], ["-t", "0"]):
+        result = subprocess.run([program, *options], capture_output=True, timeout=20, check=False)
+        assert_refused(result, 3)
+        assert result.stderr.endswith(b"/llama/models/stories.bin: No such file or directory\n")
         assert result.stdout == b""
 
 

@@ -8,7 +8,8 @@
 #ifndef LLAMA_KERNELS_H
 #define LLAMA_KERNELS_H
 
-#include "tiles.h" // Tensor, Rows
+#include "passes.h" // pass_max, pass_finite, pass_likelihoods
+#include "tiles.h"  // Tensor, Rows
 
 // Keys are cached in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are computed
 // side by side without a horizontal sum. Values are cached as rows, (positions, head_dim).
@@ -40,6 +41,11 @@ typedef struct {
     void (*swiglu)(float *h1, const float *h3, int32_t n);
     // out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries
     void (*attend)(const Query *queries, int32_t count, const float *keys, const float *values, int32_t head_dim);
+    // over the logits of a vocabulary: passes.h
+    float (*max)(const float *x, int32_t n);
+    bool (*finite)(const float *x, int32_t n);
+    double (*likelihoods)(float *x, double *mass, int32_t n, float max, float scale);
+    void (*masses_above)(const float *x, int32_t n, float above[PASS_FLOORS]);
 } Kernels;
 
 // ---------------------------------------------------------------------------------------------------------
@@ -168,6 +174,22 @@ static int32_t most_positions(const Query *queries, int32_t count) {
     return n;
 }
 
+static float max_scalar(const float *x, int32_t n) {
+    return pass_max(x, n);
+}
+
+static bool finite_scalar(const float *x, int32_t n) {
+    return pass_finite(x, n);
+}
+
+static double likelihoods_scalar(float *x, double *mass, int32_t n, float max, float scale) {
+    return pass_likelihoods(x, mass, n, max, scale);
+}
+
+static void masses_above_scalar(const float *x, int32_t n, float above[PASS_FLOORS]) {
+    pass_masses_above(x, n, above);
+}
+
 static bool available_scalar(void) {
     return true;
 }
@@ -184,6 +206,10 @@ static const Kernels kernels_scalar = {
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
     .attend = attend_scalar,
+    .max = max_scalar,
+    .finite = finite_scalar,
+    .likelihoods = likelihoods_scalar,
+    .masses_above = masses_above_scalar,
 };
 
 // ---------------------------------------------------------------------------------------------------------

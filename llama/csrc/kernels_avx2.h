@@ -289,6 +289,22 @@ AVX2 static void attend_avx2(const Query *queries, int32_t count, const float *k
     if (i < count) attend_some_avx2(queries + i, keys, values, head_dim, 1);
 }
 
+AVX2 static float max_avx2(const float *x, int32_t n) {
+    return pass_max(x, n);
+}
+
+AVX2 static bool finite_avx2(const float *x, int32_t n) {
+    return pass_finite(x, n);
+}
+
+AVX2 static double likelihoods_avx2(float *x, double *mass, int32_t n, float max, float scale) {
+    return pass_likelihoods(x, mass, n, max, scale);
+}
+
+AVX2 static void masses_above_avx2(const float *x, int32_t n, float above[PASS_FLOORS]) {
+    pass_masses_above(x, n, above);
+}
+
 static bool available_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
@@ -305,6 +321,10 @@ static const Kernels kernels_avx2 = {
     .rmsnorm = rmsnorm_avx2,
     .swiglu = swiglu_avx2,
     .attend = attend_avx2,
+    .max = max_avx2,
+    .finite = finite_avx2,
+    .likelihoods = likelihoods_avx2,
+    .masses_above = masses_above_avx2,
 };
 
 #endif

@@ -274,6 +274,22 @@ AVX512 static void attend_avx512(const Query *queries, int32_t count, const floa
     }
 }
 
+AVX512 static float max_avx512(const float *x, int32_t n) {
+    return pass_max(x, n);
+}
+
+AVX512 static bool finite_avx512(const float *x, int32_t n) {
+    return pass_finite(x, n);
+}
+
+AVX512 static double likelihoods_avx512(float *x, double *mass, int32_t n, float max, float scale) {
+    return pass_likelihoods(x, mass, n, max, scale);
+}
+
+AVX512 static void masses_above_avx512(const float *x, int32_t n, float above[PASS_FLOORS]) {
+    pass_masses_above(x, n, above);
+}
+
 static bool available_avx512(void) {
     return available_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -292,6 +308,10 @@ static const Kernels kernels_avx512 = {
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,
     .attend = attend_avx512,
+    .max = max_avx512,
+    .finite = finite_avx512,
+    .likelihoods = likelihoods_avx512,
+    .masses_above = masses_above_avx512,
 };
 
 #endif

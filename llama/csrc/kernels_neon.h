@@ -233,56 +233,80 @@ NEON_INLINE float softmax_neon(float *scores, int32_t n, float max) {
     return reduce_add_neon(sum);
 }
 
-// out = the values of n positions, weighted by scores x inverse. v vectors of a row, the last with some lanes only.
-NEON_INLINE void mix_neon(float *out, const float *scores, const float *values, int32_t n, int32_t head_dim,
-                          float inverse, int64_t lanes, const int v) {
-    float32x4_t sum[4][4]; // of positions t, t + 1, t + 2, t + 3 modulo 4
-    int32_t t = 0;
-    EACH (j, 4)
-        EACH (i, v) sum[j][i] = vdupq_n_f32(0);
-    for (; t + 4 <= n; t += 4)
-        EACH (j, 4) {
-            const float *row = values + (int64_t)(t + j) * head_dim;
-            EACH (i, v) sum[j][i] = vfmaq_n_f32(sum[j][i], load_neon(row + 4 * i, lanes), scores[t + j]);
-        }
-    for (; t < n; t++) {
-        const float *row = values + (int64_t)t * head_dim;
-        EACH (i, v) sum[0][i] = vfmaq_n_f32(sum[0][i], load_neon(row + 4 * i, lanes), scores[t]);
+// Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
+NEON_INLINE void scores_neon(const Query *queries, float *max, const float *keys, int32_t head_dim, const int c) {
+    const float scale = 1 / sqrtf((float)head_dim);
+    int32_t n = most_positions(queries, c);
+    float32x4_t most[2];
+    EACH (i, c) most[i] = vdupq_n_f32(-INFINITY);
+    for (int32_t t = 0; t < n; t += KEY_BLOCK, keys += KEY_BLOCK * head_dim) {
+        float32x4_t even[2][4], odd[2][4]; // head_dim is even
+        EACH (i, c)
+            EACH (j, 4) even[i][j] = odd[i][j] = vdupq_n_f32(0);
+        for (int32_t d = 0; d < head_dim; d += 2)
+            EACH (j, 4) {
+                float32x4_t first = vld1q_f32(keys + d * KEY_BLOCK + 4 * j);
+                float32x4_t second = vld1q_f32(keys + (d + 1) * KEY_BLOCK + 4 * j);
+                EACH (i, c) even[i][j] = vfmaq_n_f32(even[i][j], first, queries[i].q[d]);
+                EACH (i, c) odd[i][j] = vfmaq_n_f32(odd[i][j], second, queries[i].q[d + 1]);
+            }
+        EACH (i, c)
+            EACH (j, 4) {
+                float32x4_t score = vmulq_n_f32(vaddq_f32(even[i][j], odd[i][j]), scale);
+                vst1q_f32(queries[i].scores + t + 4 * j, score);
+                most[i] = vbslq_f32(mask_neon(queries[i].n - t - 4 * j), vmaxq_f32(most[i], score), most[i]);
+            }
     }
-    EACH (i, v) {
-        float32x4_t total = vaddq_f32(vaddq_f32(sum[0][i], sum[1][i]), vaddq_f32(sum[2][i], sum[3][i]));
-        store_neon(out + 4 * i, vmulq_n_f32(total, inverse), lanes);
+    EACH (i, c) max[i] = vmaxvq_f32(most[i]);
+}
+
+// Adds `steps` positions from t on to the sums of one query, of positions 0, 1, 2, 3 modulo 4; or all to the first.
+// v vectors of `lanes` values each.
+NEON_INLINE void mix_neon(float32x4_t sum[4][4], const Query *query, const float *values, int32_t t,
+                          int32_t head_dim, int64_t lanes, const int v, const int steps) {
+    EACH (j, steps) {
+        const float *row = values + (int64_t)(t + j) * head_dim;
+        EACH (k, v) sum[j][k] = vfmaq_n_f32(sum[j][k], load_neon(row + 4 * k, lanes), query->scores[t + j]);
     }
 }
 
-static void attend_one_neon(const Query *query, const float *keys, const float *values, int32_t head_dim) {
-    const float scale = 1 / sqrtf((float)head_dim), *q = query->q;
-    float *scores = query->scores, *out = query->out;
-    int32_t n = query->n;
-    float32x4_t max = vdupq_n_f32(-INFINITY);
-    for (int32_t t = 0; t < n; t += KEY_BLOCK, keys += KEY_BLOCK * head_dim) {
-        float32x4_t even[4], odd[4]; // head_dim is even
-        EACH (j, 4) even[j] = odd[j] = vdupq_n_f32(0);
-        for (int32_t d = 0; d < head_dim; d += 2)
-            EACH (j, 4) {
-                even[j] = vfmaq_n_f32(even[j], vld1q_f32(keys + d * KEY_BLOCK + 4 * j), q[d]);
-                odd[j] = vfmaq_n_f32(odd[j], vld1q_f32(keys + (d + 1) * KEY_BLOCK + 4 * j), q[d + 1]);
-            }
-        EACH (j, 4) {
-            float32x4_t score = vmulq_n_f32(vaddq_f32(even[j], odd[j]), scale);
-            vst1q_f32(scores + t + 4 * j, score);
-            max = vbslq_f32(mask_neon(n - t - 4 * j), vmaxq_f32(max, score), max);
+// The outputs of c queries from number d on.
+NEON_INLINE void mix_all_neon(const Query *queries, const float *inverse, const float *values, int32_t d,
+                              int32_t head_dim, int64_t lanes, const int c, const int v) {
+    int32_t shared = fewest_positions(queries, c) / 4 * 4;
+    float32x4_t sum[2][4][4];
+    EACH (i, c)
+        EACH (j, 4)
+            EACH (k, v) sum[i][j][k] = vdupq_n_f32(0);
+    for (int32_t t = 0; t < shared; t += 4)
+        EACH (i, c) mix_neon(sum[i], &queries[i], values + d, t, head_dim, lanes, v, 4);
+    EACH (i, c) {
+        int32_t t = shared, n = queries[i].n;
+        for (; t + 4 <= n; t += 4) mix_neon(sum[i], &queries[i], values + d, t, head_dim, lanes, v, 4);
+        for (; t < n; t++) mix_neon(sum[i], &queries[i], values + d, t, head_dim, lanes, v, 1);
+        EACH (k, v) {
+            float32x4_t first = vaddq_f32(sum[i][0][k], sum[i][1][k]), last = vaddq_f32(sum[i][2][k], sum[i][3][k]);
+            store_neon(queries[i].out + d + 4 * k, vmulq_n_f32(vaddq_f32(first, last), inverse[i]), lanes);
         }
     }
-    float inverse = 1 / softmax_neon(scores, n, vmaxvq_f32(max));
+}
+
+NEON_INLINE void attend_some_neon(const Query *queries, const float *keys, const float *values, int32_t head_dim,
+                                  const int c) {
+    const int v = 4 / c; // so that the sums stay in registers
+    float inverse[2];
+    scores_neon(queries, inverse, keys, head_dim, c);
+    EACH (i, c) inverse[i] = 1 / softmax_neon(queries[i].scores, queries[i].n, inverse[i]);
     int32_t d = 0;
-    for (; d + 16 <= head_dim; d += 16) mix_neon(out + d, scores, values + d, n, head_dim, inverse, 4, 4);
-    for (; d < head_dim; d += 4) mix_neon(out + d, scores, values + d, n, head_dim, inverse, head_dim - d, 1);
+    for (; d + 4 * v <= head_dim; d += 4 * v) mix_all_neon(queries, inverse, values, d, head_dim, 4, c, v);
+    for (; d < head_dim; d += 4) mix_all_neon(queries, inverse, values, d, head_dim, head_dim - d, c, 1);
 }
 
 static void attend_neon(const Query *queries, int32_t count, const float *keys, const float *values,
                         int32_t head_dim) {
-    for (int32_t i = 0; i < count; i++) attend_one_neon(&queries[i], keys, values, head_dim);
+    int32_t i = 0;
+    for (; i + 2 <= count; i += 2) attend_some_neon(queries + i, keys, values, head_dim, 2);
+    if (i < count) attend_some_neon(queries + i, keys, values, head_dim, 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -313,6 +337,10 @@ static const Kernels kernels_neon = {
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
     .attend = attend_neon,
+    .max = max_scalar, // the compiler's own vectors: NEON is a part of aarch64
+    .finite = finite_scalar,
+    .likelihoods = likelihoods_scalar,
+    .masses_above = masses_above_scalar,
 };
 
 static const Kernels kernels_dotprod = {
@@ -327,6 +355,10 @@ static const Kernels kernels_dotprod = {
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
     .attend = attend_neon,
+    .max = max_scalar, // the compiler's own vectors: NEON is a part of aarch64
+    .finite = finite_scalar,
+    .likelihoods = likelihoods_scalar,
+    .masses_above = masses_above_scalar,
 };
 
 #endif

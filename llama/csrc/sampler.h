@@ -25,8 +25,9 @@
 #ifndef LLAMA_SAMPLER_H
 #define LLAMA_SAMPLER_H
 
-#include "select.h" // Selection
-#include "util.h"   // fail, fail_memory
+#include "kernels.h" // Kernels: max, finite, likelihoods
+#include "select.h"  // Selection
+#include "util.h"    // fail, fail_memory
 
 #include <float.h> // FLT_MAX, FLT_TRUE_MIN
 #include <math.h>  // INFINITY, isfinite
@@ -41,6 +42,7 @@ typedef struct {
 
 struct LlamaSampler {
     LlamaSampling sampling; // filters that keep everything are 0; seed is the state of the generator
+    const Kernels *kernels;
     int32_t vocab_size, n_notes;
     SamplerNote *notes; // (vocab_size), the first n_notes are in use, one for each token
     int32_t *note_of;   // (vocab_size), 1 + index into notes, 0: none
@@ -98,10 +100,13 @@ static LlamaSampler *sampler_alloc(int32_t vocab_size) {
 int llama_sampler_init(int32_t vocab_size, const LlamaSampling *sampling, LlamaSampler **sampler,
                        LlamaError *error) {
     *sampler = NULL;
+    const Kernels *kernels;
     int code = sampler_check_options(vocab_size, sampling, error);
-    if (code) return code;
+    if (code == LLAMA_OK) code = kernels_find(getenv("LLAMA_ISA"), &kernels, error);
+    if (code != LLAMA_OK) return code;
     LlamaSampler *s = sampler_alloc(vocab_size);
     if (!s) return fail_memory(error, (uint64_t)vocab_size * (sizeof *s->notes + sizeof *s->note_of + 16));
+    s->kernels = kernels;
     s->sampling = *sampling;
     if (sampling->top_k >= vocab_size) s->sampling.top_k = 0;
     if (sampling->top_p == 1.0f) s->sampling.top_p = 0.0f;
@@ -178,10 +183,8 @@ static void sampler_adjust(const LlamaSampler *s, float *logits) {
 // ---------------------------------------------------------------------------------------------------------
 // The draw
 
-static int sampler_check_logits(const float *logits, int32_t n, LlamaError *error) {
-    int32_t found = 0;
-    for (int32_t i = 0; i < n; i++) found |= (int32_t)(select_bits(logits[i]) & INT32_MAX) >= SELECT_INFINITE;
-    if (!found) return LLAMA_OK;
+static int sampler_check_logits(const LlamaSampler *s, const float *logits, LlamaError *error) {
+    if (s->kernels->finite(logits, s->vocab_size)) return LLAMA_OK;
     int32_t i = 0;
     while (isfinite(logits[i])) i++;
     const char *what = isnan(logits[i]) ? "nan" : logits[i] > 0 ? "inf" : "-inf";
@@ -192,8 +195,8 @@ static int sampler_check_logits(const float *logits, int32_t n, LlamaError *erro
 static float sampler_top_k_floor(Selection *s, const float *x, int32_t top_k) {
     if (top_k > s->n_blocks) return 0;
     for (int32_t b = 0; b < s->n_blocks; b++) {
-        int32_t first = b * SELECT_BLOCK, n = MIN(SELECT_BLOCK, s->vocab_size - first);
-        s->keys[b] = select_key(select_bits(select_max(x + first, n)), b);
+        int32_t first = b * PASS_BLOCK, n = MIN(PASS_BLOCK, s->vocab_size - first);
+        s->keys[b] = select_key(select_bits(pass_max(x + first, n)), b);
     }
     return select_likelihood(select_find(s, s->keys, s->n_blocks, false, top_k - 1));
 }
@@ -205,6 +208,12 @@ static float sampler_floor(LlamaSampler *s, const float *x, double mass) {
     const LlamaSampling *o = &s->sampling;
     if (o->top_k) return MAX(FLT_MIN, sampler_top_k_floor(&s->selection, x, o->top_k));
     double floor = o->top_p > 0.0f ? (1.0 - (double)o->top_p) * mass / s->vocab_size : 0.0;
+    float above[PASS_FLOORS];
+    if (o->top_p > 0.0f) {
+        s->kernels->masses_above(x, s->vocab_size, above);
+        for (int j = PASS_FLOORS - 1; j >= 0; j--) // 1e-3: far more than floats lose in sums
+            if ((double)above[j] * (1 - 1e-3) > (double)o->top_p * mass) floor = MAX(floor, (double)pass_floor(j));
+    }
     return MAX(FLT_MIN, (float)MAX(floor, (double)o->min_p));
 }
 
@@ -223,7 +232,7 @@ static int32_t sampler_draw_any(const Selection *s, const float *x, double targe
     int32_t b = 0;
     double total = 0;
     for (; b + 1 < s->n_blocks && total + s->mass[b] <= target; b++) total += s->mass[b];
-    int32_t token = b * SELECT_BLOCK, end = token + MIN(SELECT_BLOCK, s->vocab_size - token);
+    int32_t token = b * PASS_BLOCK, end = token + MIN(PASS_BLOCK, s->vocab_size - token);
     for (int32_t i = token; i < end && total <= target; i++) {
         total += (double)x[i];
         if (x[i] > 0.0f) token = i;
@@ -246,10 +255,10 @@ static int32_t sampler_draw_filtered(LlamaSampler *sampler, const float *x, doub
 
 int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error) {
     const LlamaSampling *o = &sampler->sampling;
-    int code = sampler_check_logits(logits, sampler->vocab_size, error);
+    int code = sampler_check_logits(sampler, logits, error);
     if (code) return code;
     sampler_adjust(sampler, logits);
-    float max = select_max(logits, sampler->vocab_size);
+    float max = sampler->kernels->max(logits, sampler->vocab_size);
     if (max == -INFINITY)
         return fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
     if (o->temperature == 0.0f) {
@@ -257,8 +266,10 @@ int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaErro
         while (logits[*token] != max) ++*token;
         return LLAMA_OK;
     }
-    double mass = select_softmax(&sampler->selection, logits, max, o->temperature),
-           coin = sampler_coin(&sampler->sampling.seed);
+    // A temperature below 5e-39 gives a scale beyond floats, which counts as the largest one.
+    float scale = (float)MIN(LOG2_E / (double)o->temperature, (double)FLT_MAX);
+    double mass = sampler->kernels->likelihoods(logits, sampler->selection.mass, sampler->vocab_size, max, scale);
+    double coin = sampler_coin(&sampler->sampling.seed);
     bool filtered = o->top_k || o->top_p > 0.0f || o->min_p > 0.0f;
     *token = filtered ? sampler_draw_filtered(sampler, logits, mass, coin)
                       : sampler_draw_any(&sampler->selection, logits, coin * mass);

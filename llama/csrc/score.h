@@ -2,25 +2,26 @@
 #ifndef LLAMA_SCORE_H
 #define LLAMA_SCORE_H
 
-#include "select.h" // select_max, select_exp2, select_sum
-#include "util.h"   // fail, fail_memory
+#include "kernels.h" // Kernels: max, likelihoods
+#include "util.h"    // fail, fail_memory
 
 enum { SCORE_LOGITS = 1 << 22 }; // logits alive at once, in all rows
 
+static const Kernels *context_kernels(const LlamaContext *context);
+
 // Log-probability of a token under softmax(logits), in nats. Overwrites the logits.
-static int score_token(float *logits, int32_t n, int32_t token, double *score, LlamaError *error) {
-    const float log2_e = 1.44269504088896341f;
+static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t token, double *score,
+                       LlamaError *error) {
     if (token < 0 || token >= n) return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", token, n - 1);
-    float max = select_max(logits, n);
-    double above = (double)logits[token] - (double)max, sum = 0;
-    for (int32_t i = 0; i < n; i++) logits[i] = select_exp2((logits[i] - max) * log2_e);
-    for (int32_t i = 0; i < n; i += SELECT_BLOCK) sum += select_sum(logits + i, MIN(SELECT_BLOCK, n - i));
-    *score = above - log(sum);
+    float max = kernels->max(logits, n);
+    double above = (double)logits[token] - (double)max;
+    *score = above - log(kernels->likelihoods(logits, NULL, n, max, (float)LOG2_E));
     if (isfinite(*score)) return LLAMA_OK;
     return fail(error, LLAMA_ERROR_FILE, "a logit of the model is not a finite number");
 }
 
 int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error) {
+    const Kernels *kernels = context_kernels(context);
     int32_t vocab_size = llama_config(llama_context_model(context))->vocab_size, n_rows = 0;
     int32_t batch = MIN(llama_context_options(context)->batch, MAX(1, SCORE_LOGITS / vocab_size));
     size_t bytes = (size_t)batch * ((size_t)vocab_size * sizeof(float) + sizeof(LlamaRow));
@@ -33,7 +34,8 @@ int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *sc
         for (int32_t j = 0; j < n_rows; j++) rows[j] = (LlamaRow){ids[i + j], i + j, 0, 1};
         code = llama_forward(context, rows, n_rows, logits, error);
         for (int32_t j = i; j < i + n_rows && code == LLAMA_OK; j++)
-            code = score_token(logits + (int64_t)(j - i) * vocab_size, vocab_size, ids[j + 1], scores + j, error);
+            code = score_token(kernels, logits + (int64_t)(j - i) * vocab_size, vocab_size, ids[j + 1], scores + j,
+                               error);
     }
     free(rows);
     return code;

@@ -1,4 +1,4 @@
-// select.h: the passes over a whole vocabulary, and the selection of its most likely tokens without sorting it.
+// select.h: the selection of a vocabulary's most likely tokens, without sorting it.
 //
 // Logits become likelihoods relative to the most likely token. Top-k, top-p, min-p and the draw all ask the same
 // question, at which token from the most likely down a running count or mass exceeds a target; select_find answers
@@ -6,21 +6,15 @@
 #ifndef LLAMA_SELECT_H
 #define LLAMA_SELECT_H
 
-#include "util.h" // MIN, MAX
+#include "passes.h" // select_bits, block_sum
+#include "util.h"   // MIN, MAX
 
-#include <float.h> // FLT_MAX
-#include <math.h>  // isfinite
-
-enum {
-    SELECT_BLOCK = 64,            // tokens whose mass is summed and kept
-    SELECT_DIGIT = 11,            // most bits of a key that one histogram looks at
-    SELECT_INFINITE = 0x7f800000, // bits of infinity; those of a NaN are larger
-};
+enum { SELECT_DIGIT = 11 }; // most bits of a key that one histogram looks at
 
 typedef struct {
     int32_t vocab_size, n_blocks;
     double *mass;      // (n_blocks), of the tokens of each block
-    uint8_t *reaches;  // (n_blocks * SELECT_BLOCK), 1: the token gets a key
+    uint8_t *reaches;  // (n_blocks * PASS_BLOCK), 1: the token gets a key
     uint64_t *keys;    // (vocab_size), see select_key
     uint64_t *scratch; // (vocab_size)
     double bucket[1 << SELECT_DIGIT];
@@ -37,78 +31,12 @@ static void select_free(Selection *s) {
 static bool select_init(Selection *s, int32_t vocab_size) {
     size_t n = (size_t)vocab_size;
     s->vocab_size = vocab_size;
-    s->n_blocks = (int32_t)((n + SELECT_BLOCK - 1) / SELECT_BLOCK);
+    s->n_blocks = (int32_t)((n + PASS_BLOCK - 1) / PASS_BLOCK);
     s->mass = calloc((size_t)s->n_blocks, sizeof *s->mass);
-    s->reaches = calloc((size_t)s->n_blocks, SELECT_BLOCK);
+    s->reaches = calloc((size_t)s->n_blocks, PASS_BLOCK);
     s->keys = calloc(n, sizeof *s->keys);
     s->scratch = calloc(n, sizeof *s->scratch);
     return s->mass && s->reaches && s->keys && s->scratch;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// Passes over the whole vocabulary: branch-free loops that the compiler vectorises for any CPU.
-
-static inline uint32_t select_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float select_float(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-// Floats as integers in the same order (and back: it is its own inverse), since compilers may not reorder a maximum
-// of floats. -0 is below +0.
-static inline int32_t select_ordered(int32_t bits) {
-    return bits ^ (bits >> 31 & INT32_MAX);
-}
-
-static float select_max(const float *x, int32_t n) {
-    int32_t max = INT32_MIN;
-    for (int32_t i = 0; i < n; i++) max = MAX(max, select_ordered((int32_t)select_bits(x[i])));
-    return select_float((uint32_t)select_ordered(max));
-}
-
-// 2^y for y <= 0, within 1.5 ulp above 2^-124 and 0 below, -INFINITY included; 2^0 is exactly 1. Adding 1.5 * 2^23
-// rounds y to an integer, which stands in the low bits of t; what is left, |f| <= 1/2, goes through a minimax fit
-// of (2^f - 1) / f (relative error of 2^f 2e-8), in a form whose parts a CPU computes side by side.
-static inline float select_exp2(float y) {
-    const float shift = 0x1.8p23f;
-    float t = y + shift, f = y - (t - shift), f2 = f * f;
-    float p = 0x1.5f3ec2p-10f + f * 0x1.41fb74p-13f;
-    p = (0x1.c6aee8p-5f + f * 0x1.3b2d4ep-7f) + f2 * p;
-    p = (0x1.62e430p-1f + f * 0x1.ebfbdcp-3f) + f2 * p;
-    uint32_t e = select_bits(1.0f + f * p) + (select_bits(t) << 23), keep = -(uint32_t)(y > -124.0f);
-    return select_float(e & keep);
-}
-
-// The sum of n <= SELECT_BLOCK likelihoods, in four running sums so that it can be vectorised.
-static double select_sum(const float *x, int32_t n) {
-    double sum[4] = {0};
-    int32_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (int32_t j = 0; j < 4; j++) sum[j] += (double)x[i + j];
-    for (; i < n; i++) sum[0] += (double)x[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-// Logits to likelihoods relative to the most likely token, whose is 1. Returns their sum, the mass of all tokens.
-// What underflows to 0 is at most 2^-124 each: with 2^31 tokens still far below the sum's rounding. A scale beyond
-// floats, of a temperature below 5e-39, counts as the largest one.
-static double select_softmax(Selection *s, float *x, float max, float temperature) {
-    const double log2_e = 1.44269504088896341;
-    float scale = (float)MIN(log2_e / (double)temperature, (double)FLT_MAX);
-    for (int32_t i = 0; i < s->vocab_size; i++) x[i] = select_exp2((x[i] - max) * scale);
-    double total = 0;
-    for (int32_t b = 0; b < s->n_blocks; b++) {
-        int32_t first = b * SELECT_BLOCK;
-        s->mass[b] = select_sum(x + first, MIN(SELECT_BLOCK, s->vocab_size - first));
-        total += s->mass[b];
-    }
-    return total;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -173,7 +101,7 @@ static int32_t select_keep(Selection *s, int32_t n, uint64_t lowest, double *mas
 // The lowest bits of 64 bytes as one number. The factor moves bit 0 of byte i to bit 56 + i, without carries.
 static uint64_t select_mask(const uint8_t *bytes) {
     uint64_t mask = 0;
-    for (int32_t i = 0; i < SELECT_BLOCK; i += 8) {
+    for (int32_t i = 0; i < PASS_BLOCK; i += 8) {
         uint64_t eight;
         memcpy(&eight, bytes + i, sizeof eight);
         mask |= (eight * 0x0102040810204080ull >> 56) << i;
@@ -188,9 +116,9 @@ static int32_t select_collect(Selection *s, const float *x, float floor) {
     for (int32_t i = 0; i < n; i++) reaches[i] = x[i] >= floor;
     n = 0;
     for (int32_t b = 0; b < s->n_blocks; b++) {
-        uint64_t mask = select_mask(reaches + (int64_t)b * SELECT_BLOCK);
+        uint64_t mask = select_mask(reaches + (int64_t)b * PASS_BLOCK);
         for (; mask; mask &= mask - 1) {
-            int32_t token = b * SELECT_BLOCK + __builtin_ctzll(mask);
+            int32_t token = b * PASS_BLOCK + __builtin_ctzll(mask);
             s->keys[n++] = select_key(select_bits(x[token]), token);
         }
     }
