@@ -1,8 +1,9 @@
 // kernels.h: the table of kernels, the scalar ones, and the choice by what the CPU can do.
 //
-// The scalar kernels are the specification. kernels_avx2.h and kernels_avx512.h hold the same functions in the same
-// order; a kernel of any table computes one output value in one fixed order of operations, whatever the number of
-// rows, of threads or of neighbouring values, so results do not depend on how the work is cut.
+// The scalar kernels are the specification. kernels_avx2.h, kernels_avx512.h and kernels_neon.h hold the same
+// functions in the same order; a kernel of any table computes one output value in one fixed order of operations,
+// whatever the number of rows, of threads or of neighbouring values, so results do not depend on how the work is
+// cut.
 //
 // Letters: n rows of activations, r rows of weights, k columns of both.
 #ifndef LLAMA_KERNELS_H
@@ -51,7 +52,7 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------
 // A loop from 0 to a constant, unrolled, so that the arrays it indexes live in registers.
 #ifdef __clang__
-#define EACH(i, n) _Pragma("unroll") for (int i = 0; i < (n); i++)
+#define EACH(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 #else
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 #endif
