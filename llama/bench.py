@@ -26,9 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama.command import run_command
 from llama.engine import (
     SHIPPED,
-    LlamaError,
     UsageError,
     call,
     check,
@@ -299,17 +299,5 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(report.to_dict()) if options.json else report)
 
 
-def run() -> int:
-    """Exit code of the command line."""
-    try:
-        main(sys.argv[1:])
-    except LlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_command(main))

@@ -24,7 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.engine import BadFileError, Llama, LlamaError
+from llama.command import run_command
+from llama.engine import BadFileError, Llama
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
 
@@ -148,17 +149,5 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(result.to_dict()) if options.json else result)
 
 
-def run() -> int:
-    """Exit code of the command line."""
-    try:
-        main(sys.argv[1:])
-    except LlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run_command(main))

@@ -11,6 +11,7 @@ import pytest
 
 import llama
 from llama import bench
+from llama.command import run_command
 from llama.engine import ffi, model_open
 
 SHAPE = checkpoints.Shape()  # a context of 160 positions
@@ -175,7 +176,7 @@ def test_json_holds_the_same(path, capsys):
 )
 def test_what_can_not_be_is_one_line(path, monkeypatch, capsys, arguments, code):
     monkeypatch.setattr("sys.argv", ["bench", *(str(path) if a == "MODEL" else a for a in arguments)])
-    assert bench.run() == code
+    assert run_command(bench.main) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

@@ -10,6 +10,7 @@ from helpers import write_pieces
 
 import llama
 from llama import perplexity
+from llama.command import run_command
 
 PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPE = checkpoints.Shape(vocab_size=len(PIECES))
@@ -162,7 +163,7 @@ def test_a_bad_file_gives_one_line(path, tmp_path, monkeypatch, capsys, name, co
     if content is not None:
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr("sys.argv", ["perplexity", str(path), str(tmp_path / name)])
-    assert perplexity.run() == 3
+    assert run_command(perplexity.main) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {tmp_path / name}: ")

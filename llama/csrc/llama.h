@@ -84,7 +84,6 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
 void llama_context_free(LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
-const LlamaModel *llama_context_model(const LlamaContext *context);
 uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
 
 // One row of a forward pass. One row is decoding; many rows of one sequence are prefill or the check of a

@@ -2,12 +2,10 @@
 #ifndef LLAMA_SCORE_H
 #define LLAMA_SCORE_H
 
-#include "kernels.h" // Kernels: max, likelihoods
+#include "context.h" // LlamaContext
 #include "util.h"    // fail, fail_memory
 
 enum { SCORE_LOGITS = 1 << 22 }; // logits alive at once, in all rows
-
-static const Kernels *context_kernels(const LlamaContext *context);
 
 // Log-probability of a token under softmax(logits), in nats. Overwrites the logits.
 static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t token, double *score,
@@ -21,9 +19,9 @@ static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t
 }
 
 int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error) {
-    const Kernels *kernels = context_kernels(context);
-    int32_t vocab_size = llama_config(llama_context_model(context))->vocab_size, n_rows = 0;
-    int32_t batch = MIN(llama_context_options(context)->batch, MAX(1, SCORE_LOGITS / vocab_size));
+    const Kernels *kernels = context->kernels;
+    int32_t vocab_size = context->model->config.vocab_size, n_rows = 0;
+    int32_t batch = MIN(context->options.batch, MAX(1, SCORE_LOGITS / vocab_size));
     size_t bytes = (size_t)batch * ((size_t)vocab_size * sizeof(float) + sizeof(LlamaRow));
     LlamaRow *rows = malloc(bytes);
     if (!rows) return fail_memory(error, bytes);

@@ -1,0 +1,189 @@
+// context.h: everything that changes while a model runs, in one block of memory.
+#ifndef LLAMA_CONTEXT_H
+#define LLAMA_CONTEXT_H
+
+#include "checkpoint.h" // LlamaModel
+#include "kernels.h"    // Kernels
+#include "threads.h"    // processors
+
+// B = options.batch.
+struct LlamaContext {
+    const LlamaModel *model;
+    const Kernels *kernels;
+    LlamaContextOptions options; // all filled in
+    int32_t processors;          // at hand when the context was made
+    int32_t positions;           // options.context, rounded up to whole blocks of keys
+    float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
+    // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim), keys in blocks (kernels.h)
+    float *keys, *values;
+    int32_t *lengths; // (sequences) positions that the cache holds
+    int32_t *before;  // (sequences) the same before the pass
+    int32_t *pass_of; // (sequences) number of the last pass with a row of this sequence
+    int32_t pass;
+    float *x;        // (B, dim) the residual stream
+    float *q;        // (B, n_heads, head_dim)
+    float *k, *v;    // (B, n_kv_heads, head_dim)
+    float *gate;     // (B, hidden.cols) w3 . x
+    float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
+    Rows input;      // (B, dim) what enters a matmul: x normalised, or the heads' output
+    Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
+    float *scores;   // (threads, MAX_QUERIES, positions)
+    int32_t *wanted; // (B) rows whose logits are wanted
+    void *memory;    // all of the above
+    uint64_t n_bytes;
+};
+
+// Hands out pieces of one block. With base NULL it only counts.
+typedef struct {
+    uint8_t *base;
+    uint64_t used;
+} Arena;
+
+static void *arena_take(Arena *arena, int64_t n, size_t size) {
+    void *piece = arena->base ? arena->base + arena->used : NULL;
+    arena->used += round_up((uint64_t)n * size, 64);
+    return piece;
+}
+
+static Rows take_rows(Arena *arena, int32_t n, int32_t cols, const LlamaConfig *c) {
+    int32_t group_size = MAX(c->group_size, 1);
+    Rows rows = {.cols = (int32_t)round_up((uint64_t)cols, (uint64_t)group_size)};
+    int64_t values = (int64_t)n * rows.cols;
+    rows.values = arena_take(arena, values, sizeof(float));
+    if (c->group_size == 0) return rows;
+    rows.quants = arena_take(arena, values, sizeof(int8_t));
+    rows.scales = arena_take(arena, values / group_size, sizeof(float));
+    rows.sums = arena_take(arena, values / group_size, sizeof(int32_t));
+    return rows;
+}
+
+static void context_place(LlamaContext *ctx, Arena *arena) {
+    const LlamaConfig *c = &ctx->model->config;
+    const LlamaContextOptions *o = &ctx->options;
+    int64_t B = o->batch, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
+    int64_t cache = (int64_t)c->n_layers * o->sequences * ctx->positions * kv_dim;
+    ctx->rope = arena_take(arena, (int64_t)o->context * c->head_dim, sizeof(float));
+    ctx->keys = arena_take(arena, cache, sizeof(float));
+    ctx->values = arena_take(arena, cache, sizeof(float));
+    ctx->lengths = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->before = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->pass_of = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->x = arena_take(arena, B * c->dim, sizeof(float));
+    ctx->q = arena_take(arena, B * c->n_heads * c->head_dim, sizeof(float));
+    ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
+    ctx->v = arena_take(arena, B * kv_dim, sizeof(float));
+    ctx->delta = arena_take(arena, B * c->dim, sizeof(float));
+    ctx->input = take_rows(arena, o->batch, MAX(c->dim, c->n_heads * c->head_dim), c);
+    ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
+    ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
+    ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));
+    ctx->wanted = arena_take(arena, B, sizeof(int32_t));
+}
+
+// Angle j of a position is position x theta^(-2 j / head_dim); see Su et al., RoFormer, 2021. Scaling stretches it:
+// all of it for linear; for Llama 3 what turns few times in the original context, blending into what turns often.
+static double rope_frequency(const LlamaConfig *c, int32_t j) {
+    double frequency = pow((double)c->rope_theta, -2.0 * j / c->head_dim);
+    if (c->rope_scaling == LLAMA_ROPE_PLAIN) return frequency;
+    double stretched = frequency / (double)c->rope_factor;
+    if (c->rope_scaling == LLAMA_ROPE_LINEAR) return stretched;
+    double low = (double)c->rope_low_freq_factor, high = (double)c->rope_high_freq_factor;
+    double turns = c->rope_original_max_seq_len * frequency / (2 * 3.14159265358979323846);
+    double blend = fmin(1, fmax(0, (turns - low) / (high - low)));
+    return (1 - blend) * stretched + blend * frequency;
+}
+
+static void rope_table(LlamaContext *ctx) {
+    const LlamaConfig *c = &ctx->model->config;
+    for (int32_t j = 0; j < c->head_dim / 2; j++) {
+        double frequency = rope_frequency(c, j);
+        for (int64_t position = 0; position < ctx->options.context; position++) {
+            float *pair = ctx->rope + position * c->head_dim + 2 * j;
+            pair[0] = (float)cos((double)position * frequency);
+            pair[1] = (float)sin((double)position * frequency);
+        }
+    }
+}
+
+// Below this size the weights of a token are read faster than two threads meet.
+enum { ONE_THREAD_BYTES = 3 << 20 };
+
+static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, LlamaError *error) {
+    const LlamaConfig *c = &ctx->model->config;
+    LlamaContextOptions *o = &ctx->options;
+    if (given) *o = *given;
+    bool small = llama_token_bytes(ctx->model) < ONE_THREAD_BYTES;
+    const struct {
+        const char *name;
+        int32_t *value, standard, max;
+    } fields[] = {
+        {"context", &o->context, c->max_seq_len, c->max_seq_len},
+        {"sequences", &o->sequences, 1, 1 << 16},
+        {"batch", &o->batch, 128, 1 << 12},
+        {"threads", &o->threads, small ? 1 : ctx->processors, 1 << 10},
+    };
+    for (size_t i = 0; i < COUNT(fields); i++) {
+        if (*fields[i].value == 0) *fields[i].value = MIN(fields[i].standard, fields[i].max);
+        if (*fields[i].value < 1 || *fields[i].value > fields[i].max)
+            return fail(error, LLAMA_ERROR_USAGE, "%s = %d, allowed 1 to %d", fields[i].name, *fields[i].value,
+                        fields[i].max);
+    }
+    ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
+    int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
+    if (code == LLAMA_OK) o->kernels = ctx->kernels->name;
+    return code;
+}
+
+void llama_context_free(LlamaContext *ctx) {
+    if (!ctx) return;
+    pages_free(ctx->memory, ctx->n_bytes);
+    free(ctx);
+}
+
+// Of the keys and values, which many sequences take beyond 64 bits.
+static double cache_bytes(const LlamaContext *ctx) {
+    const LlamaConfig *c = &ctx->model->config;
+    return 2.0 * c->n_layers * ctx->options.sequences * ctx->positions * c->n_kv_heads * c->head_dim *
+           sizeof(float);
+}
+
+static int context_allocate(LlamaContext *ctx, LlamaError *error) {
+    Arena arena = {0};
+    context_place(ctx, &arena);
+    ctx->n_bytes = arena.used;
+    double limit = (double)physical_memory(), needed = MAX((double)ctx->n_bytes, cache_bytes(ctx));
+    arena = (Arena){.base = needed > limit ? NULL : pages_alloc(ctx->n_bytes)};
+    if (!arena.base)
+        return fail(error, LLAMA_ERROR_RESOURCE,
+                    "a context of %d positions needs %.1f GiB, this machine has %.1f GiB", ctx->options.context,
+                    needed / (1 << 30), limit / (1 << 30));
+    ctx->memory = arena.base;
+    context_place(ctx, &arena);
+    rope_table(ctx);
+    return LLAMA_OK;
+}
+
+int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
+                       LlamaError *error) {
+    *context = NULL;
+    LlamaContext *ctx = calloc(1, sizeof *ctx);
+    if (!ctx) return fail_memory(error, sizeof *ctx);
+    ctx->model = model;
+    ctx->processors = processors();
+    int code = resolve_options(ctx, options, error);
+    if (code == LLAMA_OK) code = context_allocate(ctx, error);
+    if (code == LLAMA_OK)
+        *context = ctx;
+    else
+        llama_context_free(ctx);
+    return code;
+}
+
+const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
+    return &ctx->options;
+}
+uint64_t llama_context_bytes(const LlamaContext *ctx) {
+    return ctx->n_bytes;
+}
+
+#endif
