@@ -2,40 +2,12 @@
 #ifndef LLAMA_KERNELS_AVX2_H
 #define LLAMA_KERNELS_AVX2_H
 
+#include "attention_avx2.h" // attend_avx2
 #include "kernels.h"
-#include "tiles_avx2.h" // AVX2, matmul_tiles_int8_avx2
+#include "vector_avx2.h" // mask_avx2, exp_avx2
+#include "tiles_avx2.h"  // AVX2, matmul_tiles_int8_avx2
 
 #include <immintrin.h> // _mm256_*
-
-// The first n lanes, all 8 for n >= 8.
-AVX2_INLINE __m256i mask_avx2(int64_t n) {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)MIN(n, 8)), lanes);
-}
-
-AVX2_INLINE float reduce_add_avx2(__m256 x) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-AVX2_INLINE float reduce_max_avx2(__m256 x) {
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
-
-AVX2_INLINE __m256 exp_avx2(__m256 x) {
-    x = _mm256_max_ps(_mm256_set1_ps(EXP_MIN), x); // where one is NaN the second operand is the result
-    x = _mm256_min_ps(_mm256_set1_ps(EXP_MAX), x);
-    __m256 i = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT);
-    __m256 f = _mm256_fnmadd_ps(i, _mm256_set1_ps(EXP_LN2_HIGH), x);
-    f = _mm256_fnmadd_ps(i, _mm256_set1_ps(EXP_LN2_LOW), f);
-    __m256 p = _mm256_set1_ps(EXP_TERMS[0]);
-    EACH (t, EXP_DEGREE) p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(EXP_TERMS[t + 1]));
-    __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(i), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // fp32 and bf16 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are
@@ -210,83 +182,6 @@ AVX2 static void swiglu_avx2(float *h1, const float *h3, int32_t n) {
         __m256 silu = _mm256_div_ps(h, _mm256_add_ps(one, e));
         _mm256_maskstore_ps(h1 + i, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(h3 + i, mask)));
     }
-}
-
-// Scores of n positions to probabilities, without the division by their sum, which is returned.
-AVX2_INLINE float softmax_avx2(float *scores, int32_t n, float max) {
-    __m256 sum = _mm256_setzero_ps();
-    for (int32_t t = 0; t < n; t += 8) {
-        __m256i mask = mask_avx2(n - t);
-        __m256 e = exp_avx2(_mm256_sub_ps(_mm256_maskload_ps(scores + t, mask), _mm256_set1_ps(max)));
-        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
-        _mm256_maskstore_ps(scores + t, mask, e);
-    }
-    return reduce_add_avx2(sum);
-}
-
-// Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
-AVX2_INLINE void scores_avx2(const Query *queries, float *max, const float *keys, int32_t head_dim, const int c) {
-    const __m256 scale = _mm256_set1_ps(1 / sqrtf((float)head_dim));
-    int32_t n = most_positions(queries, c);
-    __m256 most[2];
-    EACH (i, c) most[i] = _mm256_set1_ps(-INFINITY);
-    for (int32_t t = 0; t < n; t += 8) { // half a block of keys
-        const float *half = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
-        __m256 even[2], odd[2]; // head_dim is even
-        EACH (i, c) even[i] = odd[i] = _mm256_setzero_ps();
-        for (int32_t d = 0; d < head_dim; d += 2) {
-            __m256 first = _mm256_loadu_ps(half + d * KEY_BLOCK);
-            __m256 second = _mm256_loadu_ps(half + (d + 1) * KEY_BLOCK);
-            EACH (i, c) even[i] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d]), first, even[i]);
-            EACH (i, c) odd[i] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d + 1]), second, odd[i]);
-        }
-        EACH (i, c) {
-            __m256 score = _mm256_mul_ps(_mm256_add_ps(even[i], odd[i]), scale);
-            __m256 mask = _mm256_castsi256_ps(mask_avx2(queries[i].n - t));
-            _mm256_storeu_ps(queries[i].scores + t, score);
-            most[i] = _mm256_blendv_ps(most[i], _mm256_max_ps(most[i], score), mask);
-        }
-    }
-    EACH (i, c) max[i] = reduce_max_avx2(most[i]);
-}
-
-// Adds `steps` positions from t on to the sums of one query, of positions 0, 1, 2, 3 modulo 4; or all to the first.
-AVX2_INLINE void mix_avx2(__m256 sum[4], const Query *query, const float *values, int32_t t, int32_t head_dim,
-                          __m256i mask, const int steps) {
-    EACH (j, steps) {
-        __m256 value = _mm256_maskload_ps(values + (int64_t)(t + j) * head_dim, mask);
-        sum[j] = _mm256_fmadd_ps(_mm256_set1_ps(query->scores[t + j]), value, sum[j]);
-    }
-}
-
-AVX2_INLINE void attend_some_avx2(const Query *queries, const float *keys, const float *values, int32_t head_dim,
-                                  const int c) {
-    float inverse[2];
-    scores_avx2(queries, inverse, keys, head_dim, c);
-    EACH (i, c) inverse[i] = 1 / softmax_avx2(queries[i].scores, queries[i].n, inverse[i]);
-    int32_t shared = fewest_positions(queries, c) / 4 * 4;
-    for (int32_t d = 0; d < head_dim; d += 8) {
-        __m256i mask = mask_avx2(head_dim - d);
-        __m256 sum[2][4];
-        EACH (i, c)
-            EACH (j, 4) sum[i][j] = _mm256_setzero_ps();
-        for (int32_t t = 0; t < shared; t += 4)
-            EACH (i, c) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 4);
-        EACH (i, c) {
-            int32_t t = shared, n = queries[i].n;
-            for (; t + 4 <= n; t += 4) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 4);
-            for (; t < n; t++) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 1);
-            __m256 total = _mm256_add_ps(_mm256_add_ps(sum[i][0], sum[i][1]), _mm256_add_ps(sum[i][2], sum[i][3]));
-            _mm256_maskstore_ps(queries[i].out + d, mask, _mm256_mul_ps(total, _mm256_set1_ps(inverse[i])));
-        }
-    }
-}
-
-AVX2 static void attend_avx2(const Query *queries, int32_t count, const float *keys, const float *values,
-                             int32_t head_dim) {
-    int32_t i = 0;
-    for (; i + 2 <= count; i += 2) attend_some_avx2(queries + i, keys, values, head_dim, 2);
-    if (i < count) attend_some_avx2(queries + i, keys, values, head_dim, 1);
 }
 
 AVX2 static float max_avx2(const float *x, int32_t n) {
