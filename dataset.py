@@ -1,11 +1,8 @@
-"""Token shards on disk: written from text in parallel, mapped into memory, cut into shuffled windows.
+"""Token shards on disk, written from text in parallel; training/ maps them and cuts them into windows.
 
     python dataset.py pretokenize --input books/ --tokenizer tok4096.model --output data/books
     python dataset.py reverse                  # a toy task in data/reverse: hello=olleh
     python dataset.py info data/books --check  # what it holds; reads every byte and compares checksums
-
-    train = Batches(open_split("data/books", "train"), batch_size=64, seq_len=256, seed=1)
-    tokens, targets, doc_ids = train.at(step)
 
 A folder of tokens:
 

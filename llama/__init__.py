@@ -11,17 +11,8 @@ loads the compiled engine and nothing else; numpy comes in with the first call o
 not here: it works from a checkout of the project.
 """
 
-from llama.engine import (
-    BadFileError,
-    ClosedError,
-    Config,
-    Generation,
-    Llama,
-    LlamaError,
-    ResourceError,
-    Tokenizer,
-    UsageError,
-)
+from llama.engine import Config, Generation, Llama, Tokenizer
+from llama.errors import BadFileError, ClosedError, LlamaError, ResourceError, UsageError
 
 __version__ = "0.1.0"
 

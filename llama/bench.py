@@ -27,17 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.command import run_command
-from llama.engine import (
-    SHIPPED,
-    UsageError,
-    call,
-    check,
-    context_init,
-    ffi,
-    lib,
-    model_config,
-    model_open,
-)
+from llama.engine import SHIPPED, call, check, context_init, ffi, lib, model_config, model_open
+from llama.errors import UsageError
 
 PREFILL, SEQUENCES = (128, 512), (1, 8, 32)
 PROMPT, TOKENS = 16, 64  # of decoding, less where the context is smaller

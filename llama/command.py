@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from llama.engine import LlamaError
+from llama.errors import LlamaError
 
 
 def run_command(main: Callable[[list[str]], None]) -> int:

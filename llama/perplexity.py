@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.command import run_command
-from llama.engine import BadFileError, Llama
+from llama.engine import Llama
+from llama.errors import BadFileError
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
 

@@ -18,19 +18,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from llama.engine import (
-    SHIPPED,
-    BadFileError,
-    LlamaError,
-    ResourceError,
-    call,
-    context_init,
-    create,
-    encode,
-    ffi,
-    lib,
-    model_open,
-)
+from llama.engine import SHIPPED, call, context_init, create, encode, ffi, lib, model_open
+from llama.errors import BadFileError, LlamaError, ResourceError
 
 
 @dataclass

@@ -289,7 +289,12 @@ def test_a_missing_file_is_refused_in_one_line(tmp_path, capfd):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), command.write_aside(path) as file:  # noqa: PT012
-        file.write(b"new")
-        raise RuntimeError
+
+    def fail_half_way():
+        with command.write_aside(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]

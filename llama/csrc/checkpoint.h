@@ -268,11 +268,6 @@ const LlamaConfig *llama_config(const LlamaModel *m) {
     return &m->config;
 }
 
-const char *llama_type_name(int32_t type) {
-    static const char *const names[] = {"fp32", "int8", "bf16", "int4"};
-    return type >= 0 && type < (int32_t)COUNT(names) ? names[type] : "unknown";
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // Sizes
 

@@ -37,6 +37,11 @@ typedef struct {
     int32_t cols;   // distance of the rows: a multiple of the group size where there are groups
 } Rows;
 
+const char *llama_type_name(int32_t type) {
+    static const char *const names[] = {"fp32", "int8", "bf16", "int4"};
+    return type >= 0 && type < (int32_t)COUNT(names) ? names[type] : "unknown";
+}
+
 // Whether activations enter a product with weights of this type as int8.
 static inline bool type_is_quantised(int32_t type) {
     return type != ROWS_FP32 && type != ROWS_BF16;

@@ -1,0 +1,34 @@
+"""The errors of this package. Each is a builtin error too, and has the exit code of the command line."""
+
+from llama._engine import lib
+
+
+class LlamaError(Exception):
+    """What every error of this package is. `code` is the exit code of the command line."""
+
+    code = 1
+
+
+class UsageError(LlamaError, ValueError):
+    """An argument that can't be: out of range, of the wrong kind, too long for the context."""
+
+    code = lib.LLAMA_ERROR_USAGE
+
+
+class ClosedError(UsageError):
+    """The object was closed, or another text was begun on the same Llama."""
+
+
+class BadFileError(LlamaError, OSError, ValueError):
+    """A file that is missing, can't be read or is not what it should be."""
+
+    code = lib.LLAMA_ERROR_FILE
+
+
+class ResourceError(LlamaError, MemoryError):
+    """Not enough memory, or another resource that the system refused."""
+
+    code = lib.LLAMA_ERROR_RESOURCE
+
+
+ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError)}
