@@ -59,50 +59,73 @@ static void embed(const Pass *pass, const Team *team) {
     barrier_wait(team);
 }
 
-// Brings row i of an input into the form that the weights w are multiplied with.
-static void rows_quantise(const LlamaContext *ctx, Rows *rows, int32_t i, const Tensor *w) {
+// Brings values [begin, end) of row i of an input into the form that the weights w are multiplied with. A group of
+// w begins at begin; one ends at end, or the row does.
+static void rows_quantise(const LlamaContext *ctx, const Rows *x, int32_t i, int32_t begin, int32_t end,
+                          const Tensor *w) {
     if (!type_is_quantised(w->type)) return;
-    int64_t at = (int64_t)i * rows->cols, group = at / w->group_size;
-    int32_t n = (int32_t)round_up((uint64_t)w->cols, (uint64_t)w->group_size);
-    for (int32_t k = w->cols; k < n; k++) rows->values[at + k] = 0; // the last group may be longer than the row
-    ctx->kernels->quantise(rows->quants + at, rows->scales + group, rows->values + at, n, w->group_size);
-    if (w->type != ROWS_INT8) group_sums(rows->sums + group, rows->quants + at, n);
+    int32_t size = w->group_size, n = (end - begin) / size * size, left = end - begin - n;
+    int64_t at = (int64_t)i * x->cols + begin, group = at / size;
+    ctx->kernels->quantise(x->quants + at, x->scales + group, x->values + at, n, size);
+    if (left > 0) { // only tiles have groups that are longer than what is left of the row
+        float last[TILE_GROUP] = {0};
+        memcpy(last, x->values + at + n, (size_t)left * sizeof *last);
+        ctx->kernels->quantise(x->quants + at + n, x->scales + group + n / size, last, size, size);
+        n += size;
+    }
+    if (w->type != ROWS_INT8) group_sums(x->sums + group, x->quants + at, n);
 }
 
-static void quantise_all(const Pass *pass, const Team *team, Rows *rows, const Tensor *w) {
-    if (!type_is_quantised(w->type)) return;
-    Range range = team_range(team, pass->n, 1);
-    for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, rows, i, w);
-    barrier_wait(team);
+// Rows on their way into a matmul are shared by the team, and so is the work to prepare them. A single one is
+// prepared by every thread for itself, in a place of its own: that takes less time than to wait for another.
+static Rows input_rows(const Pass *pass, const Team *team, int32_t n) {
+    const LlamaContext *ctx = pass->ctx;
+    return n > 1 ? ctx->input : rows_from(&ctx->input, ctx->options.batch + team->thread);
 }
 
-// input row i = rmsnorm(x row from[i]), for the matmul with w. from: (n) or NULL for the rows as they stand.
-static void normalise(const Pass *pass, const Team *team, const Tensor *norm, const Tensor *w, const int32_t *from,
+static Range input_range(const Team *team, int32_t n) {
+    return n > 1 ? team_range(team, n, 1) : (Range){0, n};
+}
+
+// Row i of the result = rmsnorm(x row from[i]), for the matmul with w. from: (n), NULL for the rows as they stand.
+static Rows normalise(const Pass *pass, const Team *team, const Tensor *norm, const Tensor *w, const int32_t *from,
                       int32_t n) {
     LlamaContext *ctx = pass->ctx;
     const LlamaConfig *c = &ctx->model->config;
-    Range range = team_range(team, n, 1);
+    Rows input = input_rows(pass, team, n);
+    Range range = input_range(team, n);
     for (int32_t i = range.begin; i < range.end; i++) {
         const float *x = ctx->x + (int64_t)(from ? from[i] : i) * c->dim;
-        float *out = ctx->input.values + (int64_t)i * ctx->input.cols;
+        float *out = input.values + (int64_t)i * input.cols;
         ctx->kernels->rmsnorm(out, x, tensor_row_fp32(norm, 0), c->dim, c->norm_eps);
-        rows_quantise(ctx, &ctx->input, i, w);
+        rows_quantise(ctx, &input, i, 0, c->dim, w);
     }
-    barrier_wait(team);
+    if (n > 1) barrier_wait(team);
+    return input;
 }
 
-// This thread's columns of out (n, w->rows), with rows `stride` apart, = x (n, w->cols) . w^T. No barrier.
-static Range matmul(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x, int32_t n,
-                    const Tensor *w) {
-    Range range = team_range(team, w->rows, TILE_ROWS);
+// What the heads gave, for the matmul with w.
+static Rows heads_output(const Pass *pass, const Team *team, const Tensor *w) {
+    Rows input = input_rows(pass, team, pass->n);
+    input.values = pass->ctx->input.values; // where attend has put it
+    if (!type_is_quantised(w->type)) return input;
+    Range range = input_range(team, pass->n);
+    for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, &input, i, 0, w->cols, w);
+    if (pass->n > 1) barrier_wait(team);
+    return input;
+}
+
+// Columns `range` of out (n, w->rows), with rows `stride` apart, = x (n, w->cols) . w^T
+static void matmul(const LlamaContext *ctx, float *out, int32_t stride, const Rows *x, int32_t n, const Tensor *w,
+                   Range range) {
     ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
-    return range;
 }
 
 // x (n, dim) += y (n, hidden or heads) . w^T
 static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const Tensor *w) {
     LlamaContext *ctx = pass->ctx;
-    Range range = matmul(ctx, team, ctx->delta, w->rows, y, pass->n, w);
+    Range range = team_range(team, w->rows, TILE_ROWS);
+    matmul(ctx, ctx->delta, w->rows, y, pass->n, w, range);
     for (int32_t i = 0; i < pass->n; i++) {
         float *x = ctx->x + (int64_t)i * w->rows;
         const float *delta = ctx->delta + (int64_t)i * w->rows;
@@ -165,51 +188,88 @@ static void attend_rows(const Pass *pass, const Team *team, int32_t layer, Range
                          cached_values(ctx, layer, sequence, kv_head), c->head_dim);
 }
 
+// How the heads of a layer are dealt out. Where they divide evenly, each thread takes the same ones through all
+// steps of attention and has nothing to wait for; elsewhere the threads take turns at each step, and wait after it.
+typedef struct {
+    bool own;
+    Range heads;           // kv heads with their query heads, those of this thread or all
+    int32_t first, stride; // pieces of work first, first + stride ... are this thread's
+} Deal;
+
+static Deal deal_heads(const LlamaConfig *c, const Team *team) {
+    int32_t step = 1; // heads that begin where a tile of rows does
+    while (step * c->head_dim % TILE_ROWS) step *= 2;
+    if (team_divides(team, c->n_kv_heads / step) && c->n_kv_heads % step == 0)
+        return (Deal){true, team_range(team, c->n_kv_heads, step), 0, 1};
+    return (Deal){false, {0, c->n_kv_heads}, team->thread, team->threads};
+}
+
+// out (n, w->rows) = x . w^T, where `rows` rows of w belong to a kv head.
+static void project(const Pass *pass, const Team *team, const Deal *deal, float *out, const Rows *x,
+                    const Tensor *w, int32_t rows) {
+    Range own = {deal->heads.begin * rows, deal->heads.end * rows};
+    matmul(pass->ctx, out, w->rows, x, pass->n, w, deal->own ? own : team_range(team, w->rows, TILE_ROWS));
+}
+
+static void cache_all(const Pass *pass, const Deal *deal, int32_t layer) {
+    int32_t heads = deal->heads.end - deal->heads.begin;
+    for (int32_t i = deal->first; i < pass->n * heads; i += deal->stride)
+        cache_head(pass, layer, i / heads, deal->heads.begin + i % heads);
+}
+
 // Attention of all rows. A piece of work is as many rows and heads as one call of the kernel takes. Later rows have
-// more to attend to, so the pieces are dealt out in turn.
-static void attend_all(const Pass *pass, const Team *team, int32_t layer) {
+// more to attend to, so that pieces are dealt out in turn.
+static void attend_all(const Pass *pass, const Team *team, const Deal *deal, int32_t layer) {
     const LlamaConfig *c = &pass->ctx->model->config;
     int32_t share = c->n_heads / c->n_kv_heads, heads = MIN(share, MAX_QUERIES), step = MAX_QUERIES / heads;
-    int32_t parts = (share + heads - 1) / heads, per_step = c->n_kv_heads * parts;
-    for (int32_t i = team->thread; i < (pass->n + step - 1) / step * per_step; i += team->threads) {
-        int32_t part = i % parts, kv_head = i / parts % c->n_kv_heads, begin = i / per_step * step;
+    int32_t parts = (share + heads - 1) / heads, kv_heads = deal->heads.end - deal->heads.begin;
+    int32_t per_step = kv_heads * parts;
+    for (int32_t i = deal->first; i < (pass->n + step - 1) / step * per_step; i += deal->stride) {
+        int32_t part = i % parts, kv_head = deal->heads.begin + i / parts % kv_heads, begin = i / per_step * step;
         Range rows = {begin, MIN(begin + step, pass->n)};
         attend_rows(pass, team, layer, rows, kv_head * share + part * heads, MIN(heads, share - part * heads));
     }
-    barrier_wait(team);
 }
 
+// x += wo . heads(rope(wq . norm(x)), rope(wk . norm(x)), wv . norm(x))
 static void attention(const Pass *pass, const Team *team, int32_t layer) {
     LlamaContext *ctx = pass->ctx;
     const LlamaConfig *c = &ctx->model->config;
     const Layer *w = &ctx->model->layers[layer];
-    normalise(pass, team, &w->attention_norm, &w->wq, NULL, pass->n);
-    matmul(ctx, team, ctx->q, w->wq.rows, &ctx->input, pass->n, &w->wq);
-    matmul(ctx, team, ctx->k, w->wk.rows, &ctx->input, pass->n, &w->wk);
-    matmul(ctx, team, ctx->v, w->wv.rows, &ctx->input, pass->n, &w->wv);
+    Deal deal = deal_heads(c, team);
+    Rows x = normalise(pass, team, &w->attention_norm, &w->wq, NULL, pass->n);
+    project(pass, team, &deal, ctx->q, &x, &w->wq, c->n_heads / c->n_kv_heads * c->head_dim);
+    project(pass, team, &deal, ctx->k, &x, &w->wk, c->head_dim);
+    project(pass, team, &deal, ctx->v, &x, &w->wv, c->head_dim);
+    if (!deal.own || pass->n > 1) barrier_wait(team); // shared rows: attend puts its output in the place of x
+    cache_all(pass, &deal, layer);
+    if (!deal.own) barrier_wait(team);
+    attend_all(pass, team, &deal, layer);
     barrier_wait(team);
-    Range range = team_range(team, pass->n * c->n_kv_heads, 1);
-    for (int32_t i = range.begin; i < range.end; i++) cache_head(pass, layer, i / c->n_kv_heads, i % c->n_kv_heads);
-    barrier_wait(team);
-    attend_all(pass, team, layer);
-    quantise_all(pass, team, &ctx->input, &w->wo);
-    add_matmul(pass, team, &ctx->input, &w->wo);
+    Rows heads = heads_output(pass, team, &w->wo);
+    add_matmul(pass, team, &heads, &w->wo);
+}
+
+// This thread's rows of w1 and w3: whole groups of w2's columns, so that it can quantise what it has computed.
+static Range hidden_range(const Team *team, const Tensor *w2) {
+    return team_range(team, w2->cols, type_is_quantised(w2->type) ? w2->group_size : TILE_ROWS);
 }
 
 // x += w2 . (silu(w1 . norm(x)) * (w3 . norm(x)))
 static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     LlamaContext *ctx = pass->ctx;
     const Layer *w = &ctx->model->layers[layer];
-    normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
+    Rows x = normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
     int32_t stride = ctx->hidden.cols;
-    Range range = matmul(ctx, team, ctx->hidden.values, stride, &ctx->input, pass->n, &w->w1);
-    matmul(ctx, team, ctx->gate, stride, &ctx->input, pass->n, &w->w3);
+    Range range = hidden_range(team, &w->w2);
+    matmul(ctx, ctx->hidden.values, stride, &x, pass->n, &w->w1, range);
+    matmul(ctx, ctx->gate, stride, &x, pass->n, &w->w3, range);
     for (int32_t i = 0; i < pass->n; i++) {
         int64_t at = (int64_t)i * stride + range.begin;
         ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
+        rows_quantise(ctx, &ctx->hidden, i, range.begin, range.end, &w->w2);
     }
     barrier_wait(team);
-    quantise_all(pass, team, &ctx->hidden, &w->w2);
     add_matmul(pass, team, &ctx->hidden, &w->w2);
 }
 
@@ -223,8 +283,9 @@ static void forward_pass(void *job, const Team *team) {
         feed_forward(pass, team, layer);
     }
     if (pass->n_wanted == 0) return;
-    normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
-    matmul(ctx, team, pass->logits, m->output.rows, &ctx->input, pass->n_wanted, &m->output);
+    Rows x = normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
+    Range range = team_range(team, m->output.rows, TILE_ROWS);
+    matmul(ctx, pass->logits, m->output.rows, &x, pass->n_wanted, &m->output, range);
 }
 
 static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *error) {

@@ -112,14 +112,7 @@ static void check_matmul(const Kernels *kernels, const Rows *x, const Tensor *w,
     float *alone = floats(n, 0, 0), *expected = floats(n, 0, 0);
     int32_t kept = n_arrays, step = w->type == TILES_INT8 || w->type == TILES_INT4 ? TILE_ROWS : 1;
     for (int32_t i = 0; i < MAX_ROWS; i++) {
-        Rows row = *x;
-        if (!type_is_quantised(w->type)) {
-            row.values += (int64_t)i * x->cols;
-        } else {
-            row.quants += (int64_t)i * x->cols;
-            row.scales += (int64_t)i * x->cols / w->group_size;
-            row.sums += (int64_t)i * x->cols / w->group_size;
-        }
+        Rows row = rows_from(x, i);
         kernels->matmul[w->type](alone + (int64_t)i * r, r, &row, 1, w, 0, r);
     }
     kernels_scalar.matmul[w->type](expected, r, x, MAX_ROWS, w, 0, r);
@@ -158,7 +151,8 @@ static void check_matmul_int8(const Kernels *kernels, int32_t rows, int32_t cols
         bool exact = variant < 2, extreme = variant == 1;
         float max_w = exact ? 1 : 1 / 128.0f, max_x = exact ? 1 : 1 / 127.0f;
         int32_t groups = cols / group_size;
-        Rows x = {.cols = cols};
+        Rows x = {.cols = cols, .groups = groups};
+        x.values = floats((int64_t)MAX_ROWS * cols, -1, 1);
         Tensor w = {.type = ROWS_INT8, .rows = rows, .cols = cols, .group_size = group_size};
         x.quants = bytes((int64_t)MAX_ROWS * cols, -127, 127, extreme);
         x.scales = floats((int64_t)MAX_ROWS * groups, exact ? 1 : 0, max_x);
@@ -183,7 +177,8 @@ static void fill_tiles(Tensor *w) {
 static void check_matmul_tiles(const Kernels *kernels, int32_t type, int32_t rows, int32_t cols) {
     Tensor w = {.type = type, .rows = rows, .cols = cols, .group_size = TILE_GROUP};
     int32_t groups = tile_groups(&w), n = MAX_ROWS * groups;
-    Rows x = {.cols = groups * TILE_GROUP};
+    Rows x = {.cols = groups * TILE_GROUP, .groups = groups};
+    x.values = floats(n * TILE_GROUP, -1, 1);
     x.quants = bytes(n * TILE_GROUP, -127, 127, random_bits() % 2);
     x.scales = floats(n, 0, 1);
     x.sums = array((int64_t)n * 4);

@@ -25,7 +25,7 @@ struct LlamaContext {
     float *k, *v;    // (B, n_kv_heads, head_dim)
     float *gate;     // (B, hidden.cols) w3 . x
     float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
-    Rows input;      // (B, dim) what enters a matmul: x normalised, or the heads' output
+    Rows input;      // (B + threads, dim) what enters a matmul: x normalised, or the heads' output
     Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
     float *scores;   // (threads, MAX_QUERIES, positions)
     int32_t *wanted; // (B) rows whose logits are wanted
@@ -51,9 +51,10 @@ static Rows take_rows(Arena *arena, int32_t n, int32_t cols, const LlamaConfig *
     int64_t values = (int64_t)n * rows.cols;
     rows.values = arena_take(arena, values, sizeof(float));
     if (c->group_size == 0) return rows;
+    rows.groups = rows.cols / group_size;
     rows.quants = arena_take(arena, values, sizeof(int8_t));
-    rows.scales = arena_take(arena, values / group_size, sizeof(float));
-    rows.sums = arena_take(arena, values / group_size, sizeof(int32_t));
+    rows.scales = arena_take(arena, (int64_t)n * rows.groups, sizeof(float));
+    rows.sums = arena_take(arena, (int64_t)n * rows.groups, sizeof(int32_t));
     return rows;
 }
 
@@ -73,7 +74,7 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
     ctx->v = arena_take(arena, B * kv_dim, sizeof(float));
     ctx->delta = arena_take(arena, B * c->dim, sizeof(float));
-    ctx->input = take_rows(arena, o->batch, MAX(c->dim, c->n_heads * c->head_dim), c);
+    ctx->input = take_rows(arena, o->batch + o->threads, MAX(c->dim, c->n_heads * c->head_dim), c);
     ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
     ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
     ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));

@@ -114,7 +114,7 @@ static void matmul_int8_scalar(float *out, int64_t stride, const Rows *x, int32_
                                int32_t end) {
     int32_t size = w->group_size;
     for (int32_t i = 0; i < n; i++) {
-        const float *x_scales = x->scales + (int64_t)i * (x->cols / size);
+        const float *x_scales = x->scales + (int64_t)i * x->groups;
         for (int32_t r = begin; r < end; r++) {
             const int8_t *q = tensor_row_int8(w, r), *x_q = x->quants + (int64_t)i * x->cols;
             const uint8_t *scales = tensor_row_scales(w, r);

@@ -46,8 +46,7 @@ AVX2_INLINE void tile_rows_avx2(float *out, int64_t stride, const Rows *x, int32
     for (; k + 8 <= k_size; k += 8)
         step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, 8, r, n, type);
     if (k < k_size) step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
-    EACH (j, r)
-        EACH (i, n) out[i * stride + j] = reduce_add_avx2(sum[j][i]);
+    EACH (i, n) store_sums_avx2(out + i * stride, sum, i, r);
 }
 
 AVX2_INLINE void matmul_rows_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
@@ -80,7 +79,7 @@ AVX2 static void matmul_bf16_avx2(float *out, int64_t stride, const Rows *x, int
 AVX2_INLINE void tile_int8_avx2(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
                                 const int r, const int n) {
     const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
-    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->groups;
     const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
     const uint8_t *scales = tensor_row_scales(w, r0);
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;

@@ -45,8 +45,7 @@ AVX512_INLINE void tile_rows_avx512(float *out, int64_t stride, const Rows *x, i
         step_rows_avx512(sum, values + k, x_stride, w->data, at + k, k_size, 0xffff, r, n, type);
     if (k < k_size)
         step_rows_avx512(sum, values + k, x_stride, w->data, at + k, k_size, mask_avx512(k_size - k), r, n, type);
-    EACH (j, r)
-        EACH (i, n) out[i * stride + j] = _mm512_reduce_add_ps(sum[j][i]);
+    EACH (i, n) store_sums_avx512(out + i * stride, sum, i, r);
 }
 
 AVX512_INLINE void matmul_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
@@ -56,6 +55,7 @@ AVX512_INLINE void matmul_rows_avx512(float *out, int64_t stride, const Rows *x,
     for (; r + 4 <= end; r += 4) {
         int32_t i = 0;
         for (; i + 6 <= n; i += 6) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 6, type);
+        for (; i + 3 <= n; i += 3) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 3, type);
         for (; i < n; i++) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 1, type);
     }
     for (; r < end; r++)
@@ -79,7 +79,7 @@ AVX512 static void matmul_bf16_avx512(float *out, int64_t stride, const Rows *x,
 AVX512_INLINE void tile_int8_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w,
                                     int32_t r0, const int r, const int n) {
     const __m512i shift = _mm512_set1_epi8((char)128), zero = _mm512_setzero_si512();
-    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->groups;
     const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
     const uint8_t *scales = tensor_row_scales(w, r0);
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;

@@ -82,7 +82,7 @@ static void matmul_bf16_neon(float *out, int64_t stride, const Rows *x, int32_t 
 NEON_INLINE void tile_int8_neon(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
                                 const int r, const int n, Dot *dot) {
     const int32x4_t zero = vdupq_n_s32(0);
-    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->cols / size;
+    int32_t size = w->group_size, groups = tensor_groups(w), x_groups = x->groups;
     const int8_t *q = tensor_row_int8(w, r0), *x_q = x->quants + (int64_t)i0 * x->cols;
     const uint8_t *scales = tensor_row_scales(w, r0);
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;

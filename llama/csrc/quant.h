@@ -32,9 +32,10 @@ typedef struct {
 typedef struct {
     float *values;  // (n, cols)
     int8_t *quants; // (n, cols)
-    float *scales;  // (n, cols / group_size)
-    int32_t *sums;  // (n, cols / group_size) of the quants of a group, for tiles
+    float *scales;  // (n, groups)
+    int32_t *sums;  // (n, groups) of the quants of a group, for tiles
     int32_t cols;   // distance of the rows: a multiple of the group size where there are groups
+    int32_t groups; // cols / group size; 0 where no weights are quantised
 } Rows;
 
 const char *llama_type_name(int32_t type) {
@@ -69,6 +70,24 @@ static inline float bf16_to_float(uint16_t half) {
 
 static inline const uint8_t *tensor_row_scales(const Tensor *w, int32_t row) {
     return w->scales + (int64_t)row * tensor_groups(w) * (int64_t)sizeof(float);
+}
+
+// The size of the first of the fewest parts, as equal as can be, that n rows are cut into when each has at most
+// `most`: a last part of one row would cost as much as one of several.
+static inline int32_t even_part(int32_t n, int32_t most) {
+    if (n <= most) return n; // at decoding, where two divisions a tile would be felt
+    int32_t parts = (n + most - 1) / most;
+    return (n + parts - 1) / parts;
+}
+
+// The rows from row i on.
+static inline Rows rows_from(const Rows *x, int32_t i) {
+    Rows rows = {.values = x->values + (int64_t)i * x->cols, .cols = x->cols, .groups = x->groups};
+    if (x->groups == 0) return rows;
+    rows.quants = x->quants + (int64_t)i * x->cols;
+    rows.scales = x->scales + (int64_t)i * x->groups;
+    rows.sums = x->sums + (int64_t)i * x->groups;
+    return rows;
 }
 
 // Quantises n values by groups: q: (n), scales: (n / group_size). A group of zeros, or nearly so, has scale 0. A

@@ -48,7 +48,7 @@ static void barrier_wait(const Team *team) {
         return;
     }
     for (int spins = 0; atomic_load_explicit(&barrier->round, memory_order_acquire) == round; spins++) {
-        if (spins < 4000)
+        if (spins < barrier->spins)
             cpu_relax();
         else
             sched_yield();
@@ -88,6 +88,11 @@ static Range team_range(const Team *team, int32_t n, int32_t step) {
     int64_t begin = steps * team->thread / team->threads * step;
     int64_t end = steps * (team->thread + 1) / team->threads * step;
     return (Range){(int32_t)MIN(begin, n), (int32_t)MIN(end, n)};
+}
+
+// Whether n equal pieces of work keep all threads busy until the end, or nearly so.
+static bool team_divides(const Team *team, int32_t n) {
+    return n % team->threads == 0 || n >= 16 * team->threads;
 }
 
 // Processors that this process may run on.

@@ -129,7 +129,7 @@ static void tensor_row(float *out, const Tensor *w, int32_t row) {
 
 static void matmul_tiles_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                 int32_t begin, int32_t end) {
-    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+    int32_t groups = tile_groups(w), x_groups = x->groups;
     for (int32_t i = 0; i < n; i++) {
         for (int32_t r = begin; r < end; r++) {
             const uint8_t *tile = tensor_tile(w, r);

@@ -9,17 +9,17 @@
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
 
-// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. With one row of activations
-// the weights come from memory, and what this thread will read soon is fetched ahead.
+// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. The first ones to meet these
+// weights get them from memory, and fetch what is read soon.
 AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[2], const int8_t *x_q,
-                                int64_t x_stride, const int tiles, const int n, const int type) {
+                                int64_t x_stride, const int tiles, const int n, const int type, const bool first) {
     const __m512i low = _mm512_set1_epi8(15);
     const int chunks = tile_group_bytes(type) / 64;
     EACH (c, chunks) {
         __m512i bytes[2];
         EACH (t, tiles) {
             bytes[t] = _mm512_loadu_si512(weights[t] + c * 64);
-            if (n == 1) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+            if (first) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
         }
         if (type == TILES_INT8) {
             EACH (i, n) {
@@ -42,8 +42,8 @@ AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[
 
 // The outputs of `tiles` tiles for n rows of activations from row i0 on; the last tile has `rows` rows.
 AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
-                                int32_t rows, const int tiles, const int n, const int type) {
-    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+                                int32_t rows, const int tiles, const int n, const int type, const bool first) {
+    int32_t groups = tile_groups(w), x_groups = x->groups;
     const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;
     const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;
@@ -58,7 +58,7 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
             weights[t] = group_weights(tile[t], g, type);
             EACH (i, n) dot[t][i] = _mm512_set1_epi32(-tile_zero(type) * x_sums[(int64_t)i * x_groups + g]);
         }
-        group_avx512(dot, weights, x_q, x->cols, tiles, n, type);
+        group_avx512(dot, weights, x_q, x->cols, tiles, n, type, first);
         EACH (t, tiles) {
             const __m256i *halves = (const __m256i *)group_scales(tile[t], g, type);
             __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
@@ -74,19 +74,29 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
     }
 }
 
-// All rows of activations with `tiles` tiles from row r on, at most six at once.
+// Rows [i, i + n) of activations with `tiles` tiles from row r on.
+AVX512_INLINE void some_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t i, int32_t n,
+                                    const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type,
+                                    const bool first) {
+    out += i * stride + r;
+    switch (n) {
+    case 6: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 6, type, first); break;
+    case 5: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 5, type, first); break;
+    case 4: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 4, type, first); break;
+    case 3: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 3, type, first); break;
+    case 2: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 2, type, first); break;
+    default: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 1, type, first);
+    }
+}
+
+// All rows of activations with `tiles` tiles, at most six at once.
 AVX512_INLINE void all_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t r,
                                    int32_t rows, const int tiles, const int type) {
-    int32_t i = 0;
-    for (; i + 6 <= n; i += 6) tiles_avx512(out + i * stride + r, stride, x, i, w, r, rows, tiles, 6, type);
-    out += i * stride + r;
-    switch (n - i) {
-    case 5: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 5, type); break;
-    case 4: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 4, type); break;
-    case 3: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 3, type); break;
-    case 2: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 2, type); break;
-    case 1: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 1, type); break;
-    default: break;
+    int32_t i = even_part(n, 6);
+    some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
+    for (int32_t step; i < n; i += step) {
+        step = even_part(n - i, 6);
+        some_rows_avx512(out, stride, x, i, step, w, r, rows, tiles, type, false);
     }
 }
 

@@ -76,7 +76,7 @@ NEON_INLINE void store_neon(float *out, float32x4_t x, int64_t n) {
 // The outputs of a tile, of which `rows` rows exist, for n rows of activations from row i0 on.
 NEON_INLINE void tile_neon(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r,
                            int32_t rows, const int n, const int type, Dot *dot) {
-    int32_t groups = tile_groups(w), x_groups = x->cols / TILE_GROUP;
+    int32_t groups = tile_groups(w), x_groups = x->groups;
     const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;
     const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;

@@ -19,6 +19,21 @@ AVX2_INLINE float reduce_add_avx2(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+// out[j] = the sum of the lanes of sum[j][i] for j < r, which is 1, 4 or 8. Lanes 4, 2, 1 apart are added one after
+// the other, those of four sums side by side.
+AVX2_INLINE void store_sums_avx2(float *out, __m256 sum[8][3], const int i, const int r) {
+    if (r == 1) *out = reduce_add_avx2(sum[0][i]);
+    EACH (j, r / 4) {
+        __m256 a = sum[4 * j][i], b = sum[4 * j + 1][i], c = sum[4 * j + 2][i], d = sum[4 * j + 3][i];
+        __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+        __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+        __m256 twos = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+        __m256 ones = _mm256_add_ps(twos, _mm256_movehdup_ps(twos)); // a - c - b - d -
+        __m256 sums = _mm256_permutevar8x32_ps(ones, _mm256_setr_epi32(0, 4, 2, 6, 0, 0, 0, 0));
+        _mm_storeu_ps(out + 4 * j, _mm256_castps256_ps128(sums));
+    }
+}
+
 AVX2_INLINE float reduce_max_avx2(__m256 x) {
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
