@@ -66,14 +66,12 @@ static void rows_quantise(const LlamaContext *ctx, const Rows *x, int32_t i, int
     if (!type_is_quantised(w->type)) return;
     int32_t size = w->group_size, n = (end - begin) / size * size, left = end - begin - n;
     int64_t at = (int64_t)i * x->cols + begin, group = at / size;
-    ctx->kernels->quantise(x->quants + at, x->scales + group, x->values + at, n, size);
-    if (left > 0) { // only tiles have groups that are longer than what is left of the row
-        float last[TILE_GROUP] = {0};
-        memcpy(last, x->values + at + n, (size_t)left * sizeof *last);
-        ctx->kernels->quantise(x->quants + at + n, x->scales + group + n / size, last, size, size);
-        n += size;
-    }
-    if (w->type != ROWS_INT8) group_sums(x->sums + group, x->quants + at, n);
+    ctx->kernels->quantise(x->quants + at, x->scales + group, x->sums + group, x->values + at, n, size);
+    if (left == 0) return;
+    float last[TILE_GROUP] = {0}; // only tiles have groups that are longer than what is left of the row
+    memcpy(last, x->values + at + n, (size_t)left * sizeof *last);
+    group += n / size;
+    ctx->kernels->quantise(x->quants + at + n, x->scales + group, x->sums + group, last, size, size);
 }
 
 // Rows on their way into a matmul are shared by the team, and so is the work to prepare them. A single one is

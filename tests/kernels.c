@@ -182,7 +182,8 @@ static void check_matmul_tiles(const Kernels *kernels, int32_t type, int32_t row
     x.quants = bytes(n * TILE_GROUP, -127, 127, random_bits() % 2);
     x.scales = floats(n, 0, 1);
     x.sums = array((int64_t)n * 4);
-    group_sums(x.sums, x.quants, n * TILE_GROUP);
+    memset(x.sums, 0, (size_t)n * sizeof *x.sums);
+    for (int32_t k = 0; k < n * TILE_GROUP; k++) x.sums[k / TILE_GROUP] += x.quants[k];
     fill_tiles(&w);
     check_matmul(kernels, &x, &w, 0);
 }
@@ -220,12 +221,16 @@ static void check_quantise(const Kernels *kernels, int32_t group_size) {
     int32_t groups = 24, n = groups * group_size;
     float *x = floats(n, 0, 0), *scales = floats(groups, 0, 0), *expected_scales = floats(groups, 0, 0);
     int8_t *q = array(n), *expected = array(n);
+    int32_t *sums = array(groups * 4), *expected_sums = array(groups * 4);
     for (int32_t g = 0; g < groups; g++) fill_group(x + g * group_size, group_size, g);
-    kernels->quantise(q, scales, x, n, group_size);
-    quantise(expected, expected_scales, x, n, group_size);
+    kernels->quantise(q, scales, sums, x, n, group_size);
+    quantise(expected, expected_scales, expected_sums, x, n, group_size);
     for (int32_t i = 0; i < n; i++) // those of a broken group do not matter
         check(q[i] == expected[i] || isnan(expected_scales[i / group_size]), kernels->name,
               "quants differ: group size, value", group_size, i, 0);
+    for (int32_t g = 0; g < groups; g++)
+        check(sums[g] == expected_sums[g] || isnan(expected_scales[g]), kernels->name,
+              "sums differ: group size, group", group_size, g, 0);
     check(near(scales, expected_scales, groups, 0, 0), kernels->name, "scales differ: group size", group_size, 0,
           0);
     free_arrays(0);

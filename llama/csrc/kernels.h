@@ -34,8 +34,8 @@ typedef struct {
     const char *name;
     bool (*available)(void);
     MatmulKernel *matmul[N_TYPES];
-    // q (n), scales (n / group_size) of x (n): quant.h
-    void (*quantise)(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size);
+    // q (n), scales and sums (n / group_size) of x (n): quant.h
+    void (*quantise)(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n, int32_t group_size);
     // out = x / sqrt(mean(x^2) + eps) * weight, all (k)
     void (*rmsnorm)(float *out, const float *x, const float *weight, int32_t k, float eps);
     // h1 = silu(h1) * h3 with silu(h) = h / (1 + exp(-h)), both (n)

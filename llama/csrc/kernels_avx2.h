@@ -131,9 +131,10 @@ AVX2 static void matmul_int8_avx2(float *out, int64_t stride, const Rows *x, int
         for (int32_t i = 0; i < n; i++) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 1, 1);
 }
 
-AVX2 static void quantise_avx2(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+AVX2 static void quantise_avx2(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n,
+                               int32_t group_size) {
     if (group_size % 8) {
-        quantise(q, scales, x, n, group_size);
+        quantise(q, scales, sums, x, n, group_size);
         return;
     }
     const __m256 top = _mm256_set1_ps(127), bottom = _mm256_set1_ps(-127), sign = _mm256_set1_ps(-0.0f);
@@ -146,12 +147,15 @@ AVX2 static void quantise_avx2(int8_t *q, float *scales, const float *x, int32_t
         }
         float max = reduce_max_avx2(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
         scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + reduce_add_avx2(poison);
+        __m256i sum = _mm256_setzero_si256();
         for (int32_t i = 0; i < group_size; i += 8) {
             __m256 value = _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse));
             __m256i eight = _mm256_cvtps_epi32(_mm256_max_ps(bottom, _mm256_min_ps(value, top)));
+            sum = _mm256_add_epi32(sum, eight);
             __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
             _mm_storel_epi64((__m128i *)(q + i), _mm_packs_epi16(words, words));
         }
+        sums[g] = reduce_add_int_avx2(sum);
     }
 }
 

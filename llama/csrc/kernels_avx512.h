@@ -130,9 +130,10 @@ AVX512 static void matmul_int8_avx512(float *out, int64_t stride, const Rows *x,
         for (int32_t i = 0; i < n; i++) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 1, 1);
 }
 
-AVX512 static void quantise_avx512(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+AVX512 static void quantise_avx512(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n,
+                                   int32_t group_size) {
     if (group_size % 16) {
-        quantise(q, scales, x, n, group_size);
+        quantise(q, scales, sums, x, n, group_size);
         return;
     }
     const __m512 top = _mm512_set1_ps(127), bottom = _mm512_set1_ps(-127);
@@ -145,11 +146,15 @@ AVX512 static void quantise_avx512(int8_t *q, float *scales, const float *x, int
         }
         float max = _mm512_reduce_max_ps(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
         scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + _mm512_reduce_add_ps(poison);
+        __m512i sum = _mm512_setzero_si512();
         for (int32_t i = 0; i < group_size; i += 16) {
             __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse));
             value = _mm512_max_ps(bottom, _mm512_min_ps(value, top));
-            _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+            __m512i whole = _mm512_cvtps_epi32(value);
+            sum = _mm512_add_epi32(sum, whole);
+            _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(whole));
         }
+        sums[g] = _mm512_reduce_add_epi32(sum);
     }
 }
 

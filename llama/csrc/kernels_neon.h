@@ -138,9 +138,9 @@ static void matmul_int8_dotprod(float *out, int64_t stride, const Rows *x, int32
     matmul_rows_int8_neon(out, stride, x, n, w, begin, end, dot_dotprod);
 }
 
-static void quantise_neon(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+static void quantise_neon(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n, int32_t group_size) {
     if (group_size % 8) {
-        quantise(q, scales, x, n, group_size);
+        quantise(q, scales, sums, x, n, group_size);
         return;
     }
     const float32x4_t top = vdupq_n_f32(127), bottom = vdupq_n_f32(-127);
@@ -153,14 +153,17 @@ static void quantise_neon(int8_t *q, float *scales, const float *x, int32_t n, i
         }
         float max = vmaxnmvq_f32(max_lanes), inverse = max > QUANTISE_MIN ? 127 / max : 0;
         scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + reduce_add_neon(poison);
+        int32x4_t sum = vdupq_n_s32(0);
         for (int32_t i = 0; i < group_size; i += 8) {
             int32x4_t four[2];
             EACH (j, 2) {
                 float32x4_t value = vmulq_n_f32(vld1q_f32(x + i + 4 * j), inverse);
                 four[j] = vcvtnq_s32_f32(vmaxnmq_f32(bottom, vminnmq_f32(value, top)));
+                sum = vaddq_s32(sum, four[j]);
             }
             vst1_s8(q + i, vmovn_s16(vcombine_s16(vmovn_s32(four[0]), vmovn_s32(four[1]))));
         }
+        sums[g] = vaddvq_s32(sum);
     }
 }
 

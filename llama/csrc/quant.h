@@ -33,7 +33,7 @@ typedef struct {
     float *values;  // (n, cols)
     int8_t *quants; // (n, cols)
     float *scales;  // (n, groups)
-    int32_t *sums;  // (n, groups) of the quants of a group, for tiles
+    int32_t *sums;  // (n, groups) of the quants of a group
     int32_t cols;   // distance of the rows: a multiple of the group size where there are groups
     int32_t groups; // cols / group size; 0 where no weights are quantised
 } Rows;
@@ -90,9 +90,9 @@ static inline Rows rows_from(const Rows *x, int32_t i) {
     return rows;
 }
 
-// Quantises n values by groups: q: (n), scales: (n / group_size). A group of zeros, or nearly so, has scale 0. A
-// group with a NaN or an infinity has scale NaN, so that it is not lost.
-static void quantise(int8_t *q, float *scales, const float *x, int32_t n, int32_t group_size) {
+// Quantises n values by groups: q: (n), scales, sums of q: (n / group_size). A group of zeros, or nearly so, has
+// scale 0. A group with a NaN or an infinity has scale NaN, so that it is not lost.
+static void quantise(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n, int32_t group_size) {
     for (int32_t g = 0; g < n / group_size; g++, x += group_size, q += group_size) {
         float max = 0, poison = 0;
         for (int32_t i = 0; i < group_size; i++) {
@@ -101,7 +101,11 @@ static void quantise(int8_t *q, float *scales, const float *x, int32_t n, int32_
         }
         float inverse = max > QUANTISE_MIN ? 127 / max : 0;
         scales[g] = (max > QUANTISE_MIN ? max / 127 : 0) + poison;
-        for (int32_t i = 0; i < group_size; i++) q[i] = (int8_t)fmaxf(-127, rintf(fminf(x[i] * inverse, 127)));
+        sums[g] = 0;
+        for (int32_t i = 0; i < group_size; i++) {
+            q[i] = (int8_t)fmaxf(-127, rintf(fminf(x[i] * inverse, 127)));
+            sums[g] += q[i];
+        }
     }
 }
 

@@ -74,22 +74,15 @@ static inline float group_scale(const uint8_t *scales, int32_t row) {
     return half_to_float((uint16_t)(scales[2 * row] | scales[2 * row + 1] << 8));
 }
 
-// The sums that products with tiles need. quants: (n), sums: (n / TILE_GROUP).
-static void group_sums(int32_t *sums, const int8_t *quants, int32_t n) {
-    for (int32_t g = 0; g < n / TILE_GROUP; g++) {
-        sums[g] = 0;
-        for (int32_t k = 0; k < TILE_GROUP; k++) sums[g] += quants[g * TILE_GROUP + k];
-    }
-}
-
 // One row as floats, out: (cols).
 static void tile_row(float *out, const Tensor *w, int32_t row) {
     const uint8_t *tile = tensor_tile(w, row);
-    for (int32_t i = 0; i < w->cols; i++) {
-        int32_t g = i / TILE_GROUP;
+    for (int32_t g = 0; g < tile_groups(w); g++) {
         float scale = group_scale(group_scales(tile, g, w->type), row % TILE_ROWS);
         const uint8_t *weights = group_weights(tile, g, w->type);
-        out[i] = (float)group_weight(weights, row % TILE_ROWS, i % TILE_GROUP, w->type) * scale;
+        int32_t n = MIN(TILE_GROUP, w->cols - g * TILE_GROUP);
+        for (int32_t k = 0; k < n; k++)
+            out[g * TILE_GROUP + k] = (float)group_weight(weights, row % TILE_ROWS, k, w->type) * scale;
     }
 }
 

@@ -19,6 +19,12 @@ AVX2_INLINE float reduce_add_avx2(__m256 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+AVX2_INLINE int32_t reduce_add_int_avx2(__m256i x) {
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
 // out[j] = the sum of the lanes of sum[j][i] for j < r, which is 1, 4 or 8. Lanes 4, 2, 1 apart are added one after
 // the other, those of four sums side by side.
 AVX2_INLINE void store_sums_avx2(float *out, __m256 sum[8][3], const int i, const int r) {
