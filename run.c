@@ -59,11 +59,16 @@ static void embed(const Pass *pass, const Team *team) {
     barrier_wait(team);
 }
 
+// Whether activations enter a product with w as int8.
+static bool quantises(const LlamaContext *ctx, const Tensor *w) {
+    return type_is_quantised(w->type) && !ctx->options.exact;
+}
+
 // Brings values [begin, end) of row i of an input into the form that the weights w are multiplied with. A group of
 // w begins at begin; one ends at end, or the row does.
 static void rows_quantise(const LlamaContext *ctx, const Rows *x, int32_t i, int32_t begin, int32_t end,
                           const Tensor *w) {
-    if (!type_is_quantised(w->type)) return;
+    if (!quantises(ctx, w)) return;
     int32_t size = w->group_size, n = (end - begin) / size * size, left = end - begin - n;
     int64_t at = (int64_t)i * x->cols + begin, group = at / size;
     ctx->kernels->quantise(x->quants + at, x->scales + group, x->sums + group, x->values + at, n, size);
@@ -106,24 +111,39 @@ static Rows normalise(const Pass *pass, const Team *team, const Tensor *norm, co
 static Rows heads_output(const Pass *pass, const Team *team, const Tensor *w) {
     Rows input = input_rows(pass, team, pass->n);
     input.values = pass->ctx->input.values; // where attend has put it
-    if (!type_is_quantised(w->type)) return input;
+    if (!quantises(pass->ctx, w)) return input;
     Range range = input_range(team, pass->n);
     for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, &input, i, 0, w->cols, w);
     if (pass->n > 1) barrier_wait(team);
     return input;
 }
 
+// The product with quantised weights that are turned into floats, a few rows at a time.
+static void matmul_exact(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x,
+                         int32_t n, const Tensor *w, Range range) {
+    int64_t cols = MAX(ctx->input.cols, ctx->hidden.cols);
+    float *rows = ctx->weights + team->thread * TILE_ROWS * cols;
+    for (int32_t r = range.begin; r < range.end; r += TILE_ROWS) {
+        Tensor floats = {.type = ROWS_FP32, .rows = MIN(TILE_ROWS, range.end - r), .cols = w->cols, .data = rows};
+        for (int32_t i = 0; i < floats.rows; i++) tensor_row(rows + (int64_t)i * w->cols, w, r + i);
+        ctx->kernels->matmul[ROWS_FP32](out + r, stride, x, n, &floats, 0, floats.rows);
+    }
+}
+
 // Columns `range` of out (n, w->rows), with rows `stride` apart, = x (n, w->cols) . w^T
-static void matmul(const LlamaContext *ctx, float *out, int32_t stride, const Rows *x, int32_t n, const Tensor *w,
-                   Range range) {
-    ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
+static void matmul(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x, int32_t n,
+                   const Tensor *w, Range range) {
+    if (type_is_quantised(w->type) && !quantises(ctx, w))
+        matmul_exact(ctx, team, out, stride, x, n, w, range);
+    else
+        ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
 }
 
 // x (n, dim) += y (n, hidden or heads) . w^T
 static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const Tensor *w) {
     LlamaContext *ctx = pass->ctx;
     Range range = team_range(team, w->rows, TILE_ROWS);
-    matmul(ctx, ctx->delta, w->rows, y, pass->n, w, range);
+    matmul(ctx, team, ctx->delta, w->rows, y, pass->n, w, range);
     for (int32_t i = 0; i < pass->n; i++) {
         float *x = ctx->x + (int64_t)i * w->rows;
         const float *delta = ctx->delta + (int64_t)i * w->rows;
@@ -206,7 +226,7 @@ static Deal deal_heads(const LlamaConfig *c, const Team *team) {
 static void project(const Pass *pass, const Team *team, const Deal *deal, float *out, const Rows *x,
                     const Tensor *w, int32_t rows) {
     Range own = {deal->heads.begin * rows, deal->heads.end * rows};
-    matmul(pass->ctx, out, w->rows, x, pass->n, w, deal->own ? own : team_range(team, w->rows, TILE_ROWS));
+    matmul(pass->ctx, team, out, w->rows, x, pass->n, w, deal->own ? own : team_range(team, w->rows, TILE_ROWS));
 }
 
 static void cache_all(const Pass *pass, const Deal *deal, int32_t layer) {
@@ -260,8 +280,8 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     Rows x = normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
     int32_t stride = ctx->hidden.cols;
     Range range = hidden_range(team, &w->w2);
-    matmul(ctx, ctx->hidden.values, stride, &x, pass->n, &w->w1, range);
-    matmul(ctx, ctx->gate, stride, &x, pass->n, &w->w3, range);
+    matmul(ctx, team, ctx->hidden.values, stride, &x, pass->n, &w->w1, range);
+    matmul(ctx, team, ctx->gate, stride, &x, pass->n, &w->w3, range);
     for (int32_t i = 0; i < pass->n; i++) {
         int64_t at = (int64_t)i * stride + range.begin;
         ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
@@ -283,7 +303,7 @@ static void forward_pass(void *job, const Team *team) {
     if (pass->n_wanted == 0) return;
     Rows x = normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
     Range range = team_range(team, m->output.rows, TILE_ROWS);
-    matmul(ctx, pass->logits, m->output.rows, &x, pass->n_wanted, &m->output, range);
+    matmul(ctx, team, pass->logits, m->output.rows, &x, pass->n_wanted, &m->output, range);
 }
 
 static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *error) {

@@ -255,9 +255,13 @@ def model_config(model: Any) -> Config:
     return Config(**fields)
 
 
-def context_init(model: Any, context: int = 0, threads: int = 0, sequences: int = 0) -> Any:
+def context_init(
+    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, exact: bool = False
+) -> Any:
     """A C context. 0: the defaults, which are one sequence. Raises UsageError, ResourceError."""
-    options = struct("LlamaContextOptions", context=context, threads=threads, sequences=sequences)
+    options = struct(
+        "LlamaContextOptions", context=context, threads=threads, sequences=sequences, exact=int(exact)
+    )
     return create("LlamaContext", lib.llama_context_init, model, options)
 
 
@@ -313,6 +317,7 @@ class Llama:
         the working directory; it is looked for when text is first needed, so logits of ids need none.
     threads: None: chosen from the size of the model and the processors at hand.
     context: positions a text may have, prompt included; at most and by default the model's max_seq_len.
+    exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
 
     The attributes path, config, parameters (the number of weights), context, threads and kernels (the
     instruction set: "scalar", "avx2", "avx512", "neon") say what it came to. Raises BadFileError, UsageError,
@@ -325,6 +330,7 @@ class Llama:
         tokenizer: StrPath | Tokenizer | None = None,
         threads: int | None = None,
         context: int | None = None,
+        exact: bool = False,
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
         self._model: Any = model_open(self.path)
@@ -332,7 +338,7 @@ class Llama:
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:
             self._tokenizer = self._checked(tokenizer)
-        self._context: Any = context_init(self._model, context or 0, threads or 0)
+        self._context: Any = context_init(self._model, context or 0, threads or 0, exact=exact)
         options = lib.llama_context_options(self._context)
         self.parameters: int = lib.llama_parameters(self._model)
         self.context: int = options.context

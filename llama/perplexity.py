@@ -140,10 +140,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
+    parser.add_argument("--exact", action="store_true", help="keep activations in fp32 (slower)")
     parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)
-    with Llama(options.model, options.tokenizer, options.threads, options.context) as llama:
+    sizes = (options.threads, options.context, options.exact)
+    with Llama(options.model, options.tokenizer, *sizes) as llama:
         result = measure(llama, documents(options.text, options.field))
     if not result.tokens:
         raise BadFileError(f"{options.text}: holds no text")

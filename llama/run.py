@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from llama.engine import SHIPPED, call, context_init, create, encode, ffi, lib, model_open
+from llama.engine import SHIPPED, call, create, encode, ffi, lib, model_open
 from llama.errors import BadFileError, LlamaError, ResourceError
 
 
@@ -104,7 +104,7 @@ def open_run(options: Any) -> Run:
     tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, options.tokenizer, model)
     sizes = ffi.new("LlamaContextOptions *")
     call(lib.llama_run_context, options, model, sizes)
-    context = context_init(model, sizes.context, sizes.threads)
+    context = create("LlamaContext", lib.llama_context_init, model, sizes)
     options.sampling.seed = options.sampling.seed or int(time.time())
     vocab_size = lib.llama_config(model).vocab_size
     sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, ffi.addressof(options.sampling))

@@ -137,6 +137,9 @@ def test_logits_equal_the_reference_for_odd_shapes(path, version, shape):
     for isa in isas(path):
         for threads in (1, 2):
             ASSERT_EQUAL[version](Engine(path, kernels=isa, threads=threads, batch=16), shape, weights, ids)
+            if version == 2:
+                exact = Engine(path, kernels=isa, threads=threads, batch=16, exact=1)
+                assert_fp32(exact, shape, checkpoints.dequantised(weights, shape.group_size), ids)
 
 
 def test_logits_equal_pytorch_in_float32(path):

@@ -154,6 +154,19 @@ def test_logits_equal_the_reference_for_every_isa_thread_count_and_batch(path, n
             assert np.array_equal(first, logits), f"{isa}: {threads} threads, batch {batch} change the result"
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_exact_logits_are_those_of_fp32_activations(path, name, dtype):
+    shape, ids = SHAPES[name], random_ids(SHAPES[name], 40)
+    expected = reference_logits(shape, write(path, shape, dtype), ids)
+    for isa in isas(path):
+        first = Engine(path, kernels=isa, threads=1, batch=1, exact=1).logits(ids)
+        np.testing.assert_allclose(first, expected, rtol=0, atol=FP32_BOUND)
+        for threads, batch in ((2, 1), (3, 5), (2, 128)):
+            logits = Engine(path, kernels=isa, threads=threads, batch=batch, exact=1).logits(ids)
+            assert np.array_equal(first, logits), f"{isa}: {threads} threads, batch {batch} change the result"
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -311,6 +324,25 @@ def test_sections_outside_the_file_are_refused(path, at, value):
     struct.pack_into("<i" if at == 120 else "<Q", data, at, value)
     path.write_bytes(data)
     with pytest.raises(llama.BadFileError, match=r"tokenizer at .* with .* bytes, allowed at"):
+        llama.Llama(path)
+
+
+@pytest.mark.parametrize(("tensor", "name"), [(3, "wk"), (4, "wv"), (8, "w3")])
+def test_types_that_share_an_input_go_together(path, tmp_path, tensor, name):
+    """A file whose wq is int8 and whose wk is not: activations would have to be in two forms."""
+    shape = Shape()
+    write(tmp_path / "int8.bin", shape, "int8")
+    write(path, shape, "fp32")
+    data, other = bytearray(path.read_bytes()), (tmp_path / "int8.bin").read_bytes()
+    entry = 256 + 32 * tensor
+    offset, size = struct.unpack_from("<2Q", other, entry + 16)
+    data += bytes(-len(data) % 64)
+    struct.pack_into("<i", data, entry, 1)
+    struct.pack_into("<2Q", data, entry + 16, len(data), size)
+    data += other[offset : offset + size]
+    struct.pack_into("<Q", data, 144, len(data))
+    path.write_bytes(sealed(data))
+    with pytest.raises(llama.BadFileError, match=f"of wq, wk, wv, and of w1, w3, all or none .* a {name} differs"):
         llama.Llama(path)
 
 

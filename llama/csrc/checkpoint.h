@@ -179,6 +179,15 @@ static void place_v1_v2(Cursor *cursor, LlamaModel *m) {
     place_ffn(cursor, m);
 }
 
+// Matrices with the same input meet it in the same form.
+static void check_form_v3(TableV3 *table, const Tensor *w, const char *name, const Tensor *first) {
+    if (table->code == LLAMA_OK && type_is_quantised(w->type) != type_is_quantised(first->type))
+        table->code = fail(table->error, LLAMA_ERROR_FILE,
+                           "%s: of wq, wk, wv, and of w1, w3, all or none may be int8 "
+                           "or int4, but a %s differs",
+                           table->path, name);
+}
+
 static void take_layer_v3(TableV3 *table, Layer *layer, const LlamaConfig *c) {
     int32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
     take_v3(table, &layer->attention_norm, "attention_norm", 1, c->dim);
@@ -190,6 +199,9 @@ static void take_layer_v3(TableV3 *table, Layer *layer, const LlamaConfig *c) {
     take_v3(table, &layer->w1, "w1", c->hidden_dim, c->dim);
     take_v3(table, &layer->w3, "w3", c->hidden_dim, c->dim);
     take_v3(table, &layer->w2, "w2", c->dim, c->hidden_dim);
+    check_form_v3(table, &layer->wk, "wk", &layer->wq);
+    check_form_v3(table, &layer->wv, "wv", &layer->wq);
+    check_form_v3(table, &layer->w3, "w3", &layer->w1);
 }
 
 static int place_tensors_v3(const char *path, LlamaModel *m, LlamaError *error) {

@@ -28,6 +28,7 @@ struct LlamaContext {
     Rows input;      // (B + threads, dim) what enters a matmul: x normalised, or the heads' output
     Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
     float *scores;   // (threads, MAX_QUERIES, positions)
+    float *weights;  // (threads, TILE_ROWS, input.cols or hidden.cols) as floats, where options.exact says so
     int32_t *wanted; // (B) rows whose logits are wanted
     void *memory;    // all of the above
     uint64_t n_bytes;
@@ -78,6 +79,8 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
     ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
     ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));
+    int64_t exact = o->exact ? (int64_t)o->threads * TILE_ROWS : 0;
+    ctx->weights = arena_take(arena, exact * MAX(ctx->input.cols, ctx->hidden.cols), sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
 }
 
@@ -129,6 +132,8 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
             return fail(error, LLAMA_ERROR_USAGE, "%s = %d, allowed 1 to %d", fields[i].name, *fields[i].value,
                         fields[i].max);
     }
+    if (o->exact != 0 && o->exact != 1)
+        return fail(error, LLAMA_ERROR_USAGE, "exact = %d, allowed 0 and 1", o->exact);
     ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
     int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
     if (code == LLAMA_OK) o->kernels = ctx->kernels->name;

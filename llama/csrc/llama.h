@@ -76,6 +76,7 @@ typedef struct {         // 0 in any field: the default
     int32_t sequences;   // sequences held side by side (1)
     int32_t batch;       // rows that go through the layers at once (128)
     int32_t threads;     // OpenMP threads (chosen from the size of the model and the processors at hand)
+    int32_t exact;       // 1: activations stay fp32, also where int8 or int4 weights would have them as int8 (0)
     const char *kernels; // "scalar", "avx2", "avx512", "neon" (NULL: $LLAMA_ISA, else the best this CPU runs)
 } LlamaContextOptions;
 
@@ -230,6 +231,7 @@ typedef struct {
     int32_t context; // -c, 0: not given
     int32_t threads; // -j, 0: not given
     int32_t samples; // --samples
+    int32_t exact;   // --exact
     int32_t chat;    // -m chat
     int32_t echo, stats, help;
     LlamaSampling sampling; // seed 0: take the clock

@@ -43,6 +43,7 @@ static const char run_help[] =
     "                             then here\n"
     "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
     "  -j, --threads N            default: by the size of the model and the processors at hand\n"
+    "      --exact                keep activations in fp32 beside int8 and int4 weights: slower, closer to fp32\n"
     "      --stats                say more about the model and the run\n"
     "  -h, --help                 this help\n"
     "\n"
@@ -97,6 +98,7 @@ static const Option run_options[] = {
     {"-z", "--tokenizer", TEXT, FIELD(tokenizer), 0, 0},
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
+    {"", "--exact", ON, FIELD(exact), 0, 0},
     {"", "--stats", ON, FIELD(stats), 0, 0},
     {"-h", "--help", ON, FIELD(help), 0, 0},
 };
@@ -201,7 +203,7 @@ int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, L
         return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
                     max);
     if (options->steps > 0) wanted = MIN(wanted, options->steps);
-    *context = (LlamaContextOptions){.context = wanted, .threads = options->threads};
+    *context = (LlamaContextOptions){.context = wanted, .threads = options->threads, .exact = options->exact};
     return LLAMA_OK;
 }
 

@@ -95,11 +95,22 @@ static bool team_divides(const Team *team, int32_t n) {
     return n % team->threads == 0 || n >= 16 * team->threads;
 }
 
-// Processors that this process may run on.
+#ifdef __linux__
+// Processors that the quota of a container is worth, rounded up; INT32_MAX where there is none.
+static int processors_of_quota(void) {
+    long quota = 0, period = 0;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r"); // "150000 100000", or "max 100000"
+    bool limited = file && fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0;
+    if (file) fclose(file);
+    return limited ? (int)((quota + period - 1) / period) : INT32_MAX;
+}
+#endif
+
+// Processors that this process may use.
 static int processors(void) {
 #ifdef __linux__
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return MAX(1, CPU_COUNT(&set));
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return MAX(1, MIN(CPU_COUNT(&set), processors_of_quota()));
 #endif
     long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int)n : 1;

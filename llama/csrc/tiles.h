@@ -74,15 +74,29 @@ static inline float group_scale(const uint8_t *scales, int32_t row) {
     return half_to_float((uint16_t)(scales[2 * row] | scales[2 * row + 1] << 8));
 }
 
+// One row of a group as floats, out: (TILE_GROUP).
+static inline void group_row(float *out, const uint8_t *weights, float scale, int32_t row, int32_t type) {
+    const uint8_t *bytes = weights + 4 * row; // of the first chunk
+    if (type == TILES_INT8) {
+        for (int c = 0; c < TILE_GROUP / 4; c++)
+            for (int j = 0; j < 4; j++) out[4 * c + j] = (float)(bytes[64 * c + j] - 128) * scale;
+        return;
+    }
+    for (int c = 0; c < TILE_GROUP / 8; c++)
+        for (int j = 0; j < 4; j++) {
+            out[8 * c + j] = (float)((bytes[64 * c + j] & 15) - 8) * scale;
+            out[8 * c + 4 + j] = (float)((bytes[64 * c + j] >> 4) - 8) * scale;
+        }
+}
+
 // One row as floats, out: (cols).
 static void tile_row(float *out, const Tensor *w, int32_t row) {
     const uint8_t *tile = tensor_tile(w, row);
-    for (int32_t g = 0; g < tile_groups(w); g++) {
-        float scale = group_scale(group_scales(tile, g, w->type), row % TILE_ROWS);
-        const uint8_t *weights = group_weights(tile, g, w->type);
-        int32_t n = MIN(TILE_GROUP, w->cols - g * TILE_GROUP);
-        for (int32_t k = 0; k < n; k++)
-            out[g * TILE_GROUP + k] = (float)group_weight(weights, row % TILE_ROWS, k, w->type) * scale;
+    for (int32_t g = 0; g < tile_groups(w); g++, out += TILE_GROUP) {
+        float scale = group_scale(group_scales(tile, g, w->type), row % TILE_ROWS), last[TILE_GROUP];
+        int32_t left = w->cols - g * TILE_GROUP;
+        group_row(left < TILE_GROUP ? last : out, group_weights(tile, g, w->type), scale, row % TILE_ROWS, w->type);
+        if (left < TILE_GROUP) memcpy(out, last, (size_t)left * sizeof *out);
     }
 }
 
