@@ -51,7 +51,8 @@ class WeightType:
 
 
 TYPES: dict[str, WeightType] = {
-    "fp32": WeightType(0, "fp32", 32, "fp32", "F32", "float32", "llama2c"),
+    "fp32-v0": WeightType(0, "fp32", 32, "fp32", "F32", "float32", "llama2c"),
+    "fp32": WeightType(3, "fp32", 32, "fp32", "F32", "float32", "llama2c"),
     "bf16": WeightType(3, "bf16", 16, "bf16", "BF16", "bfloat16"),
     "int8-v2": WeightType(2, "int8", 9, "int8", "Q8_0", llama2c="llama2c_int8", group=32),
     "int8": WeightType(3, "int8", 9, "int8", "Q8_0", group=32),

@@ -1,6 +1,6 @@
-"""int8 and int4 weights in tiles, as the engine reads them: llama/csrc/tiles.h draws the layout.
+"""Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
 
-Groups of 32 neighbouring weights of a row share a scale, which is a half-precision float. int8: whole
+In int8 and int4 groups of 32 neighbouring weights of a row share a scale, which is a half-precision float. int8: whole
 numbers from -127 to 127. int4: from -8 to 7; the scale is the best of several for the squares of the errors,
 since with 16 steps the largest weight of a group is not always worth its place.
 """
@@ -111,6 +111,27 @@ def assemble(scales: Tensor, weights: Tensor) -> Tensor:
         return head
     unused = torch.zeros(tiles, SCALE_BYTES // 2, dtype=torch.uint8)
     return torch.cat((head, scale_bytes[:, -1], unused, weights[:, -1]), dim=1)
+
+
+def float_bytes(rows: int, cols: int, size: int) -> int:
+    """Bytes of a matrix of floats of `size` bytes in tiles."""
+    return math.ceil(rows / ROWS) * ROWS * math.ceil(cols * size / 4) * 4
+
+
+def pack_floats(weight: Tensor, dtype: torch.dtype, errors: Errors) -> Iterator[Tensor]:
+    """Bytes of a matrix (rows, cols) of float32 in tiles of dtype, float32 or bfloat16, as pack does it."""
+    rows, cols = weight.shape
+    together = 4 // dtype.itemsize  # columns in four bytes
+    step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
+    for part in weight.split(step):
+        tiles, places = math.ceil(len(part) / ROWS), math.ceil(cols / together)
+        padded = torch.zeros(tiles * ROWS, places * together, dtype=dtype)
+        padded[: len(part), :cols] = part
+        if dtype != torch.float32:
+            errors.total += part.double().square().sum().item()
+            errors.error += (padded[: len(part), :cols].double() - part).square().sum().item()
+        columns = padded.view(tiles, ROWS, places, together).transpose(1, 2).contiguous()
+        yield columns.view(torch.uint8)
 
 
 def pack(weight: Tensor, bits: int, errors: Errors) -> Iterator[Tensor]:

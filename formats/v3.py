@@ -73,8 +73,10 @@ class Entry:
 
 def tensor_bytes(dtype: str, rows: int, cols: int) -> int:
     """Bytes of a tensor in the file."""
+    if rows == 1:
+        return cols * 4
     if dtype in ("fp32", "bf16"):
-        return rows * cols * (4 if dtype == "fp32" else 2)
+        return tiles.float_bytes(rows, cols, 4 if dtype == "fp32" else 2)
     return tiles.packed_bytes(rows, cols, 8 if dtype == "int8" else 4)
 
 
@@ -116,14 +118,11 @@ def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_byte
 
 def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
     """The bytes of a tensor of float32. Raises ValueError for values that its type can't hold."""
-    if entry.dtype == "fp32":
-        yield weight.numpy().astype("<f4", copy=False).data.cast("B")
-    elif entry.dtype == "bf16":
-        for part in weight.split(max(1, tiles.CHUNK_VALUES // entry.cols)):
-            rounded = part.to(torch.bfloat16)
-            entry.errors.total += part.double().square().sum().item()
-            entry.errors.error += (rounded.double() - part).square().sum().item()
-            yield rounded.view(torch.int16).numpy().data.cast("B")
+    if entry.rows == 1:
+        yield weight.numpy().data.cast("B")
+    elif entry.dtype in ("fp32", "bf16"):
+        for part in tiles.pack_floats(weight, torch.float32 if entry.dtype == "fp32" else torch.bfloat16, entry.errors):
+            yield part.numpy().data.cast("B")
     else:
         for part in tiles.pack(weight, 8 if entry.dtype == "int8" else 4, entry.errors):
             yield part.numpy().data.cast("B")

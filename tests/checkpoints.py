@@ -174,6 +174,18 @@ def read_tiles(data: bytes, rows: int, cols: int, bits: int) -> np.ndarray:
     return out[:rows, :cols]
 
 
+def read_float_tiles(data: bytes, rows: int, cols: int, size: int) -> np.ndarray:
+    """The weights of a matrix of fp32 (size 4) or bf16 (size 2) in tiles of 16 rows."""
+    together = 4 // size  # columns side by side
+    if size == 4:
+        values = np.frombuffer(data, "<f4")
+    else:
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    tiles, places = -(-rows // 16), -(-cols // together)
+    values = values.reshape(tiles, places, 16, together).transpose(0, 2, 1, 3)
+    return values.reshape(tiles * 16, places * together)[:rows, :cols].astype(np.float64)
+
+
 def read_v3(path: Path) -> tuple[dict[str, object], Weights, bytes]:
     """The header, the weights in float64 and the tokenizer of a v3 file, with every checksum compared."""
     data = path.read_bytes()
@@ -192,10 +204,10 @@ def read_v3(path: Path) -> tuple[dict[str, object], Weights, bytes]:
         part = data[offset : offset + n]
         assert zlib.crc32(part) == crc
         assert offset % 64 == 0
-        if kind == 0:
+        if rows == 1:
             values = np.frombuffer(part, "<f4").astype(np.float64)
-        elif kind == 2:
-            values = (np.frombuffer(part, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+        elif kind in (0, 2):
+            values = read_float_tiles(part, rows, cols, 4 if kind == 0 else 2)
         else:
             values = read_tiles(part, rows, cols, 8 if kind == 1 else 4)
         weights.setdefault(name.split(".")[0], []).append(values.reshape(rows, cols))

@@ -110,7 +110,7 @@ static void check_matmul(const Kernels *kernels, const Rows *x, const Tensor *w,
     int32_t r = w->rows;
     int64_t n = (int64_t)MAX_ROWS * r;
     float *alone = floats(n, 0, 0), *expected = floats(n, 0, 0);
-    int32_t kept = n_arrays, step = w->type == TILES_INT8 || w->type == TILES_INT4 ? TILE_ROWS : 1;
+    int32_t kept = n_arrays, step = w->type >= TILES_FP32 ? TILE_ROWS : 1;
     for (int32_t i = 0; i < MAX_ROWS; i++) {
         Rows row = rows_from(x, i);
         kernels->matmul[w->type](alone + (int64_t)i * r, r, &row, 1, w, 0, r);
@@ -139,10 +139,16 @@ static void check_matmul_floats(const Kernels *kernels, int32_t rows, int32_t co
     x.values = floats((int64_t)MAX_ROWS * cols, -1, 1);
     w.data = floats((int64_t)rows * cols, -1, 1);
     check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
+}
+
+// The specification of tiles is exact to the last bit.
+static void check_matmul_tiles_floats(const Kernels *kernels, int32_t type, int32_t rows, int32_t cols) {
+    Tensor w = {.type = type, .rows = rows, .cols = cols};
+    Rows x = {.cols = cols};
     x.values = floats((int64_t)MAX_ROWS * cols, -1, 1);
-    w.type = ROWS_BF16;
-    w.data = bf16s((int64_t)rows * cols);
-    check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
+    int64_t n = (int64_t)tensor_bytes(&w);
+    w.data = type == TILES_FP32 ? (void *)floats(n / 4, -1, 1) : bf16s(n / 2);
+    check_matmul(kernels, &x, &w, 0);
 }
 
 // With scales of 1 all sums are whole numbers below 2^24 and so exact, even of the most extreme weights.
@@ -173,7 +179,7 @@ static void fill_tiles(Tensor *w) {
         }
 }
 
-// The specification of tiles is exact to the last bit.
+// So is that of tiles of whole numbers.
 static void check_matmul_tiles(const Kernels *kernels, int32_t type, int32_t rows, int32_t cols) {
     Tensor w = {.type = type, .rows = rows, .cols = cols, .group_size = TILE_GROUP};
     int32_t groups = tile_groups(&w), n = MAX_ROWS * groups;
@@ -194,6 +200,8 @@ static void check_all_matmul(const Kernels *kernels) {
     for (size_t i = 0; i < COUNT(rows); i++) {
         for (size_t j = 0; j < COUNT(sizes); j++) {
             check_matmul_floats(kernels, rows[i], sizes[j]);
+            check_matmul_tiles_floats(kernels, TILES_FP32, rows[i], sizes[j]);
+            check_matmul_tiles_floats(kernels, TILES_BF16, rows[i], sizes[j]);
             check_matmul_tiles(kernels, TILES_INT8, rows[i], sizes[j]);
             check_matmul_tiles(kernels, TILES_INT4, rows[i], sizes[j]);
         }

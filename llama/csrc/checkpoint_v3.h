@@ -147,7 +147,7 @@ typedef struct {
 // Takes the next tensor, which must be (rows, cols). Norms are fp32.
 static void take_v3(TableV3 *table, Tensor *w, const char *name, int32_t rows, int32_t cols) {
     if (table->code != LLAMA_OK) return;
-    static const int32_t types[] = {ROWS_FP32, TILES_INT8, ROWS_BF16, TILES_INT4}; // LLAMA_FP32, LLAMA_INT8 ...
+    static const int32_t types[] = {TILES_FP32, TILES_INT8, TILES_BF16, TILES_INT4}; // LLAMA_FP32, LLAMA_INT8 ...
     const uint8_t *entry = table->entry;
     int32_t type = load_i32(entry), found_rows = load_i32(entry + 4), found_cols = load_i32(entry + 8);
     uint64_t at = load_u64(entry + 16), bytes = load_u64(entry + 24);
@@ -158,7 +158,7 @@ static void take_v3(TableV3 *table, Tensor *w, const char *name, int32_t rows, i
                  table->path, name, type, found_rows, found_cols, rows, cols);
         return;
     }
-    *w = (Tensor){.type = types[type], .rows = rows, .cols = cols};
+    *w = (Tensor){.type = rows == 1 ? ROWS_FP32 : types[type], .rows = rows, .cols = cols};
     w->group_size = type_is_quantised(w->type) ? TILE_GROUP : 0;
     table->quantised |= type_is_quantised(w->type);
     if (bytes != tensor_bytes(w) || at % ALIGN_V3 || !lies_within(at, bytes, table->begin, table->file->size)) {

@@ -97,19 +97,6 @@ static void matmul_fp32_scalar(float *out, int64_t stride, const Rows *x, int32_
     }
 }
 
-static void matmul_bf16_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
-                               int32_t end) {
-    for (int32_t i = 0; i < n; i++) {
-        const float *values = x->values + (int64_t)i * x->cols;
-        for (int32_t r = begin; r < end; r++) {
-            const uint16_t *row = tensor_row_bf16(w, r);
-            float sum = 0;
-            for (int32_t k = 0; k < w->cols; k++) sum += bf16_to_float(row[k]) * values[k];
-            out[i * stride + r] = sum;
-        }
-    }
-}
-
 static void matmul_int8_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                                int32_t end) {
     int32_t size = w->group_size;
@@ -200,7 +187,8 @@ static const Kernels kernels_scalar = {
     .available = available_scalar,
     .matmul = {[ROWS_FP32] = matmul_fp32_scalar,
                [ROWS_INT8] = matmul_int8_scalar,
-               [ROWS_BF16] = matmul_bf16_scalar,
+               [TILES_FP32] = matmul_tiles_floats_scalar,
+               [TILES_BF16] = matmul_tiles_floats_scalar,
                [TILES_INT8] = matmul_tiles_scalar,
                [TILES_INT4] = matmul_tiles_scalar},
     .quantise = quantise,

@@ -10,66 +10,45 @@
 #include <immintrin.h> // _mm256_*
 
 // ---------------------------------------------------------------------------------------------------------
-// fp32 and bf16 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are
-// constants at every call, so that the tile stays in registers.
+// fp32 matmul with rows: a block of r rows of weights x n rows of activations, one accumulator each. r and n are
+// constants at every call, so that the block stays in registers.
 
-// The first n of 8 weights of type, from number `at` on.
-AVX2_INLINE __m256 load_weights_avx2(const void *w, int64_t at, int64_t n, const int type) {
-    if (type == ROWS_FP32) return _mm256_maskload_ps((const float *)w + at, mask_avx2(n));
-    const uint16_t *from = (const uint16_t *)w + at;
-    uint16_t last[8] = {0};
-    if (n < 8) from = memcpy(last, from, (size_t)n * sizeof *from);
-    __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
-}
-
-AVX2_INLINE void step_rows_avx2(__m256 sum[8][3], const float *x, int64_t x_stride, const void *w, int64_t at,
-                                int64_t w_stride, int64_t left, const int r, const int n, const int type) {
-    const int size = type == ROWS_FP32 ? 4 : 2;
+AVX2_INLINE void step_rows_avx2(__m256 sum[8][3], const float *x, int64_t x_stride, const float *w,
+                                int64_t w_stride, int64_t left, const int r, const int n) {
     __m256 values[3];
     EACH (i, n) values[i] = _mm256_maskload_ps(x + i * x_stride, mask_avx2(left));
     EACH (j, r) {
-        __m256 row = load_weights_avx2(w, at + j * w_stride, left, type);
-        if (n == 1) // the next tile's; past the end does no harm
-            _mm_prefetch((const char *)w + size * (at + (j + r) * w_stride), _MM_HINT_T0);
+        __m256 row = _mm256_maskload_ps(w + j * w_stride, mask_avx2(left));
+        if (n == 1)
+            _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next block's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm256_fmadd_ps(row, values[i], sum[j][i]);
     }
 }
 
 AVX2_INLINE void tile_rows_avx2(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
-                                const int r, const int n, const int type) {
+                                const int r, const int n) {
     const float *values = x->values + (int64_t)i0 * x->cols;
-    int64_t x_stride = x->cols, k_size = w->cols, at = r0 * k_size, k = 0;
+    const float *row = tensor_row_fp32(w, r0);
+    int64_t x_stride = x->cols, k_size = w->cols, k = 0;
     __m256 sum[8][3];
     EACH (j, r)
         EACH (i, n) sum[j][i] = _mm256_setzero_ps();
-    for (; k + 8 <= k_size; k += 8)
-        step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, 8, r, n, type);
-    if (k < k_size) step_rows_avx2(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
+    for (; k + 8 <= k_size; k += 8) step_rows_avx2(sum, values + k, x_stride, row + k, k_size, 8, r, n);
+    if (k < k_size) step_rows_avx2(sum, values + k, x_stride, row + k, k_size, k_size - k, r, n);
     EACH (i, n) store_sums_avx2(out + i * stride, sum, i, r);
-}
-
-AVX2_INLINE void matmul_rows_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                  int32_t begin, int32_t end, const int type) {
-    int32_t r = begin;
-    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx2(out + r, stride, x, 0, w, r, 8, 1, type);
-    for (; r + 4 <= end; r += 4) {
-        int32_t i = 0;
-        for (; i + 3 <= n; i += 3) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 3, type);
-        for (; i < n; i++) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 1, type);
-    }
-    for (; r < end; r++)
-        for (int32_t i = 0; i < n; i++) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 1, 1, type);
 }
 
 AVX2 static void matmul_fp32_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                   int32_t begin, int32_t end) {
-    matmul_rows_avx2(out, stride, x, n, w, begin, end, ROWS_FP32);
-}
-
-AVX2 static void matmul_bf16_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                  int32_t begin, int32_t end) {
-    matmul_rows_avx2(out, stride, x, n, w, begin, end, ROWS_BF16);
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx2(out + r, stride, x, 0, w, r, 8, 1);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 3 <= n; i += 3) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 3);
+        for (; i < n; i++) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 1, 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -212,7 +191,8 @@ static const Kernels kernels_avx2 = {
     .available = available_avx2,
     .matmul = {[ROWS_FP32] = matmul_fp32_avx2,
                [ROWS_INT8] = matmul_int8_avx2,
-               [ROWS_BF16] = matmul_bf16_avx2,
+               [TILES_FP32] = matmul_tiles_fp32_avx2,
+               [TILES_BF16] = matmul_tiles_bf16_avx2,
                [TILES_INT8] = matmul_tiles_int8_avx2,
                [TILES_INT4] = matmul_tiles_int4_avx2},
     .quantise = quantise_avx2,

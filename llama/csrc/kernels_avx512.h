@@ -11,65 +11,46 @@
 #include <immintrin.h> // _mm512_*
 
 // ---------------------------------------------------------------------------------------------------------
-// fp32 and bf16 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are
-// constants at every call, so that the tile stays in registers.
+// fp32 matmul with rows: a block of r rows of weights x n rows of activations, one accumulator each. r and n are
+// constants at every call, so that the block stays in registers.
 
-// 16 weights of type, from number `at` on.
-AVX512_INLINE __m512 load_weights_avx512(const void *w, int64_t at, __mmask16 mask, const int type) {
-    if (type == ROWS_FP32) return _mm512_maskz_loadu_ps(mask, (const float *)w + at);
-    __m512i halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)w + at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
-}
-
-AVX512_INLINE void step_rows_avx512(__m512 sum[8][6], const float *x, int64_t x_stride, const void *w, int64_t at,
-                                    int64_t w_stride, __mmask16 mask, const int r, const int n, const int type) {
-    const int size = type == ROWS_FP32 ? 4 : 2;
+AVX512_INLINE void step_rows_avx512(__m512 sum[8][6], const float *x, int64_t x_stride, const float *w,
+                                    int64_t w_stride, __mmask16 mask, const int r, const int n) {
     __m512 values[6];
     EACH (i, n) values[i] = _mm512_maskz_loadu_ps(mask, x + i * x_stride);
     EACH (j, r) {
-        __m512 row = load_weights_avx512(w, at + j * w_stride, mask, type);
-        if (n == 1) // the next tile's; past the end does no harm
-            _mm_prefetch((const char *)w + size * (at + (j + r) * w_stride), _MM_HINT_T0);
+        __m512 row = _mm512_maskz_loadu_ps(mask, w + j * w_stride);
+        if (n == 1)
+            _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next block's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm512_fmadd_ps(row, values[i], sum[j][i]);
     }
 }
 
 AVX512_INLINE void tile_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w,
-                                    int32_t r0, const int r, const int n, const int type) {
+                                    int32_t r0, const int r, const int n) {
     const float *values = x->values + (int64_t)i0 * x->cols;
-    int64_t x_stride = x->cols, k_size = w->cols, at = r0 * k_size, k = 0;
+    const float *row = tensor_row_fp32(w, r0);
+    int64_t x_stride = x->cols, k_size = w->cols, k = 0;
     __m512 sum[8][6];
     EACH (j, r)
         EACH (i, n) sum[j][i] = _mm512_setzero_ps();
-    for (; k + 16 <= k_size; k += 16)
-        step_rows_avx512(sum, values + k, x_stride, w->data, at + k, k_size, 0xffff, r, n, type);
-    if (k < k_size)
-        step_rows_avx512(sum, values + k, x_stride, w->data, at + k, k_size, mask_avx512(k_size - k), r, n, type);
+    for (; k + 16 <= k_size; k += 16) step_rows_avx512(sum, values + k, x_stride, row + k, k_size, 0xffff, r, n);
+    if (k < k_size) step_rows_avx512(sum, values + k, x_stride, row + k, k_size, mask_avx512(k_size - k), r, n);
     EACH (i, n) store_sums_avx512(out + i * stride, sum, i, r);
-}
-
-AVX512_INLINE void matmul_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                      int32_t begin, int32_t end, const int type) {
-    int32_t r = begin;
-    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx512(out + r, stride, x, 0, w, r, 8, 1, type);
-    for (; r + 4 <= end; r += 4) {
-        int32_t i = 0;
-        for (; i + 6 <= n; i += 6) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 6, type);
-        for (; i + 3 <= n; i += 3) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 3, type);
-        for (; i < n; i++) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 1, type);
-    }
-    for (; r < end; r++)
-        for (int32_t i = 0; i < n; i++) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 1, 1, type);
 }
 
 AVX512 static void matmul_fp32_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                       int32_t begin, int32_t end) {
-    matmul_rows_avx512(out, stride, x, n, w, begin, end, ROWS_FP32);
-}
-
-AVX512 static void matmul_bf16_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                      int32_t begin, int32_t end) {
-    matmul_rows_avx512(out, stride, x, n, w, begin, end, ROWS_BF16);
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx512(out + r, stride, x, 0, w, r, 8, 1);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 6 <= n; i += 6) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 6);
+        for (; i + 3 <= n; i += 3) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 3);
+        for (; i < n; i++) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 1, 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -213,7 +194,8 @@ static const Kernels kernels_avx512 = {
     .available = available_avx512,
     .matmul = {[ROWS_FP32] = matmul_fp32_avx512,
                [ROWS_INT8] = matmul_int8_avx512,
-               [ROWS_BF16] = matmul_bf16_avx512,
+               [TILES_FP32] = matmul_tiles_fp32_avx512,
+               [TILES_BF16] = matmul_tiles_bf16_avx512,
                [TILES_INT8] = matmul_tiles_int8_avx512,
                [TILES_INT4] = matmul_tiles_int4_avx512},
     .quantise = quantise_avx512,

@@ -16,63 +16,44 @@
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
-// fp32 and bf16 matmul: a tile of r rows of weights x n rows of activations, one accumulator each. r and n are
-// constants at every call, so that the tile stays in registers, of which there are 32.
+// fp32 matmul with rows: a block of r rows of weights x n rows of activations, one accumulator each. r and n are
+// constants at every call, so that the block stays in registers, of which there are 32.
 
-// The first n of 4 weights of type, from number `at` on.
-NEON_INLINE float32x4_t load_weights_neon(const void *w, int64_t at, int64_t n, const int type) {
-    if (type == ROWS_FP32) return load_neon((const float *)w + at, n);
-    const uint16_t *from = (const uint16_t *)w + at;
-    uint16_t last[4] = {0};
-    if (n < 4) from = memcpy(last, from, (size_t)n * sizeof *from);
-    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16));
-}
-
-NEON_INLINE void step_rows_neon(float32x4_t sum[8][4], const float *x, int64_t x_stride, const void *w, int64_t at,
-                                int64_t w_stride, int64_t left, const int r, const int n, const int type) {
+NEON_INLINE void step_rows_neon(float32x4_t sum[8][4], const float *x, int64_t x_stride, const float *w,
+                                int64_t w_stride, int64_t left, const int r, const int n) {
     float32x4_t values[4];
     EACH (i, n) values[i] = load_neon(x + i * x_stride, left);
     EACH (j, r) {
-        float32x4_t row = load_weights_neon(w, at + j * w_stride, left, type);
+        float32x4_t row = load_neon(w + j * w_stride, left);
         EACH (i, n) sum[j][i] = vfmaq_f32(sum[j][i], row, values[i]);
     }
 }
 
 NEON_INLINE void tile_rows_neon(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
-                                const int r, const int n, const int type) {
+                                const int r, const int n) {
     const float *values = x->values + (int64_t)i0 * x->cols;
-    int64_t x_stride = x->cols, k_size = w->cols, at = r0 * k_size, k = 0;
+    const float *row = tensor_row_fp32(w, r0);
+    int64_t x_stride = x->cols, k_size = w->cols, k = 0;
     float32x4_t sum[8][4];
     EACH (j, r)
         EACH (i, n) sum[j][i] = vdupq_n_f32(0);
-    for (; k + 4 <= k_size; k += 4)
-        step_rows_neon(sum, values + k, x_stride, w->data, at + k, k_size, 4, r, n, type);
-    if (k < k_size) step_rows_neon(sum, values + k, x_stride, w->data, at + k, k_size, k_size - k, r, n, type);
+    for (; k + 4 <= k_size; k += 4) step_rows_neon(sum, values + k, x_stride, row + k, k_size, 4, r, n);
+    if (k < k_size) step_rows_neon(sum, values + k, x_stride, row + k, k_size, k_size - k, r, n);
     EACH (j, r)
         EACH (i, n) out[i * stride + j] = reduce_add_neon(sum[j][i]);
 }
 
-NEON_INLINE void matmul_rows_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
-                                  int32_t begin, int32_t end, const int type) {
-    int32_t r = begin;
-    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_neon(out + r, stride, x, 0, w, r, 8, 1, type);
-    for (; r + 4 <= end; r += 4) {
-        int32_t i = 0;
-        for (; i + 4 <= n; i += 4) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 4, type);
-        for (; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 1, type);
-    }
-    for (; r < end; r++)
-        for (int32_t i = 0; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 1, 1, type);
-}
-
 static void matmul_fp32_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                              int32_t end) {
-    matmul_rows_neon(out, stride, x, n, w, begin, end, ROWS_FP32);
-}
-
-static void matmul_bf16_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
-                             int32_t end) {
-    matmul_rows_neon(out, stride, x, n, w, begin, end, ROWS_BF16);
+    int32_t r = begin;
+    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_neon(out + r, stride, x, 0, w, r, 8, 1);
+    for (; r + 4 <= end; r += 4) {
+        int32_t i = 0;
+        for (; i + 4 <= n; i += 4) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 4);
+        for (; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 4, 1);
+    }
+    for (; r < end; r++)
+        for (int32_t i = 0; i < n; i++) tile_rows_neon(out + i * stride + r, stride, x, i, w, r, 1, 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -213,7 +194,8 @@ static const Kernels kernels_neon = {
     .available = available_neon,
     .matmul = {[ROWS_FP32] = matmul_fp32_neon,
                [ROWS_INT8] = matmul_int8_neon,
-               [ROWS_BF16] = matmul_bf16_neon,
+               [TILES_FP32] = matmul_tiles_fp32_neon,
+               [TILES_BF16] = matmul_tiles_bf16_neon,
                [TILES_INT8] = matmul_tiles_int8_neon,
                [TILES_INT4] = matmul_tiles_int4_neon},
     .quantise = quantise_neon,
@@ -231,7 +213,8 @@ static const Kernels kernels_dotprod = {
     .available = available_dotprod,
     .matmul = {[ROWS_FP32] = matmul_fp32_neon,
                [ROWS_INT8] = matmul_int8_dotprod,
-               [ROWS_BF16] = matmul_bf16_neon,
+               [TILES_FP32] = matmul_tiles_fp32_neon,
+               [TILES_BF16] = matmul_tiles_bf16_neon,
                [TILES_INT8] = matmul_tiles_int8_dotprod,
                [TILES_INT4] = matmul_tiles_int4_dotprod},
     .quantise = quantise_neon,

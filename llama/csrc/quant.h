@@ -1,7 +1,7 @@
 // quant.h: what a matrix of weights is, type by type, and how floats become int8 and back.
 //
-// ROWS_FP32: floats, row after row. ROWS_BF16: the upper halves of floats, row after row. TILES_INT8, TILES_INT4:
-// see tiles.h. ROWS_INT8, as in the v2 files: every `group_size` neighbouring weights of a row share a scale,
+// TILES_FP32, TILES_BF16, TILES_INT8, TILES_INT4: see tiles.h. ROWS_FP32: floats, row after row. ROWS_INT8, as in
+// the v2 files: every `group_size` neighbouring weights of a row share a scale,
 //
 //     row r:   q q q ... q | q q q ... q | ...        int8, (cols)
 //              scale 0     | scale 1     | ...        fp32, (cols / group_size), after the data of all rows
@@ -15,7 +15,7 @@
 
 #include <math.h> // fabsf, rintf
 
-enum { ROWS_FP32, ROWS_INT8, ROWS_BF16, TILES_INT8, TILES_INT4, N_TYPES };
+enum { ROWS_FP32, ROWS_INT8, TILES_FP32, TILES_BF16, TILES_INT8, TILES_INT4, N_TYPES };
 
 #define QUANTISE_MIN 1e-30f // a smaller maximum counts as zero: 127 / max must not overflow
 
@@ -24,7 +24,7 @@ typedef struct {
     int32_t type; // ROWS_FP32 ...
     int32_t rows, cols;
     int32_t group_size;    // of the activations that it is multiplied with; of ROWS_INT8 too, divides cols
-    const void *data;      // (rows, cols) of float, int8_t or uint16_t, or tiles
+    const void *data;      // (rows, cols) of float or int8_t, or tiles
     const uint8_t *scales; // ROWS_INT8: float (rows, cols / group_size), at any address
 } Tensor;
 
@@ -45,7 +45,7 @@ const char *llama_type_name(int32_t type) {
 
 // Whether activations enter a product with weights of this type as int8.
 static inline bool type_is_quantised(int32_t type) {
-    return type != ROWS_FP32 && type != ROWS_BF16;
+    return type == ROWS_INT8 || type == TILES_INT8 || type == TILES_INT4;
 }
 
 static inline int32_t tensor_groups(const Tensor *w) {
@@ -58,10 +58,6 @@ static inline const float *tensor_row_fp32(const Tensor *w, int32_t row) {
 
 static inline const int8_t *tensor_row_int8(const Tensor *w, int32_t row) {
     return (const int8_t *)w->data + (int64_t)row * w->cols;
-}
-
-static inline const uint16_t *tensor_row_bf16(const Tensor *w, int32_t row) {
-    return (const uint16_t *)w->data + (int64_t)row * w->cols;
 }
 
 static inline float bf16_to_float(uint16_t half) {

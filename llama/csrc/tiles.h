@@ -1,9 +1,13 @@
-// tiles.h: the layout of quantised weights in v3 files, and the scalar kernels that say what it means.
+// tiles.h: the layout of weights in v3 files, and the scalar kernels that say what it means.
 //
 // 16 rows of a matrix lie together in a tile, so that one vector holds the same columns of 16 rows: their dot
-// products come out side by side, without a horizontal sum, and a thread reads one stream of bytes. Columns are cut
-// into groups of 32 that share a scale. A tile is a sequence of blocks of two groups; with an odd number of groups
-// the last block has one, and half of its scales are unused.
+// products come out side by side, without a horizontal sum, and a thread reads one stream of bytes.
+//
+//     fp32    64 bytes for each column: [16 rows]
+//     bf16    64 bytes for each two columns: [16 rows][2 columns], the upper halves of floats
+//
+// In int8 and int4 columns are cut into groups of 32 that share a scale. A tile is a sequence of blocks of two
+// groups; with an odd number of groups the last block has one, and half of its scales are unused.
 //
 //     block   64 bytes    scales: fp16 [2 groups][16 rows]
 //             2 groups, int8: 512 bytes each, [8 chunks][16 rows][4 columns]; a byte is (byte - 128) x scale
@@ -35,6 +39,8 @@ static inline int32_t tile_zero(int32_t type) {
 }
 
 static inline uint64_t tile_bytes(const Tensor *w) {
+    if (w->type == TILES_FP32) return (uint64_t)w->cols * TILE_ROWS * 4;
+    if (w->type == TILES_BF16) return ((uint64_t)w->cols + 1) / 2 * TILE_ROWS * 4;
     uint64_t groups = (uint64_t)tile_groups(w);
     return (groups + 1) / 2 * TILE_SCALES + groups * (uint64_t)tile_group_bytes(w->type);
 }
@@ -42,6 +48,13 @@ static inline uint64_t tile_bytes(const Tensor *w) {
 // The tile that holds a row.
 static inline const uint8_t *tensor_tile(const Tensor *w, int32_t row) {
     return (const uint8_t *)w->data + (uint64_t)(row / TILE_ROWS) * tile_bytes(w);
+}
+
+// A weight of a tile of floats.
+static inline float tile_float(const uint8_t *tile, int32_t row, int32_t column, int32_t type) {
+    if (type == TILES_FP32) return load_f32(tile + ((int64_t)column * TILE_ROWS + row) * 4);
+    const uint8_t *half = tile + ((int64_t)(column / 2) * TILE_ROWS + row) * 4 + column % 2 * 2;
+    return bf16_to_float((uint16_t)(half[0] | half[1] << 8));
 }
 
 // Where a group of a tile has its scales and its weights.
@@ -92,6 +105,10 @@ static inline void group_row(float *out, const uint8_t *weights, float scale, in
 // One row as floats, out: (cols).
 static void tile_row(float *out, const Tensor *w, int32_t row) {
     const uint8_t *tile = tensor_tile(w, row);
+    if (!type_is_quantised(w->type)) {
+        for (int32_t k = 0; k < w->cols; k++) out[k] = tile_float(tile, row % TILE_ROWS, k, w->type);
+        return;
+    }
     for (int32_t g = 0; g < tile_groups(w); g++, out += TILE_GROUP) {
         float scale = group_scale(group_scales(tile, g, w->type), row % TILE_ROWS), last[TILE_GROUP];
         int32_t left = w->cols - g * TILE_GROUP;
@@ -107,7 +124,6 @@ static uint64_t tensor_bytes(const Tensor *w) {
     uint64_t n = (uint64_t)w->rows * (uint64_t)w->cols;
     switch (w->type) {
     case ROWS_FP32: return n * sizeof(float);
-    case ROWS_BF16: return n * sizeof(uint16_t);
     case ROWS_INT8: return n + n / (uint64_t)w->group_size * sizeof(float);
     default: return ((uint64_t)w->rows + TILE_ROWS - 1) / TILE_ROWS * tile_bytes(w);
     }
@@ -117,9 +133,6 @@ static uint64_t tensor_bytes(const Tensor *w) {
 static void tensor_row(float *out, const Tensor *w, int32_t row) {
     switch (w->type) {
     case ROWS_FP32: memcpy(out, tensor_row_fp32(w, row), (size_t)w->cols * sizeof *out); break;
-    case ROWS_BF16:
-        for (int32_t i = 0; i < w->cols; i++) out[i] = bf16_to_float(tensor_row_bf16(w, row)[i]);
-        break;
     case ROWS_INT8: {
         const int8_t *q = tensor_row_int8(w, row);
         const uint8_t *scales = tensor_row_scales(w, row);
@@ -131,8 +144,22 @@ static void tensor_row(float *out, const Tensor *w, int32_t row) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// The scalar kernel. Each output is the sum, group by group, of fma(exact dot product, scale x scale, sum): all
-// instruction sets compute the same bits.
+// The scalar kernels. All instruction sets compute the same bits: with floats an output is the sum, column by
+// column, of fma(weight, x, sum); else, group by group, of fma(exact dot product, scale x scale, sum).
+
+static void matmul_tiles_floats_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                       int32_t begin, int32_t end) {
+    for (int32_t i = 0; i < n; i++) {
+        const float *values = x->values + (int64_t)i * x->cols;
+        for (int32_t r = begin; r < end; r++) {
+            const uint8_t *tile = tensor_tile(w, r);
+            float sum = 0;
+            for (int32_t k = 0; k < w->cols; k++)
+                sum = fmaf(tile_float(tile, r % TILE_ROWS, k, w->type), values[k], sum);
+            out[i * stride + r] = sum;
+        }
+    }
+}
 
 static void matmul_tiles_scalar(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                 int32_t begin, int32_t end) {

@@ -103,4 +103,77 @@ AVX2 static void matmul_tiles_int4_avx2(float *out, int64_t stride, const Rows *
     matmul_tiles_avx2(out, stride, x, n, w, begin, end, TILES_INT4);
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// fp32 and bf16
+
+// The outputs of a tile, of which `rows` rows exist, for n rows of activations from x on.
+AVX2_INLINE void floats_avx2(float *out, int64_t stride, const float *x, int64_t x_stride, const Tensor *w,
+                             int32_t r, int32_t rows, const int n, const int type, const bool first) {
+    const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
+    const uint8_t *tile = tensor_tile(w, r);
+    __m256 sum[2][6];
+    EACH (h, 2)
+        EACH (i, n) sum[h][i] = _mm256_setzero_ps();
+    for (int32_t k = 0; k < w->cols; k += columns, tile += 64) {
+        __m256 weights[2][2];
+        if (first) _mm_prefetch(tile + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+        EACH (h, 2) {
+            __m256i both = _mm256_loadu_si256((const __m256i *)(tile + h * 32));
+            bool whole = type == TILES_FP32;
+            weights[0][h] = _mm256_castsi256_ps(whole ? both : _mm256_slli_epi32(both, 16));
+            weights[1][h] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+        }
+        EACH (c, columns) {
+            if (k + c == w->cols) break;
+            EACH (i, n) {
+                __m256 value = _mm256_set1_ps(x[i * x_stride + k + c]);
+                EACH (h, 2) sum[h][i] = _mm256_fmadd_ps(weights[c][h], value, sum[h][i]);
+            }
+        }
+    }
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    EACH (h, 2) {
+        __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(rows - h * 8), lanes);
+        EACH (i, n) _mm256_maskstore_ps(out + i * stride + h * 8, mask, sum[h][i]);
+    }
+}
+
+// Rows [i, i + n) of activations, at most six, with the tile of row r.
+AVX2_INLINE void some_floats_avx2(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
+                                  const Tensor *w, int32_t r, int32_t rows, const int type, const bool first) {
+    const float *x = rows_x->values + (int64_t)i * rows_x->cols;
+    int64_t x_stride = rows_x->cols;
+    out += i * stride + r;
+    switch (n) {
+    case 6: floats_avx2(out, stride, x, x_stride, w, r, rows, 6, type, first); break;
+    case 5: floats_avx2(out, stride, x, x_stride, w, r, rows, 5, type, first); break;
+    case 4: floats_avx2(out, stride, x, x_stride, w, r, rows, 4, type, first); break;
+    case 3: floats_avx2(out, stride, x, x_stride, w, r, rows, 3, type, first); break;
+    case 2: floats_avx2(out, stride, x, x_stride, w, r, rows, 2, type, first); break;
+    default: floats_avx2(out, stride, x, x_stride, w, r, rows, 1, type, first);
+    }
+}
+
+AVX2_INLINE void matmul_floats_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                    int32_t begin, int32_t end, const int type) {
+    for (int32_t r = begin; r < end; r += TILE_ROWS) {
+        int32_t i = even_part(n, 6), rows = MIN(TILE_ROWS, end - r);
+        some_floats_avx2(out, stride, x, 0, i, w, r, rows, type, true);
+        for (int32_t step; i < n; i += step) {
+            step = even_part(n - i, 6);
+            some_floats_avx2(out, stride, x, i, step, w, r, rows, type, false);
+        }
+    }
+}
+
+AVX2 static void matmul_tiles_fp32_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end) {
+    matmul_floats_avx2(out, stride, x, n, w, begin, end, TILES_FP32);
+}
+
+AVX2 static void matmul_tiles_bf16_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end) {
+    matmul_floats_avx2(out, stride, x, n, w, begin, end, TILES_BF16);
+}
+
 #endif

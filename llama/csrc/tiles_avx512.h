@@ -118,4 +118,87 @@ AVX512 static void matmul_tiles_int4_avx512(float *out, int64_t stride, const Ro
     matmul_tiles_avx512(out, stride, x, n, w, begin, end, TILES_INT4);
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// fp32 and bf16
+
+// The outputs of `tiles` tiles for n rows of activations from x on; the last tile has `rows` rows.
+AVX512_INLINE void floats_avx512(float *out, int64_t stride, const float *x, int64_t x_stride, const Tensor *w,
+                                 int32_t r0, int32_t rows, const int tiles, const int n, const int type,
+                                 const bool first) {
+    const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
+    const uint8_t *tile = tensor_tile(w, r0);
+    int64_t bytes = (int64_t)tile_bytes(w);
+    __m512 sum[3][8];
+    EACH (t, tiles)
+        EACH (i, n) sum[t][i] = _mm512_setzero_ps();
+    for (int32_t k = 0; k < w->cols; k += columns, tile += 64) {
+        __m512 weights[2][3];
+        EACH (t, tiles) {
+            __m512i both = _mm512_loadu_si512(tile + t * bytes);
+            if (first) _mm_prefetch(tile + t * bytes + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+            bool whole = type == TILES_FP32;
+            weights[0][t] = _mm512_castsi512_ps(whole ? both : _mm512_slli_epi32(both, 16));
+            weights[1][t] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+        }
+        EACH (c, columns) {
+            if (k + c == w->cols) break;
+            EACH (i, n) {
+                __m512 value = _mm512_set1_ps(x[i * x_stride + k + c]);
+                EACH (t, tiles) sum[t][i] = _mm512_fmadd_ps(weights[c][t], value, sum[t][i]);
+            }
+        }
+    }
+    EACH (t, tiles) {
+        __mmask16 mask = t + 1 == tiles && rows < TILE_ROWS ? (__mmask16)((1u << rows) - 1) : 0xffff;
+        EACH (i, n) _mm512_mask_storeu_ps(out + i * stride + t * TILE_ROWS, mask, sum[t][i]);
+    }
+}
+
+// Rows [i, i + n) of activations, at most eight, with `tiles` tiles from row r on.
+AVX512_INLINE void some_floats_avx512(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
+                                      const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type,
+                                      const bool first) {
+    const float *x = rows_x->values + (int64_t)i * rows_x->cols;
+    int64_t x_stride = rows_x->cols;
+    out += i * stride + r;
+    switch (n) {
+    case 8: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 8, type, first); break;
+    case 7: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 7, type, first); break;
+    case 6: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 6, type, first); break;
+    case 5: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 5, type, first); break;
+    case 4: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 4, type, first); break;
+    case 3: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 3, type, first); break;
+    case 2: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 2, type, first); break;
+    default: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 1, type, first);
+    }
+}
+
+AVX512_INLINE void all_floats_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                     int32_t r, int32_t rows, const int tiles, const int type) {
+    int32_t i = even_part(n, 8);
+    some_floats_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
+    for (int32_t step; i < n; i += step) {
+        step = even_part(n - i, 8);
+        some_floats_avx512(out, stride, x, i, step, w, r, rows, tiles, type, false);
+    }
+}
+
+AVX512_INLINE void matmul_floats_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end, const int type) {
+    int32_t r = begin;
+    for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
+        all_floats_avx512(out, stride, x, n, w, r, TILE_ROWS, 3, type);
+    for (; r < end; r += TILE_ROWS) all_floats_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
+}
+
+AVX512 static void matmul_tiles_fp32_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                            int32_t begin, int32_t end) {
+    matmul_floats_avx512(out, stride, x, n, w, begin, end, TILES_FP32);
+}
+
+AVX512 static void matmul_tiles_bf16_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                            int32_t begin, int32_t end) {
+    matmul_floats_avx512(out, stride, x, n, w, begin, end, TILES_BF16);
+}
+
 #endif

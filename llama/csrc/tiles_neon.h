@@ -32,6 +32,70 @@ NEON_INLINE int32x4_t dot_dotprod(int32x4_t sum, int8x16_t a, int8x16_t b) {
             : "+w"(sum)
             : "w"(a), "w"(b));
     return sum;
+    // ---------------------------------------------------------------------------------------------------------
+    // fp32 and bf16
+
+    // The outputs of a tile, of which `rows` rows exist, for n rows of activations from x on.
+    NEON_INLINE void floats_neon(float *out, int64_t stride, const float *x, int64_t x_stride, const Tensor *w,
+                                 int32_t r, int32_t rows, const int n, const int type) {
+        const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
+        const uint8_t *tile = tensor_tile(w, r);
+        float32x4_t sum[4][4];
+        EACH (h, 4)
+            EACH (i, n) sum[h][i] = vdupq_n_f32(0);
+        for (int32_t k = 0; k < w->cols; k += columns, tile += 64) {
+            float32x4_t weights[2][4];
+            EACH (h, 4) {
+                uint32x4_t both = vld1q_u32((const uint32_t *)(tile + h * 16));
+                bool whole = type == TILES_FP32;
+                weights[0][h] = vreinterpretq_f32_u32(whole ? both : vshlq_n_u32(both, 16));
+                weights[1][h] = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)));
+            }
+            EACH (c, columns) {
+                if (k + c == w->cols) break;
+                EACH (i, n) {
+                    float value = x[i * x_stride + k + c];
+                    EACH (h, 4) sum[h][i] = vfmaq_n_f32(sum[h][i], weights[c][h], value);
+                }
+            }
+        }
+        EACH (h, 4)
+            EACH (i, n) store_neon(out + i * stride + h * 4, sum[h][i], rows - h * 4);
+    }
+
+    // Rows [i, i + n) of activations, at most four, with the tile of row r.
+    NEON_INLINE void some_floats_neon(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
+                                      const Tensor *w, int32_t r, int32_t rows, const int type) {
+        const float *x = rows_x->values + (int64_t)i * rows_x->cols;
+        int64_t x_stride = rows_x->cols;
+        out += i * stride + r;
+        switch (n) {
+        case 4: floats_neon(out, stride, x, x_stride, w, r, rows, 4, type); break;
+        case 3: floats_neon(out, stride, x, x_stride, w, r, rows, 3, type); break;
+        case 2: floats_neon(out, stride, x, x_stride, w, r, rows, 2, type); break;
+        default: floats_neon(out, stride, x, x_stride, w, r, rows, 1, type);
+        }
+    }
+
+    NEON_INLINE void matmul_floats_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                        int32_t begin, int32_t end, const int type) {
+        for (int32_t r = begin; r < end; r += TILE_ROWS)
+            for (int32_t i = 0, step; i < n; i += step) {
+                step = even_part(n - i, 4);
+                some_floats_neon(out, stride, x, i, step, w, r, MIN(TILE_ROWS, end - r), type);
+            }
+    }
+
+    static void matmul_tiles_fp32_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                       int32_t begin, int32_t end) {
+        matmul_floats_neon(out, stride, x, n, w, begin, end, TILES_FP32);
+    }
+
+    static void matmul_tiles_bf16_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                       int32_t begin, int32_t end) {
+        matmul_floats_neon(out, stride, x, n, w, begin, end, TILES_BF16);
+    }
+
 #endif
 }
 
@@ -131,6 +195,70 @@ static void matmul_tiles_int8_dotprod(float *out, int64_t stride, const Rows *x,
 static void matmul_tiles_int4_dotprod(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                       int32_t begin, int32_t end) {
     matmul_tiles_neon(out, stride, x, n, w, begin, end, TILES_INT4, dot_dotprod);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// fp32 and bf16
+
+// The outputs of a tile, of which `rows` rows exist, for n rows of activations from x on.
+NEON_INLINE void floats_neon(float *out, int64_t stride, const float *x, int64_t x_stride, const Tensor *w,
+                             int32_t r, int32_t rows, const int n, const int type) {
+    const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
+    const uint8_t *tile = tensor_tile(w, r);
+    float32x4_t sum[4][4];
+    EACH (h, 4)
+        EACH (i, n) sum[h][i] = vdupq_n_f32(0);
+    for (int32_t k = 0; k < w->cols; k += columns, tile += 64) {
+        float32x4_t weights[2][4];
+        EACH (h, 4) {
+            uint32x4_t both = vld1q_u32((const uint32_t *)(tile + h * 16));
+            bool whole = type == TILES_FP32;
+            weights[0][h] = vreinterpretq_f32_u32(whole ? both : vshlq_n_u32(both, 16));
+            weights[1][h] = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)));
+        }
+        EACH (c, columns) {
+            if (k + c == w->cols) break;
+            EACH (i, n) {
+                float value = x[i * x_stride + k + c];
+                EACH (h, 4) sum[h][i] = vfmaq_n_f32(sum[h][i], weights[c][h], value);
+            }
+        }
+    }
+    EACH (h, 4)
+        EACH (i, n) store_neon(out + i * stride + h * 4, sum[h][i], rows - h * 4);
+}
+
+// Rows [i, i + n) of activations, at most four, with the tile of row r.
+NEON_INLINE void some_floats_neon(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
+                                  const Tensor *w, int32_t r, int32_t rows, const int type) {
+    const float *x = rows_x->values + (int64_t)i * rows_x->cols;
+    int64_t x_stride = rows_x->cols;
+    out += i * stride + r;
+    switch (n) {
+    case 4: floats_neon(out, stride, x, x_stride, w, r, rows, 4, type); break;
+    case 3: floats_neon(out, stride, x, x_stride, w, r, rows, 3, type); break;
+    case 2: floats_neon(out, stride, x, x_stride, w, r, rows, 2, type); break;
+    default: floats_neon(out, stride, x, x_stride, w, r, rows, 1, type);
+    }
+}
+
+NEON_INLINE void matmul_floats_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                    int32_t begin, int32_t end, const int type) {
+    for (int32_t r = begin; r < end; r += TILE_ROWS)
+        for (int32_t i = 0, step; i < n; i += step) {
+            step = even_part(n - i, 4);
+            some_floats_neon(out, stride, x, i, step, w, r, MIN(TILE_ROWS, end - r), type);
+        }
+}
+
+static void matmul_tiles_fp32_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                   int32_t begin, int32_t end) {
+    matmul_floats_neon(out, stride, x, n, w, begin, end, TILES_FP32);
+}
+
+static void matmul_tiles_bf16_neon(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
+                                   int32_t begin, int32_t end) {
+    matmul_floats_neon(out, stride, x, n, w, begin, end, TILES_BF16);
 }
 
 #endif
