@@ -1,8 +1,8 @@
 """Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
 
-In int8 and int4 groups of 32 neighbouring weights of a row share a scale, which is a half-precision float. int8: whole
-numbers from -127 to 127. int4: from -8 to 7; the scale is the best of several for the squares of the errors,
-since with 16 steps the largest weight of a group is not always worth its place.
+In int8 and int4 groups of 32 neighbouring weights of a row share a scale, which is a half-precision float.
+int8: whole numbers from -127 to 127. int4: from -8 to 7; the scale is the best of several for the squares of
+the errors, since with 16 steps the largest weight of a group is not always worth its place.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def float_bytes(rows: int, cols: int, size: int) -> int:
 
 def pack_floats(weight: Tensor, dtype: torch.dtype, errors: Errors) -> Iterator[Tensor]:
     """Bytes of a matrix (rows, cols) of float32 in tiles of dtype, float32 or bfloat16, as pack does it."""
-    rows, cols = weight.shape
+    cols = weight.shape[1]
     together = 4 // dtype.itemsize  # columns in four bytes
     step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
     for part in weight.split(step):

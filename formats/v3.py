@@ -121,7 +121,9 @@ def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
     if entry.rows == 1:
         yield weight.numpy().data.cast("B")
     elif entry.dtype in ("fp32", "bf16"):
-        for part in tiles.pack_floats(weight, torch.float32 if entry.dtype == "fp32" else torch.bfloat16, entry.errors):
+        for part in tiles.pack_floats(
+            weight, torch.float32 if entry.dtype == "fp32" else torch.bfloat16, entry.errors
+        ):
             yield part.numpy().data.cast("B")
     else:
         for part in tiles.pack(weight, 8 if entry.dtype == "int8" else 4, entry.errors):

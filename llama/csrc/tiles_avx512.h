@@ -128,11 +128,11 @@ AVX512_INLINE void floats_avx512(float *out, int64_t stride, const float *x, int
     const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
     const uint8_t *tile = tensor_tile(w, r0);
     int64_t bytes = (int64_t)tile_bytes(w);
-    __m512 sum[3][8];
+    __m512 sum[4][8];
     EACH (t, tiles)
         EACH (i, n) sum[t][i] = _mm512_setzero_ps();
     for (int32_t k = 0; k < w->cols; k += columns, tile += 64) {
-        __m512 weights[2][3];
+        __m512 weights[2][4];
         EACH (t, tiles) {
             __m512i both = _mm512_loadu_si512(tile + t * bytes);
             if (first) _mm_prefetch(tile + t * bytes + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
@@ -186,6 +186,8 @@ AVX512_INLINE void all_floats_avx512(float *out, int64_t stride, const Rows *x, 
 AVX512_INLINE void matmul_floats_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                         int32_t begin, int32_t end, const int type) {
     int32_t r = begin;
+    for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
+        floats_avx512(out + r, stride, x->values, x->cols, w, r, TILE_ROWS, 4, 1, type, true);
     for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
         all_floats_avx512(out, stride, x, n, w, r, TILE_ROWS, 3, type);
     for (; r < end; r += TILE_ROWS) all_floats_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
