@@ -300,25 +300,43 @@ static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim) {
     free_arrays(0);
 }
 
-// The passes over a vocabulary, which are the same bits everywhere.
+// The passes over a vocabulary, which are the same bits everywhere. Values on a grid, so that there are ties.
 static void check_passes(const Kernels *kernels, int32_t n) {
-    float *x = floats(n, -30, 30), *y = array((int64_t)n * 4);
-    double *mass = array((int64_t)(n + PASS_BLOCK - 1) / PASS_BLOCK * 8), *expected = array((int64_t)n * 8);
-    int32_t at = (int32_t)(random_bits() % (uint32_t)n);
-    memcpy(y, x, (size_t)n * 4);
-    float max = kernels->max(x, n);
-    check(max == kernels_scalar.max(x, n) && kernels->finite(x, n), kernels->name, "max or finite", n, 0, 0);
-    double sum = kernels->likelihoods(x, mass, n, max, 1.25f);
-    double right = kernels_scalar.likelihoods(y, expected, n, max, 1.25f);
-    size_t blocks = (size_t)(n + PASS_BLOCK - 1) / PASS_BLOCK;
-    check(sum == right && memcmp(x, y, (size_t)n * 4) == 0 && memcmp(mass, expected, blocks * 8) == 0,
-          kernels->name, "likelihoods", n, 0, 0);
-    float above[PASS_FLOORS], expected_above[PASS_FLOORS];
-    kernels->masses_above(x, n, above);
-    kernels_scalar.masses_above(x, n, expected_above);
-    check(memcmp(above, expected_above, sizeof above) == 0, kernels->name, "masses above", n, 0, 0);
-    x[at] = random_bits() >> 31 ? NAN : -INFINITY;
-    check(!kernels->finite(x, n), kernels->name, "finite misses what is not", n, at, 0);
+    float *x = floats(n, -30, 30), *y = array((int64_t)n * 4), *some = array((int64_t)(n + PASS_ROOM) * 4);
+    size_t blocks = (size_t)(n + PASS_BLOCK - 1) / PASS_BLOCK, bytes = (size_t)n * 4;
+    double *mass = array((int64_t)blocks * 8), *expected = array((int64_t)blocks * 8);
+    for (int32_t i = 0; i < n; i++) x[i] = rintf(x[i] * 16) / 16;
+    memcpy(y, x, bytes);
+    Extremes found = kernels->extremes(x, n), right = kernels_scalar.extremes(x, n);
+    check(found.min == right.min && found.max == right.max && found.argmax == right.argmax, kernels->name,
+          "extremes", n, found.argmax, right.argmax);
+    double sum = kernels->likelihoods(x, mass, n, found.max, 1.25f);
+    double same = kernels_scalar.likelihoods(y, expected, n, found.max, 1.25f);
+    check(sum == same && memcmp(x, y, bytes) == 0 && memcmp(mass, expected, blocks * 8) == 0, kernels->name,
+          "likelihoods", n, 0, 0);
+    for (int i = 0; i < 8; i++) {
+        float one = x[random_bits() % (uint32_t)n], other = x[random_bits() % (uint32_t)n];
+        float low = MIN(one, other), high = i % 2 ? MAX(one, other) : INFINITY;
+        int32_t wanted = kernels_scalar.collect(y, x, n, low, high);
+        const float *from = i / 4 ? memcpy(some, x, bytes) : x; // in place
+        int32_t count = kernels->collect(some, from, n, low, high);
+        check(count == wanted && memcmp(some, y, (size_t)wanted * 4) == 0, kernels->name, "collect", n, count,
+              wanted);
+    }
+    free_arrays(0);
+}
+
+// A number that is not finite shows in the smallest or the largest, wherever it is.
+static void check_not_finite(const Kernels *kernels, int32_t n) {
+    const float wrong[] = {NAN, -NAN, INFINITY, -INFINITY};
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        float *x = floats(n, -30, 30);
+        int32_t at = (int32_t)(random_bits() % (uint32_t)n);
+        x[at] = wrong[i];
+        Extremes found = kernels->extremes(x, n);
+        check(!isfinite(found.min) || !isfinite(found.max), kernels->name, "extremes lose what is not finite", n,
+              at, (int32_t)i);
+    }
     free_arrays(0);
 }
 
@@ -330,6 +348,7 @@ static void check_kernels(const Kernels *kernels) {
     for (size_t i = 0; i < COUNT(groups); i++) check_quantise(kernels, groups[i]);
     for (size_t i = 0; i < COUNT(sizes); i++) {
         check_passes(kernels, sizes[i]);
+        check_not_finite(kernels, sizes[i]);
         check_rmsnorm(kernels, sizes[i]);
         check_swiglu(kernels, sizes[i], 100);
         check_swiglu(kernels, sizes[i], 2);

@@ -9,7 +9,7 @@
 #ifndef LLAMA_KERNELS_H
 #define LLAMA_KERNELS_H
 
-#include "passes.h" // pass_max, pass_finite, pass_likelihoods
+#include "passes.h" // pass_extremes, pass_likelihoods, pass_collect
 #include "tiles.h"  // Tensor, Rows
 
 // Keys are cached in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are computed
@@ -43,10 +43,9 @@ typedef struct {
     // out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries
     void (*attend)(const Query *queries, int32_t count, const float *keys, const float *values, int32_t head_dim);
     // over the logits of a vocabulary: passes.h
-    float (*max)(const float *x, int32_t n);
-    bool (*finite)(const float *x, int32_t n);
+    Extremes (*extremes)(const float *x, int32_t n);
     double (*likelihoods)(float *x, double *mass, int32_t n, float max, float scale);
-    void (*masses_above)(const float *x, int32_t n, float above[PASS_FLOORS]);
+    int32_t (*collect)(float *out, const float *x, int32_t n, float low, float high);
 } Kernels;
 
 // ---------------------------------------------------------------------------------------------------------
@@ -162,20 +161,16 @@ static int32_t most_positions(const Query *queries, int32_t count) {
     return n;
 }
 
-static float max_scalar(const float *x, int32_t n) {
-    return pass_max(x, n);
-}
-
-static bool finite_scalar(const float *x, int32_t n) {
-    return pass_finite(x, n);
+static Extremes extremes_scalar(const float *x, int32_t n) {
+    return pass_extremes(x, n);
 }
 
 static double likelihoods_scalar(float *x, double *mass, int32_t n, float max, float scale) {
     return pass_likelihoods(x, mass, n, max, scale);
 }
 
-static void masses_above_scalar(const float *x, int32_t n, float above[PASS_FLOORS]) {
-    pass_masses_above(x, n, above);
+static int32_t collect_scalar(float *out, const float *x, int32_t n, float low, float high) {
+    return pass_collect(out, x, n, low, high);
 }
 
 static bool available_scalar(void) {
@@ -195,10 +190,9 @@ static const Kernels kernels_scalar = {
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
     .attend = attend_scalar,
-    .max = max_scalar,
-    .finite = finite_scalar,
+    .extremes = extremes_scalar,
     .likelihoods = likelihoods_scalar,
-    .masses_above = masses_above_scalar,
+    .collect = collect_scalar,
 };
 
 // ---------------------------------------------------------------------------------------------------------

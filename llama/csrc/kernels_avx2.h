@@ -166,20 +166,30 @@ AVX2 static void swiglu_avx2(float *h1, const float *h3, int32_t n) {
     }
 }
 
-AVX2 static float max_avx2(const float *x, int32_t n) {
-    return pass_max(x, n);
-}
-
-AVX2 static bool finite_avx2(const float *x, int32_t n) {
-    return pass_finite(x, n);
+AVX2 static Extremes extremes_avx2(const float *x, int32_t n) {
+    return pass_extremes(x, n);
 }
 
 AVX2 static double likelihoods_avx2(float *x, double *mass, int32_t n, float max, float scale) {
     return pass_likelihoods(x, mass, n, max, scale);
 }
 
-AVX2 static void masses_above_avx2(const float *x, int32_t n, float above[PASS_FLOORS]) {
-    pass_masses_above(x, n, above);
+// The lanes of a mask of 4, one after the other.
+static const uint8_t lanes_avx2[16][4] = {{0},    {0},       {1},       {0, 1},      {2},    {0, 2},
+                                          {1, 2}, {0, 1, 2}, {3},       {0, 3},      {1, 3}, {0, 1, 3},
+                                          {2, 3}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}};
+
+AVX2 static int32_t collect_avx2(float *out, const float *x, int32_t n, float low, float high) {
+    int32_t found = 0, i = 0;
+    for (; i + 4 <= n; i += 4) {
+        __m128 value = _mm_loadu_ps(x + i);
+        __m128 inside = _mm_and_ps(_mm_cmpge_ps(value, _mm_set1_ps(low)), _mm_cmplt_ps(value, _mm_set1_ps(high)));
+        int mask = _mm_movemask_ps(inside);
+        __m128i lanes = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(load_i32(lanes_avx2[mask])));
+        _mm_storeu_ps(out + found, _mm_permutevar_ps(value, lanes));
+        found += __builtin_popcount((unsigned)mask);
+    }
+    return found + pass_collect(out + found, x + i, n - i, low, high);
 }
 
 static bool available_avx2(void) { // every CPU with AVX2 has f16c; not every compiler can ask for it
@@ -199,10 +209,9 @@ static const Kernels kernels_avx2 = {
     .rmsnorm = rmsnorm_avx2,
     .swiglu = swiglu_avx2,
     .attend = attend_avx2,
-    .max = max_avx2,
-    .finite = finite_avx2,
+    .extremes = extremes_avx2,
     .likelihoods = likelihoods_avx2,
-    .masses_above = masses_above_avx2,
+    .collect = collect_avx2,
 };
 
 #endif

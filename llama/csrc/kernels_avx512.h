@@ -167,20 +167,25 @@ AVX512 static void swiglu_avx512(float *h1, const float *h3, int32_t n) {
     }
 }
 
-AVX512 static float max_avx512(const float *x, int32_t n) {
-    return pass_max(x, n);
-}
-
-AVX512 static bool finite_avx512(const float *x, int32_t n) {
-    return pass_finite(x, n);
+AVX512 static Extremes extremes_avx512(const float *x, int32_t n) {
+    return pass_extremes(x, n);
 }
 
 AVX512 static double likelihoods_avx512(float *x, double *mass, int32_t n, float max, float scale) {
     return pass_likelihoods(x, mass, n, max, scale);
 }
 
-AVX512 static void masses_above_avx512(const float *x, int32_t n, float above[PASS_FLOORS]) {
-    pass_masses_above(x, n, above);
+AVX512 static int32_t collect_avx512(float *out, const float *x, int32_t n, float low, float high) {
+    int32_t found = 0;
+    for (int32_t i = 0; i < n; i += 16) {
+        __mmask16 mask = mask_avx512(n - i);
+        __m512 value = _mm512_maskz_loadu_ps(mask, x + i);
+        mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(low), _CMP_GE_OQ);
+        mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(high), _CMP_LT_OQ);
+        _mm512_storeu_ps(out + found, _mm512_maskz_compress_ps(mask, value));
+        found += __builtin_popcount(mask);
+    }
+    return found;
 }
 
 static bool available_avx512(void) {
@@ -202,10 +207,9 @@ static const Kernels kernels_avx512 = {
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,
     .attend = attend_avx512,
-    .max = max_avx512,
-    .finite = finite_avx512,
+    .extremes = extremes_avx512,
     .likelihoods = likelihoods_avx512,
-    .masses_above = masses_above_avx512,
+    .collect = collect_avx512,
 };
 
 #endif

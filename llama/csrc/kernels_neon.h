@@ -202,10 +202,9 @@ static const Kernels kernels_neon = {
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
     .attend = attend_neon,
-    .max = max_scalar, // the compiler's own vectors: NEON is a part of aarch64
-    .finite = finite_scalar,
+    .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
     .likelihoods = likelihoods_scalar,
-    .masses_above = masses_above_scalar,
+    .collect = collect_scalar,
 };
 
 static const Kernels kernels_dotprod = {
@@ -221,10 +220,9 @@ static const Kernels kernels_dotprod = {
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
     .attend = attend_neon,
-    .max = max_scalar, // the compiler's own vectors: NEON is a part of aarch64
-    .finite = finite_scalar,
+    .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
     .likelihoods = likelihoods_scalar,
-    .masses_above = masses_above_scalar,
+    .collect = collect_scalar,
 };
 
 #endif

@@ -17,7 +17,7 @@
 // the coin are those of llama2.c: the same seed gives the same text, up to the rounding of sums.
 //
 // All three filters of step 5 keep a run from the top. So they and the draw ask the same question, at which token a
-// running count or mass exceeds a target, and select_find answers it by histograms. The logits are left as adjusted
+// running count or mass exceeds a target, and select_run answers it by histograms. The logits are left as adjusted
 // by steps 2 and 3 at temperature 0, else as likelihoods relative to the most likely token.
 //
 // Left out on purpose: beam search, grammars and the other filters (typical-p, mirostat, ...). A caller that wants
@@ -25,7 +25,7 @@
 #ifndef LLAMA_SAMPLER_H
 #define LLAMA_SAMPLER_H
 
-#include "kernels.h" // Kernels: max, finite, likelihoods
+#include "kernels.h" // Kernels: extremes, likelihoods
 #include "select.h"  // Selection
 #include "util.h"    // fail, fail_memory
 
@@ -85,14 +85,15 @@ void llama_sampler_free(LlamaSampler *sampler) {
     free(sampler);
 }
 
-static LlamaSampler *sampler_alloc(int32_t vocab_size) {
+static LlamaSampler *sampler_alloc(const Kernels *kernels, int32_t vocab_size) {
     LlamaSampler *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     size_t n = (size_t)vocab_size;
+    s->kernels = kernels;
     s->vocab_size = vocab_size;
     s->notes = calloc(n, sizeof *s->notes);
     s->note_of = calloc(n, sizeof *s->note_of);
-    if (select_init(&s->selection, vocab_size) && s->notes && s->note_of) return s;
+    if (select_init(&s->selection, kernels, vocab_size) && s->notes && s->note_of) return s;
     llama_sampler_free(s);
     return NULL;
 }
@@ -104,9 +105,8 @@ int llama_sampler_init(int32_t vocab_size, const LlamaSampling *sampling, LlamaS
     int code = sampler_check_options(vocab_size, sampling, error);
     if (code == LLAMA_OK) code = kernels_find(getenv("LLAMA_ISA"), &kernels, error);
     if (code != LLAMA_OK) return code;
-    LlamaSampler *s = sampler_alloc(vocab_size);
-    if (!s) return fail_memory(error, (uint64_t)vocab_size * (sizeof *s->notes + sizeof *s->note_of + 16));
-    s->kernels = kernels;
+    LlamaSampler *s = sampler_alloc(kernels, vocab_size);
+    if (!s) return fail_memory(error, (uint64_t)vocab_size * (sizeof *s->notes + sizeof *s->note_of + 8));
     s->sampling = *sampling;
     if (sampling->top_k >= vocab_size) s->sampling.top_k = 0;
     if (sampling->top_p == 1.0f) s->sampling.top_p = 0.0f;
@@ -183,38 +183,11 @@ static void sampler_adjust(const LlamaSampler *s, float *logits) {
 // ---------------------------------------------------------------------------------------------------------
 // The draw
 
-static int sampler_check_logits(const LlamaSampler *s, const float *logits, LlamaError *error) {
-    if (s->kernels->finite(logits, s->vocab_size)) return LLAMA_OK;
+static int sampler_refuse(const float *logits, LlamaError *error) { // that are not all finite
     int32_t i = 0;
     while (isfinite(logits[i])) i++;
     const char *what = isnan(logits[i]) ? "nan" : logits[i] > 0 ? "inf" : "-inf";
     return fail(error, LLAMA_ERROR_FILE, "logit of token %d is %s, allowed finite numbers", i, what);
-}
-
-// A likelihood that at least top_k tokens reach: the top_k-th of the blocks' largest. 0 if there are fewer blocks.
-static float sampler_top_k_floor(Selection *s, const float *x, int32_t top_k) {
-    if (top_k > s->n_blocks) return 0;
-    for (int32_t b = 0; b < s->n_blocks; b++) {
-        int32_t first = b * PASS_BLOCK, n = MIN(PASS_BLOCK, s->vocab_size - first);
-        s->keys[b] = select_key(select_bits(pass_max(x + first, n)), b);
-    }
-    return select_likelihood(select_find(s, s->keys, s->n_blocks, false, top_k - 1));
-}
-
-// A likelihood below which no token can get through the filters, so that few tokens need a key. More than 0: a
-// token that is forbidden or underflowed gets none. Fewer than n tokens, each below (1 - top_p) * mass / n, weigh
-// less than 1 - top_p of the mass: those above are enough to exceed top_p.
-static float sampler_floor(LlamaSampler *s, const float *x, double mass) {
-    const LlamaSampling *o = &s->sampling;
-    if (o->top_k) return MAX(FLT_MIN, sampler_top_k_floor(&s->selection, x, o->top_k));
-    double floor = o->top_p > 0.0f ? (1.0 - (double)o->top_p) * mass / s->vocab_size : 0.0;
-    float above[PASS_FLOORS];
-    if (o->top_p > 0.0f) {
-        s->kernels->masses_above(x, s->vocab_size, above);
-        for (int j = PASS_FLOORS - 1; j >= 0; j--) // 1e-3: far more than floats lose in sums
-            if ((double)above[j] * (1 - 1e-3) > (double)o->top_p * mass) floor = MAX(floor, (double)pass_floor(j));
-    }
-    return MAX(FLT_MIN, (float)MAX(floor, (double)o->min_p));
 }
 
 // xorshift64*, the 24 highest bits of 32, as a fraction in [0, 1).
@@ -243,32 +216,35 @@ static int32_t sampler_draw_any(const Selection *s, const float *x, double targe
 static int32_t sampler_draw_filtered(LlamaSampler *sampler, const float *x, double mass, double coin) {
     const LlamaSampling *o = &sampler->sampling;
     Selection *s = &sampler->selection;
-    int32_t n = select_collect(s, x, sampler_floor(sampler, x, mass));
-    if (o->top_k) n = select_keep(s, n, select_find(s, s->keys, n, false, o->top_k - 1), &mass);
-    if (o->top_p > 0.0f) {
-        uint64_t last = select_find(s, s->keys, n, true, (double)o->top_p * mass);
-        n = select_keep(s, n, last, &mass);
+    Run kept = {0};
+    if (o->top_k) {
+        kept = select_shortest(s, x, SELECT_COUNT, o->top_k - 1, mass);
+        if (o->top_p > 0.0f) kept = select_run(s, SELECT_MASS, (double)o->top_p * kept.total[SELECT_MASS]);
+    } else if (o->top_p > 0.0f) {
+        kept = select_shortest(s, x, SELECT_MASS, (double)o->top_p * mass, mass);
     }
-    if (o->min_p > 0.0f) n = select_keep(s, n, (uint64_t)select_bits(o->min_p) << 32, &mass);
-    return (int32_t)~(uint32_t)select_find(s, s->keys, n, true, coin * mass);
+    if (o->min_p > kept.last) kept = select_above(s, x, MAX(FLT_MIN, o->min_p));
+    // A coin is below 1 by 2^-24 or more, far more than sums lose: the token is one of those kept.
+    Run drawn = select_run(s, SELECT_MASS, coin * kept.total[SELECT_MASS]);
+    return select_token(s, x, &drawn);
 }
 
 int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error) {
     const LlamaSampling *o = &sampler->sampling;
-    int code = sampler_check_logits(sampler, logits, error);
-    if (code) return code;
-    sampler_adjust(sampler, logits);
-    float max = sampler->kernels->max(logits, sampler->vocab_size);
-    if (max == -INFINITY)
-        return fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
-    if (o->temperature == 0.0f) {
-        *token = 0;
-        while (logits[*token] != max) ++*token;
-        return LLAMA_OK;
+    Extremes found = sampler->kernels->extremes(logits, sampler->vocab_size);
+    if (!isfinite(found.min) || !isfinite(found.max)) return sampler_refuse(logits, error);
+    if (sampler->n_notes) {
+        sampler_adjust(sampler, logits);
+        found = sampler->kernels->extremes(logits, sampler->vocab_size);
     }
+    if (found.max == -INFINITY)
+        return fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
+    *token = found.argmax;
+    if (o->temperature == 0.0f) return LLAMA_OK;
     // A temperature below 5e-39 gives a scale beyond floats, which counts as the largest one.
     float scale = (float)MIN(LOG2_E / (double)o->temperature, (double)FLT_MAX);
-    double mass = sampler->kernels->likelihoods(logits, sampler->selection.mass, sampler->vocab_size, max, scale);
+    double mass =
+        sampler->kernels->likelihoods(logits, sampler->selection.mass, sampler->vocab_size, found.max, scale);
     double coin = sampler_coin(&sampler->sampling.seed);
     bool filtered = o->top_k || o->top_p > 0.0f || o->min_p > 0.0f;
     *token = filtered ? sampler_draw_filtered(sampler, logits, mass, coin)

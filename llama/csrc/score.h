@@ -11,7 +11,7 @@ enum { SCORE_LOGITS = 1 << 22 }; // logits alive at once, in all rows
 static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t token, double *score,
                        LlamaError *error) {
     if (token < 0 || token >= n) return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", token, n - 1);
-    float max = kernels->max(logits, n);
+    float max = kernels->extremes(logits, n).max;
     double above = (double)logits[token] - (double)max;
     *score = above - log(kernels->likelihoods(logits, NULL, n, max, (float)LOG2_E));
     if (isfinite(*score)) return LLAMA_OK;
