@@ -272,6 +272,96 @@ def test_likelihoods_are_within_rounding_of_float64(temperature: float) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------
+# The passes over the vocabulary, and the sample that the selection starts from
+
+
+def instruction_sets() -> list[str]:
+    """Those of this CPU, in the engine's names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_ISA", "none")
+        with pytest.raises(Refused) as refused:
+            Sampler(1)
+    return refused.value.args[1].split("has:")[1].split()
+
+
+def hostile_logits(n: int) -> list[np.ndarray]:
+    """Ties, zeros of both signs, denormals, the ends of the range, and ordinary ones."""
+    rng = np.random.default_rng(n)
+    largest, smallest = np.finfo(np.float32).max, np.float32(1e-45)
+    corners = np.array([0, -0.0, smallest, -smallest, 1e-40, -1e-40, 1, -1, 80, -80, -123], dtype=np.float32)
+    return [
+        rng.normal(0, 3, n),
+        rng.normal(0, 20, n).round() / 4,
+        rng.choice(corners, n),
+        rng.choice([*corners, largest, -largest], n),
+        np.zeros(n),
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 15, 64, 255, 256, 257, 1000, 4099])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {},
+        {"temperature": 40.0, "top_p": 0.95},
+        {"top_p": 0.9},
+        {"top_k": 40},
+        {"min_p": 0.05},
+        {"top_k": 700, "top_p": 0.99, "min_p": 1e-4},
+    ],
+    ids=str,
+)
+def test_every_instruction_set_leaves_the_same_bits_and_draws_the_same_tokens(
+    n: int, options: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden = Told(bias=dict.fromkeys(range(0, n - 1, 7), -np.inf))
+    for told, logits in product((Told(), forbidden), hostile_logits(n)):
+        found = []
+        for name in instruction_sets():
+            monkeypatch.setenv("LLAMA_ISA", name)
+            sampler = Sampler(n, told, **options, seed=n)
+            found.append(
+                [(token, left.tobytes()) for token, left in (sampler.sample(logits) for _ in range(3))]
+            )
+        assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("n", [3000, 32000])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 0.9999}, {"top_k": 3}, {"top_k": 400}, {"top_k": 2900}],
+    ids=str,
+)
+def test_a_misleading_sample_changes_nothing(n: int, options: dict[str, float]) -> None:
+    """Likelihoods that repeat with the index as the sample does: it has all or none of the likely ones."""
+    noise = np.random.default_rng(n).normal(0, 16, n).round() / 16
+    for above in (-60, -6, 6, 60):
+        logits = noise.astype(np.float32)
+        logits[:: max(8, n // 1024)] += above
+        e = likelihoods(logits.astype(np.float64), 1)
+        sampler = Sampler(n, **options, seed=99)
+        for coin, _ in zip(coins(99), range(3), strict=False):
+            token = sampler.draw(logits)
+            assert token == draw(e, Options(**options), coin) or token in allowed(e, Options(**options), coin)
+
+
+def test_ties_at_the_end_of_a_run_are_kept_in_the_order_of_their_index() -> None:
+    """In several blocks, with tokens above and below them."""
+    logits = np.full(2000, -5.0)
+    ties = np.random.default_rng(1).permutation(2000)[:500]
+    logits[ties] = 1.0
+    logits[ties[:10]] = 3.0
+    above, equal = np.sort(ties[:10]), np.sort(ties[10:])
+    for top_k in (11, 30, 400):
+        kept = {*above, *equal[: top_k - 10]}
+        assert drawn(Sampler(2000, top_k=top_k, temperature=50), logits, 100 + 15 * top_k) == kept
+    mass = 490 + 10 * np.exp(2) + 1500 * np.exp(-6)
+    top_p = (10 * np.exp(2) + 100.5) / mass  # 100 of the ties do not exceed it, 101 do
+    assert drawn(Sampler(2000, top_p=top_p), logits) == {*above, *equal[:101]}
+
+
+# ------------------------------------------------------------------------------------------------------
 # Corners
 
 
@@ -287,6 +377,9 @@ def test_equal_tokens_are_kept_in_the_order_of_their_index() -> None:
     assert Sampler(100, temperature=0).draw(equal) == 0
     assert Sampler(3, temperature=0).draw(np.array([-1.0, 0.0, -0.0])) == 1
     assert Sampler(3, temperature=0).draw(np.array([-1.0, -0.0, 0.0])) == 1
+    logits = np.full(2000, -1.0)
+    logits[[333, 1444]] = -0.0, 0.0  # in different blocks
+    assert Sampler(2000, temperature=0).draw(logits) == 333
 
 
 def test_greedy_tells_neighbouring_floats_apart() -> None:
@@ -451,10 +544,14 @@ def test_a_bias_of_nan_or_infinity_is_refused(bias: float) -> None:
     assert refused.value.args == (lib.LLAMA_ERROR_USAGE, text)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_logit_that_is_not_finite_is_refused(value: float, temperature: float) -> None:
-    for n, token in ((1, 0), (18, 17), (1000, 0), (1000, 999)):
+@pytest.mark.parametrize("name", instruction_sets())
+def test_a_logit_that_is_not_finite_is_refused(
+    value: float, temperature: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_ISA", name)
+    for n, token in ((1, 0), (18, 17), (1000, 0), (1000, 255), (1000, 999)):
         logits = np.ones(n)
         logits[token] = value
         with pytest.raises(Refused) as refused:
