@@ -1,0 +1,339 @@
+"""GGUF files, llama.cpp's: models of its architecture "llama", through the gguf library.
+
+Weights lie in them as in model.py: the rows of wq and wk are in Meta's order there too. What stretches RoPE
+for Llama 3.1 and 3.2 is a tensor, rope_freqs.weight, of what the frequencies are divided by.
+gguf_vocabulary.py is about the tokenizer in a file.
+
+Left out on purpose: files in several parts (llama.cpp's gguf-split joins them), experts, YaRN.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from formats.gguf_file import GgufFile, gguf
+from formats.gguf_vocabulary import Vocabulary, add_vocabulary, find_vocabulary
+from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
+from formats.tiles import CHUNK_VALUES, Errors
+from model import Config, RopeScaling, rope_frequencies
+from training.command import BadInput, UsageError, written_aside
+
+Type = gguf.GGMLQuantizationType
+ROPE_FACTORS = "rope_freqs.weight"
+HALVES = {Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+
+
+def gguf_names(config: Config) -> dict[str, str]:
+    """The file's names of tensors by ours: layers.3.attention.wq.weight is blk.3.attn_q.weight."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.n_layers)
+    return {name: names.get_name(name, (".weight",)) for name in tensor_shapes(config)}
+
+
+def rope_factors(config: Config) -> Tensor:
+    """What rope_scaling divides the frequencies of RoPE by: float32 (head_dim / 2)."""
+    return (rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)).float()
+
+
+# --- Reading
+
+READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+READABLE += ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+ONLY = {  # what a file may say of things that model.py does not have
+    "general.architecture": ("llama",),
+    "split.count": (0, 1),
+    "llama.expert_count": (0,),
+    "llama.rope.scaling.type": ("none", "linear"),
+    "llama.rope.scaling.attn_factor": (1.0,),
+}
+
+
+def read_values(tensor: gguf.ReaderTensor) -> Tensor:
+    """The numbers of a tensor: float16 and bfloat16 as they lie in the file, others as float32."""
+    if kind := HALVES.get(tensor.tensor_type):
+        return torch.from_numpy(tensor.data).view(kind)
+    return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+
+def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
+    """How RoPE is stretched, from what the file says and its tensor of factors. config: without it."""
+    factor = file.one("llama.rope.scaling.factor", float, file.one("llama.rope.scale_linear", float, 1.0))
+    if factor < 0:
+        raise file.wrong("llama.rope.scaling.factor", "more than 0")
+    linear = factor not in (0, 1) and file.get("llama.rope.scaling.type") != "none"
+    if ROPE_FACTORS not in file.tensors:
+        return RopeScaling("linear", factor) if linear else None
+    found = read_values(file.tensors[ROPE_FACTORS])
+    original = file.one("llama.rope.scaling.original_context_length", int, 8192)
+    for guess in (found.max().item(), 8.0, 32.0):  # the largest, unless even the slowest pair is blended
+        if guess > 0 and not linear:
+            scaling = RopeScaling("llama3", guess, original_max_seq_len=original)
+            expected = rope_factors(replace(config, rope_scaling=scaling))
+            if found.shape == expected.shape and torch.allclose(found.float(), expected, rtol=1e-4):
+                return scaling
+    raise BadInput(f"{file.path}: {ROPE_FACTORS} stretches RoPE, allowed as Llama 3.1 and 3.2 do it")
+
+
+def read_config(file: GgufFile) -> Config:
+    """The configuration of a model. Raises BadInput."""
+    for key, allowed in ONLY.items():
+        if file.get(key, allowed[0]) not in allowed:
+            raise file.wrong(key, " and ".join(map(repr, allowed)))
+    if "token_embd.weight" not in file.tensors:
+        raise BadInput(f"{file.path}: token_embd.weight is missing")
+    dim = file.one("llama.embedding_length", int)
+    n_heads = file.one("llama.attention.head_count", int)
+    head_dim = file.one("llama.attention.key_length", int, dim // max(1, n_heads))
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if file.one(key, int, head_dim) != head_dim:
+            raise file.wrong(key, f"head_dim = {head_dim}")
+    if file.one("llama.block_count", int) > len(file.tensors):  # before so many layers are thought of
+        raise file.wrong("llama.block_count", f"{len(file.tensors)}, the number of tensors, at most")
+    fields = {
+        "dim": dim,
+        "n_layers": file.one("llama.block_count", int),
+        "n_heads": n_heads,
+        "n_kv_heads": file.one("llama.attention.head_count_kv", int, n_heads),
+        "head_dim": head_dim,
+        "hidden_dim": file.one("llama.feed_forward_length", int),
+        "vocab_size": int(file.tensors["token_embd.weight"].shape[-1]),
+        "max_seq_len": file.one("llama.context_length", int),
+        "norm_eps": file.one("llama.attention.layer_norm_rms_epsilon", float),
+        "rope_theta": file.one("llama.rope.freq_base", float, 10000.0),
+        "tied": "output.weight" not in file.tensors,
+    }
+    try:
+        config = Config(**fields)
+    except ValueError as error:
+        raise BadInput(f"{file.path}: {error}") from None
+    return replace(config, rope_scaling=read_rope_scaling(file, config))
+
+
+def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What is wrong with the tensors of a file. shapes: allowed, under the file's names."""
+    for name, shape in shapes.items():
+        if name not in file.tensors:
+            yield f"{name} is missing"
+            continue
+        found, kind = tuple(file.tensors[name].shape[::-1].tolist()), file.tensors[name].tensor_type.name
+        if found != shape:
+            yield f"{name} has the shape {found}, allowed {shape}"
+        elif kind not in READABLE:
+            yield f"{name} has the type {kind}, allowed {', '.join(READABLE)}"
+    yield from (
+        f"{name} is unexpected" for name in file.tensors if name not in shapes and name != ROPE_FACTORS
+    )
+
+
+class GgufTensors(Mapping[str, Tensor]):
+    """The tensors of a file under our names, mapped; quantised ones become float32 when they are taken."""
+
+    def __init__(self, file: GgufFile, names: dict[str, str]) -> None:
+        self._file, self._names = file, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = read_values(self._file.tensors[self._names[name]])
+        if not all(map(math.isfinite, values.aminmax())):
+            raise BadInput(f"{self._file.path}: {self._names[name]} has values that are not finite")
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def open_gguf(path: Path) -> Source:
+    """The model in a GGUF file. Raises BadInput, OSError."""
+    file = GgufFile(path)
+    config = read_config(file)
+    try:
+        names, shapes = gguf_names(config), tensor_shapes(config)
+    except RuntimeError as error:  # larger than any memory
+        raise BadInput(f"{path}: {error}") from None
+    problems = list(tensor_problems(file, {names[name]: shape for name, shape in shapes.items()}))
+    source = Source(str(path), config, GgufTensors(file, names))
+    refuse(source, problems)
+    return source
+
+
+def read_vocabulary(path: Path) -> Vocabulary | None:
+    """The tokenizer in a GGUF file, None where there is none. Raises BadInput, OSError."""
+    return find_vocabulary(GgufFile(path))
+
+
+# --- Writing
+
+TYPES = {"fp32": Type.F32, "fp16": Type.F16, "bf16": Type.BF16, "int8": Type.Q8_0, "int4": Type.Q4_0}
+ALIGN = gguf.GGUF_DEFAULT_ALIGNMENT
+FILE_TYPES = {
+    "fp32": gguf.LlamaFileType.ALL_F32,
+    "fp16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "int8": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "int4": gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: its name here and in the file, its shape and type."""
+
+    name: str
+    file_name: str
+    shape: tuple[int, ...]
+    kind: Type
+
+    @property
+    def bytes(self) -> int:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
+        return math.prod(self.shape) // block * block_bytes
+
+    @property
+    def aligned_bytes(self) -> int:
+        return -(-self.bytes // ALIGN) * ALIGN
+
+
+def chosen_type(name: str, shape: tuple[int, ...], dtype: str, ends_dtype: str) -> Type:
+    """The type of a tensor. As llama.cpp has it, rows that are not whole blocks of it are F16."""
+    if len(shape) == 1:
+        return Type.F32
+    kind = TYPES[ends_dtype if name in (EMBEDDING, CLASSIFIER) else dtype]
+    return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Type.F16
+
+
+def plan(config: Config, dtype: str, ends_dtype: str) -> list[Entry]:
+    """The tensors of a file, in its order."""
+    names, entries = gguf_names(config), []
+    if config.rope_scaling and config.rope_scaling.kind == "llama3":
+        entries.append(Entry(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), Type.F32))
+    for name, shape in tensor_shapes(config).items():
+        entries.append(Entry(name, names[name], shape, chosen_type(name, shape, dtype, ends_dtype)))
+    return entries
+
+
+def add_config(writer: gguf.GGUFWriter, config: Config) -> None:
+    """What llama.cpp must know of a model's shape."""
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.hidden_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    if scaling := config.rope_scaling:
+        if scaling.kind == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(scaling.factor)
+        else:  # the rest is in ROPE_FACTORS
+            writer.add_rope_scaling_orig_ctx_len(scaling.original_max_seq_len)
+
+
+def add_model(writer: gguf.GGUFWriter, name: str, dtype: str) -> None:
+    """What a file says of itself."""
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def write_head(path: Path, writer: gguf.GGUFWriter, entries: list[Entry]) -> None:
+    """Writes all that comes before the data of the tensors."""
+    for entry in entries:
+        size = (np.dtype(np.float32), entry.bytes)
+        writer.add_tensor_info(entry.file_name, entry.shape, *size, raw_dtype=entry.kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+
+
+def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
+    """Writes a tensor, piece by piece, and returns its relative error, NaN if kind can't hold it."""
+    errors, rows = Errors(), weight.view(-1, weight.shape[-1])
+    for part in rows.split(max(1, CHUNK_VALUES // rows.shape[1])):
+        with np.errstate(all="ignore"):  # what is not finite shows in the error
+            data = gguf.quants.quantize(part.numpy(), kind)
+            values = torch.from_numpy(gguf.quants.dequantize(data, kind))
+        errors.total += part.double().square().sum().item()
+        errors.error += (values.double() - part).square().sum().item()
+        file.write(data.data.cast("B"))
+    file.write(bytes(-file.tell() % ALIGN))
+    return errors.relative if math.isfinite(errors.error + errors.total) else math.nan
+
+
+def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: bool) -> dict[str, float]:
+    """Writes the data of all tensors, one in memory at a time, and returns the relative errors."""
+    errors = {}
+    file.write(bytes(-file.tell() % ALIGN))
+    total = sum(entry.aligned_bytes for entry in entries)
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
+        for entry in entries:
+            rope = entry.name == ROPE_FACTORS
+            weight = rope_factors(source.config) if rope else take(source, entry.name, entry.shape)
+            errors[entry.name] = write_tensor(file, weight, entry.kind)
+            if math.isnan(errors[entry.name]):
+                refuse(
+                    source,
+                    [f"{entry.name} has values that are not finite, or too large for {entry.kind.name}"],
+                )
+            progress.update(entry.aligned_bytes)
+    return {entry.name: errors[entry.name] for entry in entries if entry.kind != Type.F32}
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises OSError if so many bytes do not fit beside path."""
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        raise OSError(errno.ENOSPC, f"needs {needed:,} bytes, free are {free:,}", str(path))
+
+
+def write_gguf(
+    path: Path,
+    source: Source,
+    dtype: str = "int8",
+    ends_dtype: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    *,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Writes a model as a GGUF file that llama.cpp runs, and returns the relative errors of what was rounded.
+
+    dtype: of the matrices of the layers: "fp32", "fp16", "bf16", "int8" (Q8_0) or "int4" (Q4_0); F16 where
+    rows are not whole blocks. ends_dtype: of embedding and classifier; None: int8 for int4, else dtype.
+    vocabulary: None for a model that knows no text. progress: show a bar on standard error.
+    Raises UsageError, BadInput (weights or vocabulary do not fit), OSError; an old file is then as it was.
+    """
+    ends_dtype = ends_dtype or ("int8" if dtype == "int4" else dtype)
+    if unknown := {dtype, ends_dtype} - set(TYPES):
+        raise UsageError(f"dtype = {unknown.pop()}, allowed {', '.join(TYPES)}")
+    config = source.config
+    refuse(source, name_problems(source, tensor_shapes(config)))
+    if vocabulary and len(vocabulary.tokens) != config.vocab_size:
+        found = f"the vocabulary has {len(vocabulary.tokens)} tokens"
+        refuse(source, [f"{found}, the model's vocab_size = {config.vocab_size}"])
+    entries = plan(config, dtype, ends_dtype)
+    writer = gguf.GGUFWriter(None, "llama")
+    add_model(writer, path.stem, dtype)
+    add_config(writer, config)
+    add_vocabulary(writer, vocabulary)
+    with written_aside(path) as scratch:
+        check_space(path.resolve(), sum(entry.aligned_bytes for entry in entries))
+        write_head(scratch, writer, entries)
+        with scratch.open("ab") as file:
+            return write_tensors(file, source, entries, progress)
