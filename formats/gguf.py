@@ -22,16 +22,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from formats.gguf_file import GgufFile, gguf
+from formats.gguf_file import GgufFile, Type, gguf
 from formats.gguf_vocabulary import Vocabulary, add_vocabulary, find_vocabulary
 from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
 from formats.tiles import CHUNK_VALUES, Errors
 from model import Config, RopeScaling, rope_frequencies
 from training.command import BadInput, UsageError, written_aside
 
-Type = gguf.GGMLQuantizationType
 ROPE_FACTORS = "rope_freqs.weight"
-HALVES = {Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 
 
 def gguf_names(config: Config) -> dict[str, str]:
@@ -58,11 +57,12 @@ ONLY = {  # what a file may say of things that model.py does not have
 }
 
 
-def read_values(tensor: gguf.ReaderTensor) -> Tensor:
-    """The numbers of a tensor: float16 and bfloat16 as they lie in the file, others as float32."""
-    if kind := HALVES.get(tensor.tensor_type):
-        return torch.from_numpy(tensor.data).view(kind)
-    return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+def read_values(file: GgufFile, name: str) -> Tensor:
+    """A tensor: floats of any size as they lie in the file, what is quantised as float32."""
+    data, kind = file.bytes_of(name), file.tensors[name].kind
+    if kind in FLOATS:
+        return torch.from_numpy(data).view(FLOATS[kind])
+    return torch.from_numpy(gguf.quants.dequantize(data, kind))
 
 
 def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
@@ -73,7 +73,7 @@ def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
     linear = factor not in (0, 1) and file.get("llama.rope.scaling.type") != "none"
     if ROPE_FACTORS not in file.tensors:
         return RopeScaling("linear", factor) if linear else None
-    found = read_values(file.tensors[ROPE_FACTORS])
+    found = read_values(file, ROPE_FACTORS)
     original = file.one("llama.rope.scaling.original_context_length", int, 8192)
     for guess in (found.max().item(), 8.0, 32.0):  # the largest, unless even the slowest pair is blended
         if guess > 0 and not linear:
@@ -106,7 +106,7 @@ def read_config(file: GgufFile) -> Config:
         "n_kv_heads": file.one("llama.attention.head_count_kv", int, n_heads),
         "head_dim": head_dim,
         "hidden_dim": file.one("llama.feed_forward_length", int),
-        "vocab_size": int(file.tensors["token_embd.weight"].shape[-1]),
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "max_seq_len": file.one("llama.context_length", int),
         "norm_eps": file.one("llama.attention.layer_norm_rms_epsilon", float),
         "rope_theta": file.one("llama.rope.freq_base", float, 10000.0),
@@ -125,11 +125,11 @@ def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> It
         if name not in file.tensors:
             yield f"{name} is missing"
             continue
-        found, kind = tuple(file.tensors[name].shape[::-1].tolist()), file.tensors[name].tensor_type.name
-        if found != shape:
-            yield f"{name} has the shape {found}, allowed {shape}"
-        elif kind not in READABLE:
-            yield f"{name} has the type {kind}, allowed {', '.join(READABLE)}"
+        found = file.tensors[name]
+        if found.shape != shape:
+            yield f"{name} has the shape {found.shape}, allowed {shape}"
+        elif found.kind.name not in READABLE:
+            yield f"{name} has the type {found.kind.name}, allowed {', '.join(READABLE)}"
     yield from (
         f"{name} is unexpected" for name in file.tensors if name not in shapes and name != ROPE_FACTORS
     )
@@ -142,7 +142,7 @@ class GgufTensors(Mapping[str, Tensor]):
         self._file, self._names = file, names
 
     def __getitem__(self, name: str) -> Tensor:
-        values = read_values(self._file.tensors[self._names[name]])
+        values = read_values(self._file, self._names[name])
         if not all(map(math.isfinite, values.aminmax())):
             raise BadInput(f"{self._file.path}: {self._names[name]} has values that are not finite")
         return values

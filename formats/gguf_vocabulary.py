@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import tokenizer as tokenizers
@@ -110,39 +109,24 @@ def byte_letters() -> list[str]:
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
-def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    """The two tokens that make one: what merges of lower rank than its own leave of its bytes.
-
-    >>> last_merge(b"the", {b"th": 256, b"he": 257, b"the": 258})
-    [b'th', b'e']
-    """
-    parts, own = [token[i : i + 1] for i in range(len(token))], ranks[token]
-    while len(parts) > 2:
-        found = [ranks.get(left + right, own) for left, right in pairwise(parts)]
-        i = found.index(min(found))
-        if found[i] == own:  # no merges make it, but a whole word may be the token
-            return []
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
 def from_ranks(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> Vocabulary:
-    """A vocabulary from the ranks and the special tokens of a Llama 3, which follow them."""
+    """A vocabulary from the ranks of a Llama 3 and the special tokens that follow them.
+
+    Two neighbours merge if together they are a token, that of the lowest rank first: so all ways to cut a
+    token in two are merges, with its rank.
+    """
     letters = byte_letters()
-
-    def spelt(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
     ordered, names = sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__)
-    merges = [last_merge(token, ranks) for token in ordered if len(token) > 1]
+    spelt = {token: "".join(letters[byte] for byte in token) for token in ordered}
+    cuts = ((token[:i], token[i:]) for token in ordered for i in range(1, len(token)))
     return Vocabulary(
         "gpt2",
-        [*map(spelt, ordered), *names],
-        [TokenType.NORMAL] * len(ordered) + [TokenType.CONTROL] * len(names),
-        merges=[" ".join(map(spelt, parts)) for parts in merges if parts],
+        [*spelt.values(), *names],
+        [TokenType.NORMAL] * len(spelt) + [TokenType.CONTROL] * len(names),
+        merges=[f"{spelt[a]} {spelt[b]}" for a, b in cuts if a in ranks and b in ranks],
         bos=special.get("<|begin_of_text|>", -1),
         eos=special.get("<|end_of_text|>", -1),
-        stops=tuple(special[name] for name in STOPS if name in special),
+        stops=tuple(sorted(special[name] for name in STOPS if name in special)),
     )
 
 
