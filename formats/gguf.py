@@ -278,6 +278,13 @@ def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
     return errors.relative if math.isfinite(errors.error + errors.total) else math.nan
 
 
+def values_of(source: Source, entry: Entry) -> Tensor:
+    """What a tensor of the file is to hold, float32."""
+    if entry.name == ROPE_FACTORS:
+        return rope_factors(source.config)
+    return take(source, entry.name, entry.shape)
+
+
 def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: bool) -> dict[str, float]:
     """Writes the data of all tensors, one in memory at a time, and returns the relative errors."""
     errors = {}
@@ -285,9 +292,7 @@ def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: boo
     total = sum(entry.aligned_bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
         for entry in entries:
-            rope = entry.name == ROPE_FACTORS
-            weight = rope_factors(source.config) if rope else take(source, entry.name, entry.shape)
-            errors[entry.name] = write_tensor(file, weight, entry.kind)
+            errors[entry.name] = write_tensor(file, values_of(source, entry), entry.kind)
             if math.isnan(errors[entry.name]):
                 refuse(
                     source,
