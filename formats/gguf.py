@@ -62,24 +62,25 @@ def read_values(file: GgufFile, name: str) -> Tensor:
     data, kind = file.bytes_of(name), file.tensors[name].kind
     if kind in FLOATS:
         return torch.from_numpy(data).view(FLOATS[kind])
-    return torch.from_numpy(gguf.quants.dequantize(data, kind))
+    with np.errstate(all="ignore"):  # who takes the values finds what is not finite
+        return torch.from_numpy(gguf.quants.dequantize(data, kind))
 
 
 def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
     """How RoPE is stretched, from what the file says and its tensor of factors. config: without it."""
     factor = file.one("llama.rope.scaling.factor", float, file.one("llama.rope.scale_linear", float, 1.0))
-    if factor < 0:
-        raise file.wrong("llama.rope.scaling.factor", "more than 0")
     linear = factor not in (0, 1) and file.get("llama.rope.scaling.type") != "none"
+    if factor < 0:
+        raise BadInput(f"{file.path}: RoPE is scaled by {factor}, allowed more than 0")
     if ROPE_FACTORS not in file.tensors:
         return RopeScaling("linear", factor) if linear else None
-    found = read_values(file, ROPE_FACTORS)
-    original = file.one("llama.rope.scaling.original_context_length", int, 8192)
-    for guess in (found.max().item(), 8.0, 32.0):  # the largest, unless even the slowest pair is blended
-        if guess > 0 and not linear:
+    if not linear and file.tensors[ROPE_FACTORS].shape == (config.head_dim // 2,):
+        found = read_values(file, ROPE_FACTORS).float()
+        original = file.one("llama.rope.scaling.original_context_length", int, 8192)
+        # The factor is the largest value, unless even the slowest pair is not stretched in full.
+        for guess in filter(lambda guess: guess > 0, (found.max().item(), 8.0, 32.0)):
             scaling = RopeScaling("llama3", guess, original_max_seq_len=original)
-            expected = rope_factors(replace(config, rope_scaling=scaling))
-            if found.shape == expected.shape and torch.allclose(found.float(), expected, rtol=1e-4):
+            if torch.allclose(found, rope_factors(replace(config, rope_scaling=scaling)), rtol=1e-4):
                 return scaling
     raise BadInput(f"{file.path}: {ROPE_FACTORS} stretches RoPE, allowed as Llama 3.1 and 3.2 do it")
 
@@ -130,9 +131,8 @@ def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> It
             yield f"{name} has the shape {found.shape}, allowed {shape}"
         elif found.kind.name not in READABLE:
             yield f"{name} has the type {found.kind.name}, allowed {', '.join(READABLE)}"
-    yield from (
-        f"{name} is unexpected" for name in file.tensors if name not in shapes and name != ROPE_FACTORS
-    )
+    others = file.tensors.keys() - shapes.keys() - {ROPE_FACTORS}
+    yield from (f"{name} is unexpected" for name in sorted(others))
 
 
 class GgufTensors(Mapping[str, Tensor]):
@@ -292,12 +292,10 @@ def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: boo
     total = sum(entry.aligned_bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
         for entry in entries:
-            errors[entry.name] = write_tensor(file, values_of(source, entry), entry.kind)
-            if math.isnan(errors[entry.name]):
-                refuse(
-                    source,
-                    [f"{entry.name} has values that are not finite, or too large for {entry.kind.name}"],
-                )
+            error = errors[entry.name] = write_tensor(file, values_of(source, entry), entry.kind)
+            if math.isnan(error):
+                what = f"not finite, or too large for {entry.kind.name}"
+                refuse(source, [f"{entry.name} has values that are {what}"])
             progress.update(entry.aligned_bytes)
     return {entry.name: errors[entry.name] for entry in entries if entry.kind != Type.F32}
 

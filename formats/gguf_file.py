@@ -26,7 +26,8 @@ except ImportError:
 
 Kind, Type = gguf.GGUFValueType, gguf.GGMLQuantizationType
 Value = TypeVar("Value", int, float, str)
-WORDS = {int: "whole number", float: "number", str: "text"}
+WORDS = {int: "whole number below 2^31", float: "finite number", str: "text"}
+LIMITS = {int: 2**31, float: math.inf}  # of a single value: sizes do not overflow
 VERSIONS = (2, 3)
 SCALARS = {
     Kind.UINT8: "<u1",
@@ -160,7 +161,7 @@ class GgufFile:
         value = self.get(key, default)
         if value is None:
             raise BadInput(f"{self.path}: {key} is missing")
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (kind is not str and not abs(value) < LIMITS[kind]):
             raise self.wrong(key, f"one {WORDS[kind]}")
         return value
 

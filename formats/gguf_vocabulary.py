@@ -21,7 +21,7 @@ from training.command import BadInput
 Keys, TokenType = gguf.Keys.Tokenizer, gguf.TokenType
 SPACE, UNKNOWN, BOS, EOS = "\u2581", "<unk>", "<s>", "</s>"
 SPLITS = ("llama-bpe", "llama3", "llama-v3")  # names of Llama 3's pattern
-STOPS = ("<|eot_id|>", "<|eom_id|>")  # of Llama 3, besides EOS
+STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def from_ranks(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> Vocabu
     Two neighbours merge if together they are a token, that of the lowest rank first: so all ways to cut a
     token in two are merges, with its rank.
     """
-    letters = byte_letters()
+    letters, eos = byte_letters(), special.get("<|end_of_text|>", -1)
     ordered, names = sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__)
     spelt = {token: "".join(letters[byte] for byte in token) for token in ordered}
     cuts = ((token[:i], token[i:]) for token in ordered for i in range(1, len(token)))
@@ -125,8 +125,8 @@ def from_ranks(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> Vocabu
         [TokenType.NORMAL] * len(spelt) + [TokenType.CONTROL] * len(names),
         merges=[f"{spelt[a]} {spelt[b]}" for a, b in cuts if a in ranks and b in ranks],
         bos=special.get("<|begin_of_text|>", -1),
-        eos=special.get("<|end_of_text|>", -1),
-        stops=tuple(sorted(special[name] for name in STOPS if name in special)),
+        eos=eos,
+        stops=tuple(sorted(special[name] for name in STOPS if special.get(name, eos) != eos)),
     )
 
 
@@ -190,11 +190,11 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | None) -> No
     return None
 
 
-def find_stops(file: GgufFile, tokens: list[str]) -> tuple[int, ...]:
-    """Ids that end a text: those with a key of their own, and Llama 3's by name."""
-    keyed = [file.one(key, int, -1) for key in (Keys.EOT_ID, Keys.EOM_ID)]
-    named = [tokens.index(name) for name in STOPS if name in tokens]
-    return tuple(sorted({token for token in keyed + named if 0 <= token < len(tokens)}))
+def find_stops(file: GgufFile, tokens: list[str], eos: int) -> tuple[int, ...]:
+    """Ids that end a text besides EOS: those with a key of their own, and Llama 3's by name."""
+    stops = {file.one(key, int, -1) for key in (Keys.EOT_ID, Keys.EOM_ID)}
+    stops |= {tokens.index(name) for name in STOPS if name in tokens}
+    return tuple(sorted(token for token in stops - {eos} if 0 <= token < len(tokens)))
 
 
 def find_vocabulary(file: GgufFile) -> Vocabulary | None:
@@ -222,6 +222,6 @@ def find_vocabulary(file: GgufFile) -> Vocabulary | None:
         merges=file.many(Keys.MERGES, str) if kind == "gpt2" else [],
         bos=bos,
         eos=eos,
-        stops=find_stops(file, tokens),
+        stops=find_stops(file, tokens, eos),
         template=template_of(file.one(Keys.CHAT_TEMPLATE, str, "")),
     )

@@ -79,6 +79,16 @@ def test_a_llama_3_vocabulary_comes_back_as_it_was(path, llama3):
     assert back.tokens[256 + 10] == "Ã¹"
 
 
+def test_all_that_ends_a_text_of_an_instruct_model_is_found(path, llama3):
+    """Their files have <|eot_id|> as EOS."""
+    eom, eot = llama3.special["<|eom_id|>"], llama3.special["<|eot_id|>"]
+    vocabulary = replace(vocabulary_of(llama3), eos=eot)
+    source = random_source(Config(**SMALL | {"vocab_size": llama3.vocab_size}))
+    write_gguf(path, source, "int8", vocabulary=vocabulary)
+    back = read_vocabulary(path)
+    assert (back.eos, back.stops) == (eot, (llama3.eos_id, eom))
+
+
 MESSAGES = [
     {"role": "system", "content": " Be brief. "},
     {"role": "user", "content": "Hello "},
