@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from formats.gguf_file import GgufFile, Type, gguf
+from formats.gguf_file import GgufFile, Type, gguf, tensor_bytes
 from formats.gguf_vocabulary import Vocabulary, add_vocabulary, find_vocabulary
 from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
 from formats.tiles import CHUNK_VALUES, Errors
@@ -197,8 +197,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        block, block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
-        return math.prod(self.shape) // block * block_bytes
+        return tensor_bytes(self.shape, self.kind)
 
     @property
     def aligned_bytes(self) -> int:

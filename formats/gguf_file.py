@@ -44,6 +44,12 @@ SCALARS = {
 }
 
 
+def tensor_bytes(shape: tuple[int, ...], kind: Type) -> int:
+    """Bytes of a tensor of whole blocks."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * block_bytes
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """A tensor of a file. shape: rows first, as PyTorch has it. offset: from the first tensor's data."""
@@ -55,8 +61,7 @@ class TensorInfo:
 
     @property
     def bytes(self) -> int:
-        block, block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
-        return math.prod(self.shape) // block * block_bytes
+        return tensor_bytes(self.shape, self.kind)
 
 
 class Cursor:

@@ -28,7 +28,7 @@ def head(n_tensors: int, n_values: int, rest: bytes, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<I2Q", version, n_tensors, n_values) + rest
 
 
-U32, STRING, ARRAY, F32 = 4, 8, 9, 6
+U32, STRING, ARRAY = 4, 8, 9
 BYTES = {
     "nothing": (b"", "begins with b'', allowed b'GGUF'"),
     "another magic": (b"GGML" + bytes(60), "begins with b'GGML'"),
