@@ -263,6 +263,11 @@ def write_head(path: Path, writer: gguf.GGUFWriter, entries: list[Entry]) -> Non
     writer.close()
 
 
+def sum_of_squares(values: Tensor) -> float:
+    """In float64, of float32, without a copy."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
+
+
 def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
     """Writes a tensor, piece by piece, and returns its relative error, NaN if kind can't hold it."""
     errors, rows = Errors(), weight.view(-1, weight.shape[-1])
@@ -270,8 +275,8 @@ def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
         with np.errstate(all="ignore"):  # what is not finite shows in the error
             data = gguf.quants.quantize(part.numpy(), kind)
             values = torch.from_numpy(gguf.quants.dequantize(data, kind))
-        errors.total += part.double().square().sum().item()
-        errors.error += (values.double() - part).square().sum().item()
+        errors.total += sum_of_squares(part)
+        errors.error += sum_of_squares(values - part)
         file.write(data.data.cast("B"))
     file.write(bytes(-file.tell() % ALIGN))
     return errors.relative if math.isfinite(errors.error + errors.total) else math.nan
