@@ -28,6 +28,7 @@
 #include "llama/csrc/score.h"      // llama_score: how likely a text is
 #include "llama/csrc/chat.h"       // llama_chat_turn
 #include "llama/csrc/options.h"    // llama_run_parse
+#include "llama/csrc/info.h"       // llama_tensor, llama_info
 
 // ---------------------------------------------------------------------------------------------------------
 // Forward: a pass takes up to B rows through the layers. Every thread of the team runs forward_pass; each step is
@@ -532,7 +533,8 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
 // Command line
 #ifndef LLAMA_LIBRARY
 
-#include "llama/csrc/console.h" // Buffer, write_out, read_until, read_file
+#include "llama/csrc/console.h"    // Buffer, write_out, read_until, read_file
+#include "llama/csrc/perplexity.h" // perplexity_of
 
 #include <signal.h> // SIGPIPE
 
@@ -594,20 +596,22 @@ static int write_text(Run *run, int32_t *finish, LlamaError *error) {
     return write_out("\n", 1, error);
 }
 
+// What ran, for --stats.
 static void write_stats(const Run *run) {
-    const LlamaStats *s = llama_generation_stats(run->generation);
     const LlamaContextOptions *o = llama_context_options(run->ctx);
-    double token_bytes = (double)llama_token_bytes(run->model);
-    double speed = s->generated_tokens > 1 ? (s->generated_tokens - 1) / s->generate_seconds : 0;
-    if (run->options.stats) {
-        fprintf(
-            stderr,
+    if (!run->options.stats) return;
+    fprintf(stderr,
             "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB cache and scratch\n",
             run->options.model, (double)llama_parameters(run->model) / 1e6,
             llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
             (double)llama_context_bytes(run->ctx) / (1 << 20));
-        fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
-    }
+    fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
+}
+
+static void write_speed(const Run *run) {
+    const LlamaStats *s = llama_generation_stats(run->generation);
+    double token_bytes = (double)llama_token_bytes(run->model);
+    double speed = s->generated_tokens > 1 ? (s->generated_tokens - 1) / s->generate_seconds : 0;
     fprintf(
         stderr,
         "prompt: %d tokens, %.1f tokens/s; generated: %d tokens, %.1f tokens/s; first token: %.1f ms; %.2f GB/s\n",
@@ -647,6 +651,7 @@ static int generate(Run *run, LlamaError *error) {
     if (code == LLAMA_OK) code = llama_encode(run->tokenizer, text.bytes, text.length, 1, 0, ids, &n, error);
     if (code == LLAMA_OK) code = write_samples(run, text, ids, n, error);
     if (code == LLAMA_OK) write_stats(run);
+    if (code == LLAMA_OK) write_speed(run);
     free(ids);
     free(prompt.bytes);
     return code;
@@ -712,20 +717,68 @@ static int chat(Run *run, LlamaError *error) {
     return code;
 }
 
+// Writes what the model is, without a context, which this machine may be too small for.
+static int info(Run *run, LlamaError *error) {
+    char text[4096];
+    LlamaContextOptions context;
+    if (!run->options.model) run->options.model = run->shipped;
+    int code = llama_open(run->options.model, &run->model, error);
+    if (code == LLAMA_OK) code = llama_run_context(&run->options, run->model, &context, error);
+    if (code != LLAMA_OK) return code;
+    bool asked = run->options.tokenizer || llama_has_tokenizer(run->model); // any other may be missing
+    code = llama_tokenizer_find(run->options.tokenizer, run->model, &run->tokenizer, error);
+    if (code != LLAMA_OK && asked) return code;
+    code = llama_info(run->model, run->tokenizer, &context, text, sizeof text, error);
+    return code == LLAMA_OK ? write_out(text, strlen(text), error) : code;
+}
+
+static int write_perplexity(const Perplexity *p, double time, LlamaError *error) {
+    char line[256];
+    double nats = -p->log_probability;
+    int n =
+        snprintf(line, sizeof line,
+                 "1 document, %zu tokens, %zu bytes: log-probability %.1f, perplexity %.4f, %.4f bits per byte; "
+                 "%.0f tokens/s\n",
+                 p->tokens, p->bytes, p->log_probability, exp(nats / (double)p->tokens),
+                 nats / log(2) / (double)p->bytes, (double)p->tokens / time);
+    return write_out(line, (size_t)n, error);
+}
+
+// How well the model predicts a file, which is one text without the blanks at its ends.
+static int perplexity(Run *run, LlamaError *error) {
+    const char *path = run->options.perplexity, *name = strcmp(path, "-") == 0 ? "standard input" : path;
+    Buffer buffer;
+    Perplexity result = {0};
+    double start = seconds();
+    int code = read_file(path, &buffer, error);
+    Text text = text_strip(buffer.bytes, buffer.length);
+    if (code == LLAMA_OK) code = check_utf8(name, buffer.bytes, buffer.length, error);
+    if (code == LLAMA_OK) code = perplexity_of(run->ctx, run->tokenizer, text.text, text.length, &result, error);
+    if (code == LLAMA_OK && result.tokens == 0) code = fail(error, LLAMA_ERROR_FILE, "%s: holds no text", name);
+    if (code == LLAMA_OK) code = write_perplexity(&result, seconds() - start, error);
+    if (code == LLAMA_OK) write_stats(run);
+    free(buffer.bytes);
+    return code;
+}
+
+static int start(Run *run, LlamaError *error) {
+    double begin = seconds();
+    if (run->options.help) return write_out(run_help, strlen(run_help), error);
+    if (run->options.info) return info(run, error);
+    int code = run_open(run, error);
+    run->open_seconds = seconds() - begin;
+    if (code != LLAMA_OK) return code;
+    if (run->options.perplexity) return perplexity(run, error);
+    return run->options.chat ? chat(run, error) : generate(run, error);
+}
+
 int main(int argc, char **argv) {
     Run run = {0};
     LlamaError error = {0};
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write_out
-    double start = seconds();
     find_shipped(&run, argv[0]);
     int code = llama_run_parse(argc, argv, &run.options, &error);
-    if (code == LLAMA_OK && run.options.help) {
-        code = write_out(run_help, strlen(run_help), &error);
-    } else if (code == LLAMA_OK) {
-        code = run_open(&run, &error);
-        run.open_seconds = seconds() - start;
-        if (code == LLAMA_OK) code = run.options.chat ? chat(&run, &error) : generate(&run, &error);
-    }
+    if (code == LLAMA_OK) code = start(&run, &error);
     if (code != LLAMA_OK) fprintf(stderr, "error: %s\n", error.text);
     run_close(&run);
     return code;

@@ -1,6 +1,6 @@
 """python -m llama.bench: how fast a model runs on this machine, and what memory it takes.
 
-    python -m llama.bench stories15M.bin
+    python -m llama.bench stories15M.bin     # without a model: the one of the package
     python -m llama.bench stories15M.bin -j 1 -p 0 -n 256 -r 9
     python -m llama.bench model.bin --prefill 64,1024 --sequences 1,4,16
     python -m llama.bench model.bin --json > today.json
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama import hub
 from llama.command import run_command
 from llama.engine import SHIPPED, call, check, context_init, ffi, lib, model_config, model_open
 from llama.errors import UsageError
@@ -229,7 +230,7 @@ def open_seconds(path: str, positions: int) -> float:
 
 def bench(options: argparse.Namespace) -> Report:
     """Measures what the options ask for. Raises BadFileError, UsageError, ResourceError."""
-    path = os.fspath(options.model)
+    path = os.fspath(hub.find(os.fspath(options.model))[0])
     model = model_open(path)
     config = model_config(model)
     wanted = cases(options, config.max_seq_len)
@@ -271,7 +272,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llama.bench", description=__doc__, formatter_class=form)
-    parser.add_argument("model", nargs="?", default=SHIPPED, help="a checkpoint (the one of the package)")
+    parser.add_argument("model", nargs="?", default=SHIPPED, help="a checkpoint, or a name of llama.hub")
     parser.add_argument("-p", "--prompt", type=at_least(0), metavar="N", help=f"before decoding ({PROMPT})")
     parser.add_argument("-n", "--tokens", type=at_least(1), metavar="N", help=f"decoded ({TOKENS})")
     parser.add_argument("--sequences", type=numbers, metavar="N,N", default=SEQUENCES, help="(1,8,32)")

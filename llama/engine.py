@@ -256,13 +256,20 @@ def model_config(model: Any) -> Config:
 
 
 def context_init(
-    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, exact: bool = False
+def context_init(
+    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, **options: Any
 ) -> Any:
-    """A C context. 0: the defaults, which are one sequence. Raises UsageError, ResourceError."""
-    options = struct(
-        "LlamaContextOptions", context=context, threads=threads, sequences=sequences, exact=int(exact)
-    )
+    """A C context, of any options that llama.h has. 0: the defaults. Raises UsageError, ResourceError."""
+    sizes = {"context": context, "threads": threads, "sequences": sequences}
+    options = struct("LlamaContextOptions", **sizes, **options)
     return create("LlamaContext", lib.llama_context_init, model, options)
+
+
+def score(context: Any, ids: Sequence[int]) -> list[float]:
+    """Llama.score of a C context."""
+    scores = ffi.new("double[]", max(1, len(ids)))
+    call(lib.llama_score, context, ids, len(ids), scores)
+    return ffi.unpack(scores, len(ids) - 1) if len(ids) > 1 else []
 
 
 def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
@@ -318,6 +325,7 @@ class Llama:
     threads: None: chosen from the size of the model and the processors at hand.
     context: positions a text may have, prompt included; at most and by default the model's max_seq_len.
     exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
+    rope_theta: base of RoPE's angles; None: the file's. v0, v1 and v2 files can't say it: 1e6 for Code Llama.
 
     The attributes path, config, parameters (the number of weights), context, threads and kernels (the
     instruction set: "scalar", "avx2", "avx512", "neon") say what it came to. Raises BadFileError, UsageError,
@@ -331,6 +339,7 @@ class Llama:
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
+        rope_theta: float | None = None,
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
         self._model: Any = model_open(self.path)
@@ -338,7 +347,8 @@ class Llama:
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:
             self._tokenizer = self._checked(tokenizer)
-        self._context: Any = context_init(self._model, context or 0, threads or 0, exact=exact)
+        special = {"exact": int(exact), "rope_theta": rope_theta or 0.0}
+        self._context: Any = context_init(self._model, context or 0, threads or 0, **special)
         options = lib.llama_context_options(self._context)
         self.parameters: int = lib.llama_parameters(self._model)
         self.context: int = options.context
@@ -459,12 +469,10 @@ class Llama:
         Raises UsageError if T - 1 exceeds the context or an id is outside the vocabulary. Ends an earlier
         generation of this Llama that is not finished.
         """
-        scores = ffi.new("double[]", max(1, len(ids)))
         with self._lock:
             alive(self._context, "Llama")
             self._turn += 1
-            call(lib.llama_score, self._context, ids, len(ids), scores)
-        return ffi.unpack(scores, len(ids) - 1) if len(ids) > 1 else []
+            return score(self._context, ids)
 
     def close(self) -> None:
         """Lets go of the model and its memory; a Tokenizer passed in stays open. May be called twice."""

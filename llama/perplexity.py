@@ -3,11 +3,12 @@
     python -m llama.perplexity stories15M.bin data00.json
     python -m llama.perplexity stories15M.bin novel.txt -c 256
     python -m llama.perplexity model.bin stories.jsonl --field story --json
+    python -m llama.perplexity stories15M stories.txt     # a name of llama.hub
 
 A .json file holds a list of documents, a .jsonl file one a line: strings, or objects whose --field is the
-text (default: story or text). Any other file is one document. Each is stripped of blanks at its ends and read
-alone, after BOS. One that is longer than the context is read in windows that overlap by half, and each token
-is judged once, with at least half a context before it.
+text (default: story or text). Any other file is one document, of which ./run --perplexity says the same. Each
+is stripped of blanks at its ends and read alone, after BOS. One that is longer than the context is read in
+windows that overlap by half, and each token is judged once, with at least half a context before it.
 
 Perplexity depends on the vocabulary, bits per byte does not: it compares any two models on a text.
 """
@@ -19,16 +20,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llama import hub
 from llama.command import run_command
 from llama.engine import Llama
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
+BLANKS = " \t\n\v\f\r"  # what is stripped from the ends of a document
 
 
 @dataclass
@@ -53,10 +56,11 @@ class Perplexity:
         return asdict(self) | {"perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
 
     def __str__(self) -> str:
+        documents = "1 document" if self.documents == 1 else f"{self.documents} documents"
         return (
-            f"{self.documents:,} documents, {self.tokens:,} tokens, {self.bytes:,} bytes: "
-            f"log-probability {self.log_probability:,.1f}, perplexity {self.perplexity:.4f}, "
-            f"{self.bits_per_byte:.4f} bits per byte; {self.tokens / self.seconds:,.0f} tokens/s"
+            f"{documents}, {self.tokens} tokens, {self.bytes} bytes: "
+            f"log-probability {self.log_probability:.1f}, perplexity {self.perplexity:.4f}, "
+            f"{self.bits_per_byte:.4f} bits per byte; {self.tokens / self.seconds:.0f} tokens/s"
         )
 
 
@@ -77,12 +81,12 @@ def text_of(record: Any, field: str | None, place: str) -> str:
 
 def read(path: str) -> Any:
     """The records of a file. Raises OSError, and ValueError for what is not JSON or UTF-8."""
-    with Path(path).open(encoding="utf-8") as file:
-        if path.endswith(".json"):
-            return json.load(file)
-        if path.endswith(".jsonl"):
-            return [json.loads(line) for line in file if line.strip()]
-        return [file.read()]
+    text = Path(path).read_bytes().decode()
+    if path.endswith(".json"):
+        return json.loads(text)
+    if path.endswith(".jsonl"):
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return [text]
 
 
 def documents(path: str, field: str | None = None) -> Iterator[str]:
@@ -91,12 +95,14 @@ def documents(path: str, field: str | None = None) -> Iterator[str]:
         records = read(path)
     except OSError as error:
         raise BadFileError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"{path}: byte {error.start} is not UTF-8") from None
     except ValueError as error:
         raise BadFileError(f"{path}: {error}") from None
     if not isinstance(records, list):
         raise BadFileError(f"{path}: found {type(records).__name__}, allowed is a list")
     for i, record in enumerate(records):
-        if text := text_of(record, field, f"{path}: record {i}").strip():
+        if text := text_of(record, field, f"{path}: record {i}").strip(BLANKS):
             yield text
 
 
@@ -113,19 +119,28 @@ def windows(ids: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], i
         done += n
 
 
-def measure(llama: Llama, texts: Iterator[str]) -> Perplexity:
+Score = Callable[[Sequence[int]], list[float]]  # Llama.score
+
+
+def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, score: Score) -> None:
+    """Adds a document to a result. Raises UsageError for a context that holds no window."""
+    if context < 2:
+        raise UsageError(f"--context = {context}, allowed 2 or more to judge a text")
+    result.documents += 1
+    result.bytes += n_bytes
+    for piece, new in windows(ids, context):
+        scores = score(piece)
+        result.log_probability += math.fsum(scores[len(scores) - new :])
+        result.tokens += new
+        if sys.stderr.isatty():
+            print(f"\r{result.tokens} tokens", end="", file=sys.stderr, flush=True)
+
+
+def measure(llama: Llama, texts: Iterable[str]) -> Perplexity:
     """Reads the texts. Raises BadFileError, UsageError."""
     result, start = Perplexity(), time.perf_counter()
     for text in texts:
-        result.documents += 1
-        result.bytes += len(text.encode())
-        ids = llama.encode(text)
-        result.tokens += len(ids) - 1
-        for piece, new in windows(ids, llama.context):
-            scores = llama.score(piece)
-            result.log_probability += math.fsum(scores[len(scores) - new :])
-        if sys.stderr.isatty():
-            print(f"\r{result.tokens:,} tokens", end="", file=sys.stderr, flush=True)
+        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score)
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
     result.seconds = time.perf_counter() - start
@@ -135,17 +150,19 @@ def measure(llama: Llama, texts: Iterator[str]) -> Perplexity:
 def main(arguments: list[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llama.perplexity", description=__doc__, formatter_class=form)
-    parser.add_argument("model", help="a checkpoint")
+    parser.add_argument("model", help="a checkpoint, or a name of llama.hub")
     parser.add_argument("text", help="a file")
     parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
     parser.add_argument("--exact", action="store_true", help="keep activations in fp32 (slower)")
+    parser.add_argument("--rope-theta", type=float, metavar="X", help="of RoPE (default: the file's)")
     parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)
-    sizes = (options.threads, options.context, options.exact)
-    with Llama(options.model, options.tokenizer, *sizes) as llama:
+    files = hub.find(options.model, options.tokenizer)
+    special = {"exact": options.exact, "rope_theta": options.rope_theta}
+    with Llama(*files, options.threads, options.context, **special) as llama:
         result = measure(llama, documents(options.text, options.field))
     if not result.tokens:
         raise BadFileError(f"{options.text}: holds no text")

@@ -18,7 +18,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from llama.engine import SHIPPED, call, create, encode, ffi, lib, model_open
+from llama import hub
+from llama.engine import SHIPPED, call, create, encode, ffi, lib, model_open, score
 from llama.errors import BadFileError, LlamaError, ResourceError
 
 
@@ -96,15 +97,27 @@ def string(pointer: Any) -> bytes | None:
 # --- Opening
 
 
+def files(options: Any) -> tuple[bytes, Any]:
+    """The model, downloaded where a name stands for it, and its tokenizer, NULL where it is to be found."""
+    path = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
+    path, tokenizer = hub.find(path, string(options.tokenizer))
+    return os.fsencode(path), ffi.NULL if tokenizer is None else os.fsencode(tokenizer)
+
+
+def context_options(options: Any, model: Any) -> Any:
+    """The LlamaContextOptions that a run of the model needs. Raises UsageError."""
+    sizes = ffi.new("LlamaContextOptions *")
+    call(lib.llama_run_context, options, model, sizes)
+    return sizes
+
+
 def open_run(options: Any) -> Run:
     """Opens what a run needs. Raises BadFileError, UsageError, ResourceError."""
     start = time.perf_counter()
-    path = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
+    path, tokenizer_path = files(options)
     model = model_open(path)
-    tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, options.tokenizer, model)
-    sizes = ffi.new("LlamaContextOptions *")
-    call(lib.llama_run_context, options, model, sizes)
-    context = create("LlamaContext", lib.llama_context_init, model, sizes)
+    tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, tokenizer_path, model)
+    context = create("LlamaContext", lib.llama_context_init, model, context_options(options, model))
     options.sampling.seed = options.sampling.seed or int(time.time())
     vocab_size = lib.llama_config(model).vocab_size
     sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, ffi.addressof(options.sampling))
@@ -183,6 +196,45 @@ def generate(run: Run) -> None:
     note(speed_line(lib.llama_generation_stats(run.generation), lib.llama_token_bytes(run.model)))
 
 
+# --- Instead of a text
+
+
+def info(options: Any) -> None:
+    """Writes what the model is, without a context, which this machine may be too small for."""
+    path, tokenizer_path = files(options)
+    model = model_open(path)
+    sizes, tokenizer, text = context_options(options, model), ffi.NULL, ffi.new("char[4096]")
+    try:
+        tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, tokenizer_path, model)
+    except BadFileError:
+        if tokenizer_path != ffi.NULL or lib.llama_has_tokenizer(model):  # any other may be missing
+            raise
+    call(lib.llama_info, model, tokenizer, sizes, text, len(text))
+    write(ffi.string(text))
+
+
+def perplexity(run: Run) -> None:
+    """Writes how well the model predicts a file, which is one text without the blanks at its ends."""
+    from llama.perplexity import BLANKS, Perplexity, judge  # argparse and json are not for a story
+
+    path = string(run.options.perplexity)
+    name = "standard input" if path == b"-" else os.fsdecode(path)
+    start, text = time.perf_counter(), read_file(path)
+    try:
+        text = text.decode().strip(BLANKS).encode()
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"{name}: byte {error.start} is not UTF-8") from None
+    result, size = Perplexity(), lib.llama_context_options(run.context).context
+    ids = encode(run.tokenizer, text, bos=True, eos=False)
+    judge(result, ids, len(text), size, lambda piece: score(run.context, piece))
+    if not result.tokens:
+        raise BadFileError(f"{name}: holds no text")
+    result.seconds = time.perf_counter() - start
+    write(f"{result}\n".encode())
+    if run.options.stats:
+        note(stats_lines(run))
+
+
 # --- Chat
 
 
@@ -235,8 +287,13 @@ def start(arguments: list[bytes]) -> None:
     if options.help:
         write(ffi.string(lib.llama_run_help()))
         return
+    if options.info:
+        info(options)
+        return
     run = open_run(options)
-    if options.chat:
+    if options.perplexity != ffi.NULL:
+        perplexity(run)
+    elif options.chat:
         chat(run)
     else:
         generate(run)

@@ -86,8 +86,8 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
 
 // Angle j of a position is position x theta^(-2 j / head_dim); see Su et al., RoFormer, 2021. Scaling stretches it:
 // all of it for linear; for Llama 3 what turns few times in the original context, blending into what turns often.
-static double rope_frequency(const LlamaConfig *c, int32_t j) {
-    double frequency = pow((double)c->rope_theta, -2.0 * j / c->head_dim);
+static double rope_frequency(const LlamaConfig *c, double theta, int32_t j) {
+    double frequency = pow(theta, -2.0 * j / c->head_dim);
     if (c->rope_scaling == LLAMA_ROPE_PLAIN) return frequency;
     double stretched = frequency / (double)c->rope_factor;
     if (c->rope_scaling == LLAMA_ROPE_LINEAR) return stretched;
@@ -100,7 +100,7 @@ static double rope_frequency(const LlamaConfig *c, int32_t j) {
 static void rope_table(LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
     for (int32_t j = 0; j < c->head_dim / 2; j++) {
-        double frequency = rope_frequency(c, j);
+        double frequency = rope_frequency(c, (double)ctx->options.rope_theta, j);
         for (int64_t position = 0; position < ctx->options.context; position++) {
             float *pair = ctx->rope + position * c->head_dim + 2 * j;
             pair[0] = (float)cos((double)position * frequency);
@@ -134,6 +134,10 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
     }
     if (o->exact != 0 && o->exact != 1)
         return fail(error, LLAMA_ERROR_USAGE, "exact = %d, allowed 0 and 1", o->exact);
+    if (o->rope_theta == 0) o->rope_theta = c->rope_theta;
+    if (!(o->rope_theta > 0 && o->rope_theta < INFINITY))
+        return fail(error, LLAMA_ERROR_USAGE, "rope_theta = %g, allowed finite numbers above 0",
+                    (double)o->rope_theta);
     ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
     int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
     if (code == LLAMA_OK) o->kernels = ctx->kernels->name;

@@ -65,6 +65,21 @@ const LlamaConfig *llama_config(const LlamaModel *model);
 const char *llama_type_name(int32_t type);           // "fp32", "int8", "bf16", "int4"
 uint64_t llama_parameters(const LlamaModel *model);  // number of weights
 uint64_t llama_token_bytes(const LlamaModel *model); // bytes of weights that one decoded token reads
+int llama_has_tokenizer(const LlamaModel *model);    // 1: its file holds one
+
+typedef struct {
+    const char *name; // "tok_embeddings", "wq", "norm" ...
+    int32_t layer;    // -1: of none
+    int32_t type;     // LLAMA_FP32 ...
+    int32_t rows, cols;
+    uint64_t bytes; // in the file
+} LlamaTensor;
+
+int32_t llama_n_tensors(const LlamaModel *model);
+// The tensor at an index below llama_n_tensors, in the order of a v3 file's table; name NULL for any other.
+LlamaTensor llama_tensor(const LlamaModel *model, int32_t index);
+// Compares a tensor with the checksum that its file has of it. LLAMA_OK where a file has none: v0, v1, v2.
+int llama_check_tensor(const LlamaModel *model, int32_t index, LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
 // Context: the KV cache of one or more sequences and the scratch memory of forward.
@@ -78,6 +93,7 @@ typedef struct {         // 0 in any field: the default
     int32_t threads;     // OpenMP threads (chosen from the size of the model and the processors at hand)
     int32_t exact;       // 1: activations stay fp32, also where int8 or int4 weights would have them as int8 (0)
     const char *kernels; // "scalar", "avx2", "avx512", "neon" (NULL: $LLAMA_ISA, else the best this CPU runs)
+    float rope_theta;    // base of RoPE's angles (the file's, 10000 for v0, v1 and v2, which can't say it)
 } LlamaContextOptions;
 
 int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
@@ -86,6 +102,15 @@ void llama_context_free(LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
 uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
+
+typedef struct {
+    int32_t context;                  // positions
+    uint64_t weights, cache, scratch; // bytes; the weights are mapped and shared between processes
+} LlamaMemory;
+
+// The memory that a context with these options takes, without making it.
+int llama_context_measure(const LlamaModel *model, const LlamaContextOptions *options, LlamaMemory *memory,
+                          LlamaError *error);
 
 // One row of a forward pass. One row is decoding; many rows of one sequence are prefill or the check of a
 // speculation; rows of many sequences are batched serving.
@@ -234,6 +259,9 @@ typedef struct {
     int32_t exact;   // --exact
     int32_t chat;    // -m chat
     int32_t echo, stats, help;
+    int32_t info;           // --info
+    const char *perplexity; // --perplexity, "-" for standard input, NULL: not given
+    float rope_theta;       // --rope-theta, 0: not given
     LlamaSampling sampling; // seed 0: take the clock
 } LlamaRunOptions;
 
@@ -248,6 +276,10 @@ const char *llama_run_help(void);
 // tokens. That is the one inside the model's file (the model must outlive it), else tokenizer.bin or
 // tok<vocab_size>.bin beside the model, then in the working directory.
 int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error);
+// Writes what --info says into text, which has room for `room` bytes; what does not fit is cut off. tokenizer: NULL
+// where there is none.
+int llama_info(const LlamaModel *model, const LlamaTokenizer *tokenizer, const LlamaContextOptions *options,
+               char *text, size_t room, LlamaError *error);
 // cdef end
 
 #endif

@@ -44,7 +44,12 @@ static const char run_help[] =
     "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
     "  -j, --threads N            default: by the size of the model and the processors at hand\n"
     "      --exact                keep activations in fp32 beside int8 and int4 weights: slower, closer to fp32\n"
+    "      --rope-theta X         base of RoPE's angles, for old files of Code Llama: 1e6 (default: the file's)\n"
     "      --stats                say more about the model and the run\n"
+    "\n"
+    "instead of a text\n"
+    "      --info                 what the model is, and the memory that it takes; python -m llama.info says more\n"
+    "      --perplexity FILE      how well the model predicts FILE, plain text, - for standard input\n"
     "  -h, --help                 this help\n"
     "\n"
     "Examples\n"
@@ -99,7 +104,10 @@ static const Option run_options[] = {
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
     {"", "--exact", ON, FIELD(exact), 0, 0},
+    {"", "--rope-theta", FLOAT, FIELD(rope_theta), 1, 1e12},
     {"", "--stats", ON, FIELD(stats), 0, 0},
+    {"", "--info", ON, FIELD(info), 0, 0},
+    {"", "--perplexity", TEXT, FIELD(perplexity), 0, 0},
     {"-h", "--help", ON, FIELD(help), 0, 0},
 };
 
@@ -192,7 +200,16 @@ int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError 
         return fail(error, LLAMA_ERROR_USAGE, "--prompt and --prompt-file are both given");
     if (options->chat && options->prompt_file)
         return fail(error, LLAMA_ERROR_USAGE, "--prompt-file is not for a chat, which reads standard input");
-    if (options->steps < 0) options->steps = options->chat ? 0 : 256;
+    bool no_text = options->info || options->perplexity;
+    if ((options->info && options->perplexity) || (no_text && options->chat))
+        return fail(error, LLAMA_ERROR_USAGE, "only one of --info, --perplexity and --mode chat can be given");
+    const char *extension = options->perplexity ? strrchr(options->perplexity, '.') : NULL;
+    if (extension && (strcmp(extension, ".json") == 0 || strcmp(extension, ".jsonl") == 0))
+        return fail(error, LLAMA_ERROR_USAGE,
+                    "--perplexity = %.256s, allowed plain text; python -m llama.perplexity "
+                    "reads lists of documents",
+                    options->perplexity);
+    if (options->steps < 0) options->steps = options->chat || no_text ? 0 : 256;
     return LLAMA_OK;
 }
 
@@ -203,7 +220,10 @@ int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, L
         return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
                     max);
     if (options->steps > 0) wanted = MIN(wanted, options->steps);
-    *context = (LlamaContextOptions){.context = wanted, .threads = options->threads, .exact = options->exact};
+    *context = (LlamaContextOptions){.context = wanted,
+                                     .threads = options->threads,
+                                     .exact = options->exact,
+                                     .rope_theta = options->rope_theta};
     return LLAMA_OK;
 }
 

@@ -1,0 +1,402 @@
+"""What files of other kinds say of themselves: safetensors, PyTorch's .pth, folders of Hugging Face and Meta.
+
+Only headers are read, so that a model larger than the memory takes a moment, without torch or safetensors. A
+.pth holds a pickle, which is a program: it is read by an unpickler that knows the few harmless names of which
+a dict of tensors is made, and refuses every other.
+
+Left out on purpose: the weights themselves (export.py); files from before PyTorch 1.6, which are no zip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llama.errors import BadFileError
+
+MAX_HEADER = 1 << 27  # bytes of a header or a pickle; those of the largest models have a few MB
+
+DTYPES = {  # of safetensors: name and bytes
+    "F64": ("fp64", 8),
+    "F32": ("fp32", 4),
+    "F16": ("fp16", 2),
+    "BF16": ("bf16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+STORAGES = {  # of torch
+    "DoubleStorage": ("fp64", 8),
+    "FloatStorage": ("fp32", 4),
+    "HalfStorage": ("fp16", 2),
+    "BFloat16Storage": ("bf16", 2),
+    "LongStorage": ("int64", 8),
+    "IntStorage": ("int32", 4),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a file. bytes: those it takes there."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass
+class Weights:
+    """What a file or a folder holds. config: as it is there, {} for none. notes: what was not read."""
+
+    kind: str
+    tensors: list[Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises BadFileError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise BadFileError(f"{path}: found {type(data).__name__}, allowed is an object")
+    return data
+
+
+# --- safetensors: u64 length of the header, the header in JSON, the tensors
+
+
+def safetensors_tensor(path: Path, name: str, entry: Any, room: int) -> Tensor:
+    """The tensor that an entry of a header describes. Raises BadFileError."""
+    try:
+        (begin, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), str(entry["dtype"])
+        if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
+            raise ValueError
+    except (TypeError, KeyError, ValueError):
+        raise BadFileError(f"{path}: {name}: has no dtype, shape and data_offsets") from None
+    kind, item = DTYPES.get(dtype, (dtype, 0))
+    if not begin <= end <= room or (item and end - begin != item * math.prod(shape)):
+        found = f"{dtype} of shape {shape} at {begin} to {end}"
+        raise BadFileError(f"{path}: {name}: {found} does not fit the {room} bytes of tensors")
+    return Tensor(name, kind, shape, end - begin)
+
+
+def safetensors(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
+    """The tensors of a .safetensors file and its metadata. Raises BadFileError."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
+                found = f"has {size} bytes and a header of {length}"
+                raise BadFileError(f"{path}: {found}: it is cut off, or of another kind")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadFileError(f"{path}: its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise BadFileError(f"{path}: its header is no JSON object")
+    metadata, room = header.pop("__metadata__", {}), size - 8 - length
+    tensors = [safetensors_tensor(path, name, entry, room) for name, entry in header.items()]
+    if sum(tensor.bytes for tensor in tensors) != room:
+        raise BadFileError(f"{path}: its tensors do not fill the {room} bytes after the header: is it whole?")
+    return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+# --- .pth: a zip with a pickle, data.pkl, and a file for each storage
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The type of values that a persistent id of a pickle names."""
+
+    type: str
+    item: int  # bytes
+
+
+def rebuild_parameter(tensor: Tensor, *rest: Any) -> Tensor:
+    """What stands for torch._utils._rebuild_parameter."""
+    return tensor
+
+
+def rebuild_tensor(storage: Storage, offset: int, shape: Iterable[int], *rest: Any) -> Tensor:
+    """What stands for torch._utils._rebuild_tensor_v2."""
+    shape = tuple(int(n) for n in shape)
+    return Tensor("", storage.type, shape, math.prod(shape) * storage.item)
+
+
+NAMES = {
+    ("collections", "OrderedDict"): dict,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+}
+
+
+class TensorUnpickler(pickle._Unpickler):  # in Python: a hostile index makes the one in C take all memory
+    """Reads dicts, lists, numbers, text and descriptions of tensors; no name of a pickle is ever imported."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Drops what would be set on an object, such as the _metadata of a state_dict."""
+        self.stack.pop()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in NAMES:
+            return NAMES[module, name]
+        if module == "torch" and name in STORAGES:
+            return Storage(*STORAGES[name])
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a tensor")
+
+    def persistent_load(self, pid: Any) -> Storage:
+        if isinstance(pid, tuple) and len(pid) > 1 and isinstance(pid[1], Storage):
+            return pid[1]
+        raise pickle.UnpicklingError("it has a storage of an unknown type")
+
+
+def pickled(path: Path) -> Any:
+    """What the pickle of a .pth says. Raises BadFileError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            if len(found) != 1 or found[0].file_size > MAX_HEADER:
+                raise BadFileError(f"{path}: is a zip archive without a data.pkl, so not of PyTorch")
+            with archive.open(found[0]) as file:
+                return TensorUnpickler(file).load()
+    except BadFileError:
+        raise
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # a broken pickle may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadFileError(f"{path}: its pickle is not read: {reason}") from None
+
+
+def named(tree: Any, prefix: str = "") -> Iterator[Tensor]:
+    """The tensors of a dict, also in dicts inside it, with the names joined by dots."""
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield Tensor(f"{prefix}{key}", value.type, value.shape, value.bytes)
+        elif isinstance(value, dict):
+            yield from named(value, f"{prefix}{key}.")
+
+
+def torch_zip(path: Path) -> tuple[list[Tensor], dict[str, Any], list[str]]:
+    """The tensors of a .pth, model_args of one by llama2.c, and what is not shown. Raises BadFileError."""
+    tree = pickled(path)
+    if not isinstance(tree, dict):
+        raise BadFileError(f"{path}: holds {type(tree).__name__}, allowed is a dict of tensors")
+    model, config, rest = tree, {}, []
+    if isinstance(tree.get("model"), dict):
+        model, config = tree["model"], tree.get("model_args")
+        rest = sorted(str(key) for key in tree if key not in ("model", "model_args"))
+    try:
+        tensors = list(named(model))
+    except RecursionError:
+        raise BadFileError(f"{path}: its dicts hold each other") from None
+    notes = [f"not shown: {', '.join(rest)}"] if rest else []
+    return tensors, config if isinstance(config, dict) else {}, notes
+
+
+# --- Folders
+
+# Where Meta cuts a matrix in pieces: rows of these, columns of wo and w2; norms are in every piece.
+CUT_ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
+CUT_COLUMNS = ("wo", "w2")
+
+
+def joined(pieces: list[Tensor], dim: int) -> Tensor:
+    """A tensor of Meta from its pieces. Embeddings are cut in rows (Llama 3) or columns (Llama 2)."""
+    first = pieces[0]
+    part = next((word for word in first.name.split(".") if word in (*CUT_ROWS, *CUT_COLUMNS)), "")
+    if len(first.shape) != 2 or not (part or first.name.startswith("tok_embeddings")):
+        return first
+    rows, cols = first.shape
+    by_rows = part in CUT_ROWS or (not part and cols == dim)
+    shape = (rows * len(pieces), cols) if by_rows else (rows, cols * len(pieces))
+    return Tensor(first.name, first.type, shape, sum(piece.bytes for piece in pieces))
+
+
+def meta_folder(folder: Path) -> Weights:
+    """A folder of Meta: params.json and consolidated.*.pth. Raises BadFileError."""
+    config, files = read_json(folder / "params.json"), sorted(folder.glob("consolidated.*.pth"))
+    if not files:
+        return Weights("Meta", [], config, [], ["there is no consolidated.*.pth: only params.json is shown"])
+    pieces: dict[str, list[Tensor]] = {}
+    for file in files:
+        for tensor in torch_zip(file)[0]:
+            pieces.setdefault(tensor.name, []).append(tensor)
+    dim = config.get("dim", 0)
+    return Weights("Meta", [joined(parts, dim) for parts in pieces.values()], config, files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a Hugging Face folder, or one of ours. Raises BadFileError."""
+    for index, pattern in (
+        ("model.safetensors.index.json", "*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ):
+        if (folder / index).exists():
+            shards = read_json(folder / index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+                raise BadFileError(f"{folder / index}: weight_map is no object of names")
+            return [folder / Path(name).name for name in sorted(set(shards.values()))]
+        if files := sorted(folder.glob(pattern)):
+            return files
+    if files := sorted([*folder.glob("*.pth"), *folder.glob("*.pt")]):
+        return files
+    raise BadFileError(f"{folder}: holds no safetensors, no consolidated.*.pth and no pytorch_model*.bin")
+
+
+def one_file(path: Path) -> Weights:
+    """A .safetensors or a .pth. Raises BadFileError."""
+    if not path.is_file():
+        raise BadFileError(f"{path}: No such file or directory")
+    if zipfile.is_zipfile(path):
+        tensors, config, notes = torch_zip(path)
+        return Weights("PyTorch", tensors, config, [path], notes)
+    tensors, metadata = safetensors(path)
+    config: Any = metadata.get("config", "{}")  # where train.py puts it
+    try:
+        config = json.loads(config) if isinstance(config, str) else {}
+    except ValueError:
+        raise BadFileError(f"{path}: the config of its metadata is not JSON") from None
+    return Weights("safetensors", tensors, config if isinstance(config, dict) else {}, [path])
+
+
+def read(path: Path) -> Weights:
+    """What a folder, a .safetensors or a .pth holds. Raises BadFileError."""
+    if path.is_dir() and (path / "params.json").exists():
+        return meta_folder(path)
+    files = weight_files(path) if path.is_dir() else [path]
+    parts = [one_file(file) for file in files]
+    folder = path if path.is_dir() else path.parent
+    result = Weights(parts[0].kind, [], parts[0].config, files)
+    result.tensors = [tensor for part in parts for tensor in part.tensors]
+    result.notes = [note for part in parts for note in part.notes]
+    if not result.config and (folder / "config.json").exists():
+        result.config = read_json(folder / "config.json")
+        result.kind = f"Hugging Face, {result.kind}"
+    elif not result.config and (folder / "params.json").exists():
+        result.config = read_json(folder / "params.json")
+    return result
+
+
+# --- Configurations under the names of LlamaConfig
+
+HUGGING_FACE = {
+    "hidden_size": "dim",
+    "intermediate_size": "hidden_dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_seq_len",
+    "tie_word_embeddings": "tied",
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_theta",
+}
+OURS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "max_seq_len")
+FIELDS = (*OURS, "tied", "norm_eps", "rope_theta", "rope_scaling")
+
+
+def hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a Hugging Face folder; newer ones keep RoPE in rope_parameters."""
+    found = {ours: config[theirs] for theirs, ours in HUGGING_FACE.items() if config.get(theirs) is not None}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        rope = {}
+    if "rope_theta" in rope:
+        found["rope_theta"] = rope["rope_theta"]
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        found["rope_scaling"] = {"kind": kind} | {name: rope[name] for name in names if name in rope}
+        if "original_max_position_embeddings" in rope:
+            found["rope_scaling"]["original_max_seq_len"] = rope["original_max_position_embeddings"]
+    return found
+
+
+def shape_of(tensors: Iterable[Tensor], *endings: str) -> tuple[int, ...]:
+    """The shape of the first tensor whose name ends so, (0, 0) if there is none."""
+    return next((t.shape for t in tensors if t.name.endswith(endings) and len(t.shape) == 2), (0, 0))
+
+
+def configuration(weights: Weights) -> dict[str, Any]:
+    """Fields under the names of LlamaConfig, those that are known; what no config says, the shapes may."""
+    config = weights.config
+    found = hugging_face(config) if "hidden_size" in config else {k: config[k] for k in FIELDS if k in config}
+    if config.get("use_scaled_rope"):
+        found["rope_scaling"] = {"kind": "llama3"}  # Meta's file does not say its factors
+    embedding = shape_of(weights.tensors, "tok_embeddings.weight", "embed_tokens.weight")
+    w1 = shape_of(weights.tensors, "feed_forward.w1.weight", "mlp.gate_proj.weight")
+    for name, value in (("vocab_size", embedding[0]), ("dim", embedding[1]), ("hidden_dim", w1[0])):
+        known = found.get(name)
+        if value and not (isinstance(known, int) and known > 0):  # Meta's vocab_size may be -1
+            found[name] = value
+    output = shape_of(weights.tensors, "output.weight", "lm_head.weight")
+    found.setdefault("tied", bool(embedding[0]) and not output[0])
+    n_heads = found.get("n_heads")
+    if isinstance(n_heads, int) and n_heads > 0:
+        found["n_kv_heads"] = found.get("n_kv_heads") or n_heads
+        found["head_dim"] = found.get("head_dim") or found.get("dim", 0) // n_heads
+    return {name: found[name] for name in FIELDS if name in found}
+
+
+# --- Tokenizers
+
+
+def tokenizer(folder: Path) -> dict[str, Any] | None:
+    """The tokenizer of a folder: its file, kind and number of tokens. Raises BadFileError."""
+    model, data = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model.exists():
+        return tokenizer_model(model)
+    if not data.exists():
+        return None
+    core = read_json(data).get("model")
+    core = core if isinstance(core, dict) and isinstance(core.get("vocab"), dict) else {"vocab": {}}
+    kind = f"{core.get('type', 'unknown')} of Hugging Face"
+    return {"file": data.name, "kind": kind, "vocab_size": len(core["vocab"])}
+
+
+def tokenizer_model(path: Path) -> dict[str, Any]:
+    """A tokenizer.model, of sentencepiece or of Llama 3: a line for each token, base64 and rank."""
+    data = path.read_bytes()
+    if data[:1] != b"\n":
+        return {"file": path.name, "kind": "Llama 3 BPE", "vocab_size": len(data.splitlines())}
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        sp = SentencePieceProcessor(model_proto=data)
+    except RuntimeError:
+        raise BadFileError(f"{path}: is not a sentencepiece model") from None
+    sizes = {"vocab_size": sp.vocab_size(), "bos": sp.bos_id(), "eos": sp.eos_id()}
+    return {"file": path.name, "kind": "sentencepiece", **sizes}

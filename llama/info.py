@@ -1,0 +1,376 @@
+"""python -m llama.info: all about a model's file: shape, tensors, tokenizer, and the memory that it takes.
+
+    python -m llama.info stories15M.bin
+    python -m llama.info model.bin --tensors --check        each tensor, and its checksum (v3)
+    python -m llama.info Llama-3.1-8B -c 8192                a folder of Meta or Hugging Face
+    python -m llama.info out/last/model.safetensors --json
+
+Reads the .bin files that the engine runs (v0 to v3), and of what export.py turns into them, the headers: a
+.safetensors, a .pth, a folder of Hugging Face, Meta or train.py. Weights are mapped: processes share them. The
+cache is that of one sequence with -c positions. ./run --info says the same of a .bin in short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama import headers, hub
+from llama.bench import aligned
+from llama.command import run_command
+from llama.engine import SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
+from llama.errors import BadFileError, UsageError
+from llama.headers import Tensor
+
+ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
+TEMPLATES = ("none", "llama2", "llama3")  # LLAMA_CHAT_NONE ...
+TYPES = ("fp32", "bf16", "int8", "int4")  # that export.py writes
+KEY_BLOCK = 16  # positions of the cache come in blocks (kernels.h)
+NO_WEIGHTS = ("rotary_emb.inv_freq", "rope.freqs")  # tables that some files hold beside the weights
+
+
+@dataclass
+class Memory:
+    """Bytes that a run takes. None: not known without the engine, or without the whole configuration."""
+
+    context: int | None
+    weights: int
+    cache: int | None
+    scratch: int | None
+    weights_as: dict[str, int]  # of a v3 file of each type
+
+
+@dataclass
+class Info:
+    """What there is to say of a model. config: under the names of LlamaConfig, as far as it is known."""
+
+    path: str
+    kind: str
+    type: str  # of the matrices of the layers
+    bytes: int
+    parameters: int
+    config: dict[str, Any]
+    tokenizer: dict[str, Any] | None
+    template: str
+    stops: list[int]
+    tensors: list[Tensor]
+    memory: Memory
+    checksums: str = "not compared"
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# --- Sizes
+
+
+def tile_bytes(rows: int, cols: int, bits: int) -> int:
+    """Bytes of an int8 or int4 matrix of a v3 file (docs/format.md)."""
+    groups = -(-cols // 32)
+    return -(-rows // 16) * (-(-groups // 2) * 64 + groups * 64 * bits)
+
+
+def bytes_as(tensor: Tensor, kind: str) -> int:
+    """Bytes of a tensor in a v3 file whose layers have a type; the ends of an int4 file are int8."""
+    if len(tensor.shape) != 2 or kind == "fp32":
+        return 4 * tensor.values
+    if kind == "bf16":
+        return 2 * tensor.values
+    is_end = not re.search(r"\blayers\.", tensor.name)
+    return tile_bytes(*tensor.shape, 8 if kind == "int8" or is_end else 4)
+
+
+def weights_of(tensors: Iterable[Tensor], tied: bool) -> list[Tensor]:
+    """The tensors that are weights of the model: a tied file may hold the classifier a second time."""
+    found = [tensor for tensor in tensors if not tensor.name.endswith(NO_WEIGHTS)]
+    ends = [tensor for tensor in found if tensor.name.endswith(("output.weight", "lm_head.weight"))]
+    both = len(ends) == 1 and any("embed" in tensor.name for tensor in found)
+    return [tensor for tensor in found if not (tied and both and tensor is ends[0])]
+
+
+def weights_as(tensors: Sequence[Tensor]) -> dict[str, int]:
+    """Bytes of the weights in a v3 file of each type."""
+    return {kind: sum(bytes_as(tensor, kind) for tensor in tensors) for kind in TYPES}
+
+
+# --- A file that the engine runs
+
+
+def engine_tensors(model: Any) -> list[Tensor]:
+    """The tensors of a C model, in the order of a v3 file."""
+    found = []
+    for i in range(lib.llama_n_tensors(model)):
+        tensor = lib.llama_tensor(model, i)
+        name, kind = (ffi.string(text).decode() for text in (tensor.name, lib.llama_type_name(tensor.type)))
+        shape = (tensor.cols,) if name.endswith("norm") else (tensor.rows, tensor.cols)
+        full = name if tensor.layer < 0 else f"layers.{tensor.layer}.{name}"
+        found.append(Tensor(full, kind, shape, tensor.bytes))
+    return found
+
+
+def single(value: float) -> float:
+    """A C float without the digits that it does not have."""
+    return float(f"{value:.7g}")
+
+
+def engine_config(model: Any) -> dict[str, Any]:
+    """The configuration of a C model, with the scaling of RoPE."""
+    config, c = asdict(model_config(model)), lib.llama_config(model)
+    kind, scaling = ROPE_SCALING[c.rope_scaling], None
+    if kind:
+        scaling = {"kind": kind, "factor": single(c.rope_factor)}
+    if kind == "llama3":
+        scaling["low_freq_factor"] = single(c.rope_low_freq_factor)
+        scaling["high_freq_factor"] = single(c.rope_high_freq_factor)
+        scaling["original_max_seq_len"] = c.rope_original_max_seq_len
+    return {name: config[name] for name in headers.OURS} | {
+        "tied": config["tied"],
+        "group_size": config["group_size"],
+        "norm_eps": single(config["norm_eps"]),
+        "rope_theta": single(config["rope_theta"]),
+        "rope_scaling": scaling,
+    }
+
+
+def engine_tokenizer(model: Any, path: str | None) -> dict[str, Any] | None:
+    """The tokenizer of a C model, None where there is none. Raises BadFileError for one that is bad."""
+    inside = bool(lib.llama_has_tokenizer(model))
+    try:
+        tokenizer = Tokenizer.find(path, model)
+    except BadFileError:
+        if path is not None or inside:
+            raise
+        return None
+    place = "in the file" if inside and path is None else path or "beside the file or here"
+    ids = {"vocab_size": tokenizer.vocab_size, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    return {"file": place, "kind": "sentencepiece", **ids}
+
+
+def compare_checksums(model: Any) -> str:
+    """What became of it. Raises BadFileError for the first tensor that is not what was written."""
+    if lib.llama_config(model).version < 3:
+        return "none in a file of this kind"
+    for i in range(lib.llama_n_tensors(model)):
+        call(lib.llama_check_tensor, model, i)
+    return "all fit"
+
+
+def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> Info:
+    """A .bin file. Raises BadFileError, UsageError."""
+    model = model_open(path)
+    c, config, tensors = lib.llama_config(model), engine_config(model), engine_tensors(model)
+    size = ffi.new("LlamaMemory *")
+    call(lib.llama_context_measure, model, ffi.new("LlamaContextOptions *", {"context": context}), size)
+    return Info(
+        path,
+        f"v{c.version}",
+        ffi.string(lib.llama_type_name(c.weight_type)).decode(),
+        Path(path).stat().st_size,
+        lib.llama_parameters(model),
+        config,
+        engine_tokenizer(model, tokenizer),
+        TEMPLATES[c.chat_template],
+        list(c.stops)[: c.n_stops],
+        tensors,
+        Memory(size.context, size.weights, size.cache, size.scratch, weights_as(tensors)),
+        compare_checksums(model) if check else "not compared",
+    )
+
+
+# --- What export.py reads
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a folder, a zip or a safetensors file, none of which the engine opens."""
+    if path.is_dir():
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+    except OSError:
+        return False  # the engine says it
+    return start[:4] == b"PK\3\4" or start[8:] == b'{"' or path.suffix == ".safetensors"
+
+
+def cache_bytes(config: dict[str, Any], context: int) -> int | None:
+    """Bytes of the keys and values of one sequence, None where the configuration does not say it."""
+    sizes = [config.get(name) for name in ("n_layers", "n_kv_heads", "head_dim")]
+    if not context or not all(isinstance(size, int) and size > 0 for size in sizes):
+        return None
+    layers, heads, width = sizes
+    return 2 * 4 * layers * heads * width * -(-context // KEY_BLOCK) * KEY_BLOCK
+
+
+def folder_extras(folder: Path) -> tuple[str, list[int]]:
+    """The chat template and the ids that end a text, of a folder of Hugging Face."""
+    said = [
+        headers.read_json(folder / name)
+        for name in ("generation_config.json", "config.json")
+        if (folder / name).exists()
+    ]
+    stops = next((config["eos_token_id"] for config in said if config.get("eos_token_id") is not None), [])
+    settings = folder / "tokenizer_config.json"
+    template = (folder / "chat_template.jinja").exists() or (
+        settings.exists() and bool(headers.read_json(settings).get("chat_template"))
+    )
+    return "of Hugging Face" if template else "none", stops if isinstance(stops, list) else [stops]
+
+
+def of_headers(path: str, context: int) -> Info:
+    """A folder, a .safetensors or a .pth. Raises BadFileError, UsageError."""
+    found, folder = headers.read(Path(path)), Path(path) if Path(path).is_dir() else Path(path).parent
+    config = headers.configuration(found)
+    tensors = weights_of(found.tensors, bool(config.get("tied")))
+    longest = config.get("max_seq_len")
+    longest = longest if isinstance(longest, int) else 0
+    if longest and context > longest:
+        raise UsageError(f"--context = {context}, allowed 1 to {longest}, the model's max_seq_len")
+    size, context = sum(tensor.bytes for tensor in tensors), context or longest
+    template, stops = folder_extras(folder)
+    matrices = [tensor.type for tensor in tensors if len(tensor.shape) == 2]
+    return Info(
+        path,
+        found.kind,
+        max(set(matrices), key=matrices.count, default="no weights"),
+        sum(file.stat().st_size for file in found.files),
+        sum(tensor.values for tensor in tensors),
+        config,
+        headers.tokenizer(folder),
+        template,
+        stops,
+        found.tensors,
+        Memory(context or None, size, cache_bytes(config, context), None, weights_as(tensors)),
+        "none in a file of this kind",
+        found.notes,
+    )
+
+
+def info(path: str, tokenizer: str | None = None, context: int = 0, check: bool = False) -> Info:
+    """All about a file or a folder.
+
+    tokenizer: of a .bin, None: the one that belongs to it. context: positions, 0: as many as the model has.
+    check: compare checksums. Raises BadFileError, UsageError.
+    """
+    if is_foreign(Path(path)):
+        return of_headers(path, context)
+    return of_engine(path, tokenizer, context, check)
+
+
+# --- Text
+
+
+def size_text(size: float) -> str:
+    """Bytes with a unit, in powers of 1000."""
+    for unit in ("kB", "MB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} GB"
+
+
+def rope_text(config: dict[str, Any]) -> str:
+    """RoPE's base and scaling in words."""
+    scaling, text = config.get("rope_scaling"), f"theta {config.get('rope_theta', 10000.0):.10g}"
+    if not isinstance(scaling, dict):
+        return text
+    names = {"low_freq_factor": "low", "high_freq_factor": "high", "original_max_seq_len": "original context"}
+    rest = [f"{names.get(name, name)} {value}" for name, value in scaling.items() if name != "kind"]
+    return f"{text}, {scaling.get('kind')} scaling{': ' if rest else ''}{', '.join(rest)}"
+
+
+def tokenizer_text(tokenizer: dict[str, Any] | None) -> str:
+    if tokenizer is None:
+        return "not found"
+    ids = "".join(f", {name} {tokenizer[name]}" for name in ("bos", "eos") if name in tokenizer)
+    return f"{tokenizer['file']}: {tokenizer['kind']}, {tokenizer['vocab_size']} tokens{ids}"
+
+
+def memory_text(memory: Memory) -> Iterator[tuple[str, str]]:
+    yield "weights", f"{size_text(memory.weights)}, mapped"
+    yield "as v3", ", ".join(f"{kind} {size_text(size)}" for kind, size in memory.weights_as.items())
+    if memory.cache is not None:
+        yield "cache", f"{size_text(memory.cache)} for {memory.context} positions"
+    if memory.scratch is not None:
+        yield "scratch", size_text(memory.scratch)
+
+
+def numbers(found: Sequence[int]) -> str:
+    """0-5 for 0, 1, 2, 3, 4, 5; with gaps: 0-2,4."""
+    starts = [n for n in found if n - 1 not in found]
+    ends = [n for n in found if n + 1 not in found]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def folded(tensors: Iterable[Tensor]) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, an example and the number of tensors that differ in nothing but their layer."""
+    groups: dict[tuple[str, str, tuple[int, ...]], list[Tensor]] = {}
+    for tensor in tensors:
+        name = re.sub(r"\blayers\.\d+\.", "layers.*.", tensor.name, count=1)
+        groups.setdefault((name, tensor.type, tensor.shape), []).append(tensor)
+    for (name, _, _), group in groups.items():
+        layers = sorted({int(layer) for t in group for layer in re.findall(r"\blayers\.(\d+)\.", t.name)[:1]})
+        yield name.replace("*", numbers(layers)), group[0], len(group)
+
+
+def tensor_rows(tensors: Sequence[Tensor], fold: bool) -> Iterator[tuple[str, ...]]:
+    """The table of tensors; bytes are those of all that a line stands for."""
+    yield "tensor", "number", "type", "shape", "bytes"
+    for name, tensor, n in folded(tensors) if fold else ((t.name, t, 1) for t in tensors):
+        shape = " x ".join(map(str, tensor.shape))
+        yield name, str(n), tensor.type, shape, size_text(n * tensor.bytes)
+
+
+def text(found: Info, fold: bool = True) -> str:
+    """The report of a model, in lines. fold: one line for the same tensor of all layers."""
+    config = dict(found.config)
+    rope = rope_text(config)
+    for name in ("rope_theta", "rope_scaling"):
+        config.pop(name, None)
+    lines = [
+        (name, ("no", "yes")[value] if isinstance(value, bool) else str(value))
+        for name, value in config.items()
+    ]
+    lines += [("rope", rope), ("tokenizer", tokenizer_text(found.tokenizer)), ("template", found.template)]
+    lines += [("stop ids", ", ".join(map(str, found.stops)) or "eos"), *memory_text(found.memory)]
+    lines += [("checksums", found.checksums), *(("note", note) for note in found.notes)]
+    size = f"{size_text(found.bytes)}, {found.parameters / 1e6:.1f} M parameters"
+    head = f"{found.path}: {found.kind}, {found.type}, {size}"
+    table = aligned(list(tensor_rows(found.tensors, fold)))
+    return "\n".join([head, "", *(f"{name:<12} {value}" for name, value in lines), "", *table])
+
+
+# --- The program
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("llama.info", description=__doc__, formatter_class=form)
+    parser.add_argument("model", nargs="?", default=SHIPPED, help="a file, a folder, or a name of llama.hub")
+    parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: the one that belongs to it")
+    parser.add_argument("-c", "--context", type=int, default=0, metavar="N", help="positions (the model's)")
+    parser.add_argument("--tensors", action="store_true", help="a line for each, also those of layers")
+    parser.add_argument("--check", action="store_true", help="compare the checksums of the tensors")
+    parser.add_argument("--json", action="store_true", help="print an object")
+    options = parser.parse_args(arguments)
+    if options.context < 0:
+        raise UsageError(f"--context = {options.context}, allowed 0 or more")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(arguments)
+    path, tokenizer = hub.find(str(options.model), options.tokenizer)
+    found = info(path, tokenizer, options.context, options.check)
+    print(json.dumps(found.to_dict()) if options.json else text(found, not options.tensors))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
