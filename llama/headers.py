@@ -108,16 +108,17 @@ def safetensors(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     """The tensors of a .safetensors file and its metadata. Raises BadFileError."""
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            start = file.read(8)
+            size, start = path.stat().st_size, file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(size - 8, MAX_HEADER):
-                found = f"has {size} bytes and a header of {length}"
-                raise BadFileError(f"{path}: {found}: it is cut off, or of another kind")
-            header = json.loads(file.read(length))
+            text = file.read(length) if length <= MAX_HEADER else b""
     except OSError as error:
         raise BadFileError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    if len(text) != length or length == 0:
+        found = f"has {size} bytes and a header of {length}"
+        raise BadFileError(f"{path}: {found}: it is cut off, or of another kind")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path}: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadFileError(f"{path}: its header is no JSON object")

@@ -6,8 +6,8 @@
     python -m llama.info out/last/model.safetensors --json
 
 Reads the .bin files that the engine runs (v0 to v3), and of what export.py turns into them, the headers: a
-.safetensors, a .pth, a folder of Hugging Face, Meta or train.py. Weights are mapped: processes share them. The
-cache is that of one sequence with -c positions. ./run --info says the same of a .bin in short.
+.safetensors, a .pth, a folder of Hugging Face, Meta or train.py. Weights are mapped, and shared by processes;
+the cache is that of one sequence with -c positions. ./run --info says the same of a .bin in short.
 """
 
 from __future__ import annotations

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Shape, Weights, reference_logits
+from test_export import config_of, named
 
+from export import export_v3
 from llama._engine import ffi, lib
+from model import Llama
 
 HEADS = {"MHA": 8, "GQA": 4, "MQA": 1}
 LENGTH = 140  # more than the largest batch
@@ -255,3 +258,32 @@ def test_nan_in_the_weights_reaches_the_logits(path):
         path.write_bytes(checkpoints.WRITERS[version](shape, weights))
         for isa in isas(path):
             assert np.isnan(Engine(path, kernels=isa).logits([1, 2, 3])).all()
+
+
+# --- Another base of RoPE than the file's
+
+
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_another_base_of_rope_is_that_of_model_py(tmp_path, version):
+    shape, ids = Shape(vocab_size=40), random_ids(Shape(vocab_size=40))
+    config, weights = config_of(shape), named(shape, checkpoints.random_weights(shape))
+    if version == 3:
+        export_v3(tmp_path / "m.bin", config, weights, "fp32")
+    else:
+        checkpoints.write(tmp_path / "m.bin", shape, version)
+    for theta in (10000.0, 1e6):
+        model = Llama(dataclasses.replace(config, rope_theta=theta)).eval()
+        model.load_state_dict(weights, strict=False)
+        with torch.no_grad():
+            expected = model(torch.tensor([ids]))[0].numpy()
+        found = Engine(tmp_path / "m.bin", rope_theta=theta).logits(ids)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=FP32_BOUND)
+        plain = Engine(tmp_path / "m.bin").logits(ids)
+        assert np.array_equal(found, plain) == (theta == 10000)
+
+
+@pytest.mark.parametrize("theta", [-1.0, float("nan"), float("inf")])
+def test_a_base_of_rope_that_can_not_be_is_refused(tmp_path, theta):
+    checkpoints.write(tmp_path / "m.bin", Shape())
+    with pytest.raises(RuntimeError, match=r"rope_theta = .*, allowed finite numbers above 0"):
+        Engine(tmp_path / "m.bin", rope_theta=theta)

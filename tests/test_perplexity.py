@@ -110,6 +110,14 @@ def test_a_long_document_is_the_sum_of_its_windows(model):
     assert math.isclose(result.log_probability, expected, abs_tol=1e-6)
 
 
+def test_a_context_that_holds_no_window_is_refused(path):
+    with (
+        llama.Llama(path, context=1) as short,
+        pytest.raises(llama.UsageError, match="context = 1, allowed 2"),
+    ):
+        judge(short, "abc")
+
+
 # --- Figures
 
 
@@ -154,7 +162,7 @@ def test_a_field_can_be_named(tmp_path):
         ("a.json", b"[1]", "record 0: found int, allowed are strings or objects with story or text"),
         ("a.json", b'[{"body": ""}]', r"record 0: found \['body'\]"),
         ("a.jsonl", b'"a"\n{', "Expecting"),
-        ("a.txt", b"\xff", "can't decode"),
+        ("a.txt", b"\xff", "byte 0 is not UTF-8"),
         ("a.txt", b" ", "holds no text"),
         ("missing.txt", None, "No such file"),
     ],

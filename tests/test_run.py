@@ -23,6 +23,7 @@ from checkpoints import Shape
 from helpers import PROGRAMS, ROOT, assert_refused, command, run, without_times, write_pieces
 
 import llama
+from llama import perplexity
 from llama._engine import ffi, lib
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -445,6 +446,95 @@ def test_llama_isa_chooses_the_kernels(noise, program):
     assert result.stderr.startswith(b"error: kernels = sse9, this CPU has: ")
 
 
+# --- How well a text is predicted
+
+
+def figures(result: subprocess.CompletedProcess) -> list[float]:
+    """Tokens, bytes, log-probability, perplexity and bits per byte."""
+    number = r"(-?[\d.]+)"
+    found = re.fullmatch(
+        rf"1 document, {number} tokens, {number} bytes: log-probability {number}, perplexity {number}, "
+        rf"{number} bits per byte; \d+ tokens/s\n",
+        result.stdout.decode(),
+    )
+    assert found, result
+    return [float(figure) for figure in found.groups()]
+
+
+TEXTS_JUDGED = {
+    "short": b"the tin",
+    "stripped": b" \n\t the tin hat \r\n\x0b\x0c",
+    "blanks of Unicode stay": "\u00a0the tin\u2003".encode(),
+    "lines": b"the tin\r\nhat\r\n",
+    "long": b"the tin hat and the heron in the rain " * 40,
+    "other": "日本語 žluťoučký 🦙".encode(),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_JUDGED)
+@pytest.mark.parametrize("context", ["2", "7", "256"])
+def test_both_programs_and_the_package_judge_a_text_alike(noise, tmp_path, name, context):
+    text, file = TEXTS_JUDGED[name], tmp_path / "text.txt"
+    file.write_bytes(text)
+    native, python = (
+        figures(run(program, "v0.bin", "--perplexity", file, "-c", context, cwd=noise))
+        for program in PROGRAMS
+    )
+    with llama.Llama(noise / "v0.bin", context=int(context)) as model:
+        result = perplexity.measure(model, perplexity.documents(str(file)))
+    tokens, size, nats = result.tokens, result.bytes, result.log_probability
+    expected = [tokens, size, nats, result.perplexity, result.bits_per_byte]
+    for found in (native, python):
+        assert found == pytest.approx(expected, rel=1e-6, abs=0.06)
+        assert (
+            found[:2] == [tokens, size] == [len(model_ids(noise, text)) - 1, len(text.strip(b" \t\n\v\f\r"))]
+        )
+
+
+def model_ids(noise: Path, text: bytes) -> list[int]:
+    return llama.Tokenizer(noise / "tokenizer.bin").encode(text.strip(b" \t\n\v\f\r").decode())
+
+
+@each_program
+def test_a_text_to_judge_may_come_from_standard_input(noise, program):
+    file = run(program, "v0.bin", "--perplexity", "opening.txt", cwd=noise)
+    line = run(program, "v0.bin", "--perplexity", "-", "--stats", cwd=noise, stdin=b"the tin\n")
+    assert figures(file) == figures(line)
+    assert line.stderr.startswith(b"model: v0.bin, ")
+    assert file.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("odd.txt", "odd.txt: byte 3 is not UTF-8"),
+        ("empty.txt", "empty.txt: holds no text"),
+        ("newline.txt", "newline.txt: holds no text"),
+        ("missing.txt", "missing.txt: No such file or directory"),
+        (".", ".: Is a directory"),
+        ("-", "standard input: byte 2 is not UTF-8"),
+    ],
+)
+def test_a_text_that_can_not_be_judged_is_one_line(noise, name, message):
+    result = both(noise / "v0.bin", "--perplexity", name, stdin=b"ab\xc3(")
+    assert_refused(result, 3, message)
+    assert result.stdout == b""
+
+
+# --- Another base of RoPE
+
+
+def test_the_base_of_rope_reaches_the_model(noise):
+    model, options = noise / "v0.bin", ("-t", "0", "-n", "100", "-i", "the tin", "--no-echo")
+    result = both(model, *options, "--rope-theta", "1e6")
+    with llama.Llama(model, rope_theta=1e6) as reference:
+        ids = reference.encode("the tin")
+        text = "".join(reference.generate(ids, temperature=0, max_tokens=100 - len(ids) + 1))
+    assert result.stdout.decode() == text + "\n"
+    assert result.stdout != both(model, *options).stdout
+    assert result.stdout == both(noise / "v1.bin", *options, "--rope-theta=1000000").stdout
+
+
 # --- Where the tokenizer is looked for
 
 
@@ -556,6 +646,17 @@ USAGE = [
     (["-t", "0", "--stop"], "--stop needs a value"),
     (["--stats=1"], "--stats takes no value"),
     (["v1.bin"], "two models are given: v0.bin and v1.bin"),
+    (["--rope-theta", "0"], "--rope-theta = 0, allowed numbers from 1 to 1000000000000"),
+    (["--info", "-m", "chat"], "only one of --info, --perplexity and --mode chat can be given"),
+    (["--info", "--perplexity", "a"], "only one of --info, --perplexity and --mode chat can be given"),
+    (["--perplexity", "opening.txt", "-c", "1"], "--context = 1, allowed 2 or more to judge a text"),
+    *(
+        (
+            ["--perplexity", name],
+            f"--perplexity = {name}, allowed plain text; python -m llama.perplexity reads lists of documents",
+        )
+        for name in ("a.json", "/a/b.jsonl")
+    ),
 ]
 
 

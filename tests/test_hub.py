@@ -1,0 +1,437 @@
+"""Names of models: from a server on loopback that speaks the hub's protocol, by huggingface_hub itself."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import checkpoints
+import pytest
+from helpers import ROOT, assert_refused, write_pieces, write_tokenizer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+import llama
+from llama import bench, hub, info, perplexity
+
+pytest.importorskip("huggingface_hub")
+
+PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
+SHAPE = checkpoints.Shape(dim=16, hidden_dim=24, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=len(PIECES))
+COMMIT = "c" * 40
+HOME = "owner/tiny"
+
+# --- A hub
+
+
+@dataclass
+class Hub:
+    """What a server holds, what it was asked for, and how it misbehaves."""
+
+    files: dict[tuple[str, str], bytes] = field(default_factory=dict)  # of (repository, file)
+    requests: list[str] = field(default_factory=list)
+    gated: bool = False
+    cut: int = 0  # answers that break off in the middle
+    lie: int = 0  # bytes that a file is said to be longer than it is
+    address: str = ""
+
+    def asked(self, method: str) -> list[str]:
+        return [request for request in self.requests if request.startswith(method)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *arguments):
+        pass
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def refuse(self, status: int, code: str) -> None:
+        self.answer(status, b"", X_Error_Code=code, X_Error_Message=f"{code}: no")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+        if self.path.startswith("/api/models/"):
+            repository, _, revision = self.path[len("/api/models/") :].partition("/revision/")
+            self.describe(repository, revision.partition("?")[0])
+        else:
+            repository, _, rest = self.path[1:].partition("/resolve/")
+            revision, _, file = rest.partition("/")
+            self.give(repository, revision, file)
+
+    def missing(self, repository: str, revision: str) -> bool:
+        if not any(repository == known for known, _ in self.hub.files):
+            self.refuse(401, "RepoNotFound")
+        elif len(revision) != 40 and revision not in ("", "main", "v2"):
+            self.refuse(404, "RevisionNotFound")
+        else:
+            return False
+        return True
+
+    def describe(self, repository: str, revision: str) -> None:
+        if self.missing(repository, revision):
+            return
+        names = [{"rfilename": file} for known, file in self.hub.files if known == repository]
+        data = {"id": repository, "sha": COMMIT, "siblings": names, "tags": [], "private": False}
+        self.answer(200, json.dumps(data).encode(), Content_Type="application/json")
+
+    def give(self, repository: str, revision: str, file: str) -> None:
+        if self.missing(repository, revision):
+            return
+        data = self.hub.files.get((repository, file))
+        if self.hub.gated:
+            self.refuse(403, "GatedRepo")
+        elif data is None:
+            self.refuse(404, "EntryNotFound")
+        elif self.command == "HEAD":
+            size = str(len(data) + self.hub.lie)
+            commit = revision if len(revision) == 40 else COMMIT
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            self.answer(200, b"", Content_Length=size, ETag=etag, X_Repo_Commit=commit)
+        else:
+            self.send_file(data)
+
+    def send_file(self, data: bytes) -> None:
+        start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") :].partition("-")[0])
+        rest = data[start:]
+        if self.hub.cut > 0:
+            self.hub.cut -= 1
+            self.answer(200 if start == 0 else 206, rest[: len(rest) // 2], Content_Length=str(len(rest)))
+            self.close_connection = True
+        elif start:
+            extent = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.answer(206, rest, Content_Range=extent)
+        else:
+            self.answer(200, data)
+
+
+@pytest.fixture
+def server():
+    found = Hub()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Handler,), {"hub": found}))
+    found.address = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+    thread.start()
+    yield found
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def run(module: str, *arguments: str, server: Hub, cwd: Path, **environment: str):
+    """Runs a program of the package, with a cache of its own in a folder."""
+    known = {
+        name: value for name, value in os.environ.items() if not name.lower().endswith(("_proxy", "_token"))
+    }
+    hub_home = {"HF_ENDPOINT": server.address, "HF_HOME": str(cwd / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-m", module, *arguments]
+    path = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=known | path | hub_home | environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def get(name: str, server: Hub, cwd: Path, **environment: str) -> list[Path]:
+    """The files of a name, the model and, where there is one, the tokenizer."""
+    result = run("llama.hub", name, server=server, cwd=cwd, **environment)
+    assert (result.returncode, result.stderr) == (0, b"")
+    return [Path(line) for line in result.stdout.decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("hub") / "model.bin"
+    checkpoints.write(path, SHAPE)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("hub") / "tokenizer.bin"
+    return write_pieces(path, [(piece, -float(i)) for i, piece in enumerate(PIECES)]).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> bytes:
+    """A tokenizer.model with as many tokens as the model."""
+    out, text = io.BytesIO(), iter(["abc abd bad dab cab", "abba caba dada baba"])
+    options = {"vocab_size": len(PIECES), "byte_fallback": True, "minloglevel": 2}
+    kind = {"model_type": "bpe", "normalization_rule_name": "identity"}
+    SentencePieceTrainer.train(sentence_iterator=text, model_writer=out, **options, **kind)
+    return out.getvalue()
+
+
+def stories(server: Hub, model: bytes, tokenizer: bytes, sentencepiece: bytes = b"") -> None:
+    """The repositories of the four stories."""
+    repository, _ = hub.TINYLLAMAS
+    server.files[repository, "stories260K/stories260K.bin"] = model
+    server.files[repository, "stories260K/tok512.bin"] = tokenizer
+    server.files[repository, "stories15M.bin"] = model
+    server.files[hub.LLAMA2_TOKENIZER.repository, "tokenizer.model"] = sentencepiece
+
+
+# --- The four stories
+
+
+def test_a_story_is_downloaded_once_with_its_tokenizer(server, tmp_path, model, tokenizer):
+    stories(server, model, tokenizer)
+    paths = get("stories260K", server, tmp_path)
+    assert [path.read_bytes() for path in paths] == [model, tokenizer]
+    files = ["stories260K/stories260K.bin", "stories260K/tok512.bin"]
+    wanted = [f"GET /karpathy/tinyllamas/resolve/{hub.TINYLLAMAS[1]}/{file}" for file in files]
+    assert server.asked("GET") == wanted
+    server.requests.clear()
+    assert get("stories260K", server, tmp_path) == paths
+    assert get("stories260K", server, tmp_path, HF_HUB_OFFLINE="1") == paths
+    assert server.requests == []
+
+
+def test_the_others_have_the_tokenizer_of_llama_2(server, tmp_path, model, tokenizer, sentencepiece):
+    stories(server, model, tokenizer, sentencepiece)
+    result = run("llama.run", "stories15M", "-t", "0", "-n", "20", "-i", "a cab", server=server, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "local.bin").write_bytes(model)
+    write_tokenizer(tmp_path / "mine.bin", SentencePieceProcessor(model_proto=sentencepiece))
+    with llama.Llama(tmp_path / "local.bin", tmp_path / "mine.bin") as reference:
+        text = "".join(
+            reference.generate("a cab", temperature=0, max_tokens=20 - len(reference.encode("a cab")) + 1)
+        )
+    assert result.stdout.decode() == f"a cab{text}\n"
+    made, server.requests = get("stories15M", server, tmp_path)[1], []
+    assert made.read_bytes() == (tmp_path / "mine.bin").read_bytes()
+    assert run("llama.info", "stories15M", server=server, cwd=tmp_path).returncode == 0
+    assert server.requests == []
+
+
+def test_a_file_of_that_name_comes_first(server, tmp_path, model, tokenizer):
+    (tmp_path / "stories15M").write_bytes(model)
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer)
+    result = run("llama.run", "stories15M", "-t", "0", "-n", "5", server=server, cwd=tmp_path)
+    assert (result.returncode, server.requests) == (0, [])
+
+
+def test_an_own_tokenizer_comes_first(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "download", lambda name: hub.Files("model.bin", "theirs.bin"))
+    monkeypatch.chdir(tmp_path)
+    assert hub.find("stories15M") == ("model.bin", "theirs.bin")
+    assert hub.find(b"stories15M", b"mine.bin") == ("model.bin", b"mine.bin")
+    assert hub.find("stories15M.bin") == ("stories15M.bin", None)
+
+
+# --- Repositories
+
+
+def test_the_only_model_of_a_repository_is_taken(server, tmp_path, model, tokenizer):
+    for file in ("pytorch_model.bin", "tokenizer.bin", "tok99.bin", "README.md", "sub/training_args.bin"):
+        server.files[HOME, file] = b"something else"
+    server.files[HOME, "sub/tiny.bin"] = model
+    server.files[HOME, f"tok{len(PIECES)}.bin"] = tokenizer
+    paths = get(f"hf:{HOME}", server, tmp_path)
+    assert [path.read_bytes() for path in paths] == [model, tokenizer]
+    assert len([request for request in server.asked("GET") if "/resolve/main/" in request]) == 2
+
+
+def test_a_file_and_a_revision_can_be_named(server, tmp_path, model, tokenizer):
+    for folder in ("one", "two"):
+        server.files[HOME, f"{folder}/tiny.bin"] = model
+    server.files[HOME, "two/tokenizer.bin"] = tokenizer
+    paths = get(f"hf:{HOME}/two/tiny.bin@v2", server, tmp_path)
+    assert [path.read_bytes() for path in paths] == [model, tokenizer]
+    assert f"GET /{HOME}/resolve/v2/two/tokenizer.bin" in server.requests
+    result = run("llama.hub", f"hf:{HOME}", server=server, cwd=tmp_path)
+    message = f"hf:{HOME}: has one/tiny.bin, two/tiny.bin: name one, as hf:{HOME}/one/tiny.bin"
+    assert_refused(result, 3, message)
+
+
+def test_a_v3_file_needs_no_tokenizer(server, tmp_path, tokenizer):
+    server.files[HOME, "model.bin"] = llama.engine.SHIPPED.read_bytes()
+    server.files[HOME, "tokenizer.bin"] = tokenizer
+    assert len(get(f"hf:{HOME}", server, tmp_path)) == 1
+    result = run(
+        "llama.run", f"hf:{HOME}", "-t", "0", "-n", "5", server=server, cwd=tmp_path, HF_HUB_OFFLINE="1"
+    )
+    assert (result.returncode, result.stdout[:4]) == (0, b"Once")
+
+
+def test_a_tokenizer_model_of_a_repository_is_turned_into_a_bin(server, tmp_path, model, sentencepiece):
+    server.files[HOME, "tiny.bin"] = model
+    server.files[HOME, "tokenizer.model"] = sentencepiece
+    made = get(f"hf:{HOME}", server, tmp_path)[1]
+    assert llama.Tokenizer(made).vocab_size == len(PIECES)
+    server.files[HOME, "tokenizer.model"] = b"no model"
+    (tmp_path / "other").mkdir()
+    result = run("llama.hub", f"hf:{HOME}", server=server, cwd=tmp_path / "other")
+    assert_refused(result, 3)
+    assert b"is not a sentencepiece model" in result.stderr
+
+
+def test_weights_of_another_kind_are_for_export(server, tmp_path):
+    server.files[HOME, "model.safetensors"] = b"weights"
+    result = run("llama.run", f"hf:{HOME}", server=server, cwd=tmp_path)
+    make = f"hf download {HOME} --local-dir tiny && python export.py tiny tiny.bin"
+    assert_refused(result, 3, f"hf:{HOME}: has no .bin file; to make one, in a checkout of cria: {make}")
+
+
+# --- What can go wrong
+
+
+def test_what_is_not_there_is_one_line(server, tmp_path, model):
+    server.files[HOME, "tiny.bin"] = model
+    for name, message in (
+        ("hf:owner/none", f"{server.address}/owner/none is not there, or private: then run hf auth login"),
+        (f"hf:{HOME}@v3", f"{server.address}/{HOME} has no revision v3"),
+        (f"hf:{HOME}/none.bin", f"{server.address}/{HOME} has no file none.bin"),
+    ):
+        assert_refused(run("llama.run", name, server=server, cwd=tmp_path), 3, f"{name}: {message}")
+
+
+def test_a_gated_repository_says_where_to_ask(server, tmp_path, model):
+    server.files[HOME, "tiny.bin"], server.gated = model, True
+    message = f"hf:{HOME}: is gated: ask for access at {server.address}/{HOME}, then run hf auth login"
+    assert_refused(run("llama.hub", f"hf:{HOME}", server=server, cwd=tmp_path), 3, message)
+
+
+def test_a_connection_that_breaks_is_taken_up_again(server, tmp_path, tokenizer):
+    large = bytes(range(256)) * 100_000  # more than the pieces that huggingface_hub writes
+    stories(server, large, tokenizer)
+    server.cut = 1
+    assert get("stories260K", server, tmp_path)[0].read_bytes() == large
+    first, second, _ = server.asked("GET")
+    start = int(second.removeprefix(f"{first} bytes=").removesuffix("-"))
+    assert 0 < start <= len(large) // 2
+
+
+def test_a_file_that_is_not_as_long_as_was_said_is_refused(server, tmp_path, model, tokenizer):
+    stories(server, model, tokenizer)
+    server.lie = 1
+    result = run("llama.run", "stories260K", server=server, cwd=tmp_path)
+    assert_refused(result, 3)
+    sizes = f"file should be of size {len(model) + 1} but has size {len(model)}"
+    assert sizes.encode() in result.stderr
+    assert not [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 1000
+    ]
+    server.lie = 0
+    assert get("stories260K", server, tmp_path)[0].read_bytes() == model
+
+
+def test_without_a_network_only_what_is_in_the_cache_runs(server, tmp_path, model, tokenizer):
+    stories(server, model, tokenizer)
+    offline = {"server": server, "cwd": tmp_path, "HF_HUB_OFFLINE": "1"}
+    for name in ("stories260K", f"hf:{HOME}"):
+        result = run("llama.run", name, **offline)
+        assert_refused(result, 3)
+        start = f"error: {name}: is not in the cache, and {server.address} does not give it: "
+        assert result.stderr.decode().startswith(start)
+    assert server.requests == []
+    server.files[HOME, "tiny.bin"], server.files[HOME, "tokenizer.bin"] = model, tokenizer
+    paths = get(f"hf:{HOME}", server, tmp_path)
+    server.requests.clear()
+    assert get(f"hf:{HOME}", server, tmp_path, HF_HUB_OFFLINE="1") == paths
+    assert server.requests == []
+
+
+def test_a_hub_that_is_not_there_is_one_line(tmp_path):
+    nobody = Hub(address="http://127.0.0.1:9")
+    result = run("llama.run", f"hf:{HOME}", server=nobody, cwd=tmp_path)
+    assert_refused(result, 3)
+    assert (
+        f"error: hf:{HOME}: is not in the cache, and {nobody.address} does not give it: ".encode()
+        in result.stderr
+    )
+
+
+def test_without_huggingface_hub_the_line_to_install_it_is_said(server, tmp_path):
+    (tmp_path / "huggingface_hub.py").write_text("raise ImportError('not installed')")
+    for module in ("llama.run", "llama.hub"):
+        result = run(module, "stories15M", server=server, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+        assert_refused(result, 3, "stories15M: to download it: pip install huggingface_hub")
+
+
+def test_a_full_disk_is_a_lack_of_resources():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert isinstance(hub.explained(error, hub.LLAMA2_TOKENIZER), llama.ResourceError)
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("hf:a/b", ("a/b", "main", "")),
+        ("hf:a/b@v1", ("a/b", "v1", "")),
+        ("hf:a/b/c.bin", ("a/b", "main", "c.bin")),
+        ("hf:a/b/c/d.bin@x/y", ("a/b", "x/y", "c/d.bin")),
+    ],
+)
+def test_a_name_is_a_place(name, place):
+    assert hub.parse(name)[1:] == place
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:", "hf:a", "hf:a/", "hf:/b", "hf:a/b@", "hf:a/b/c.gguf", "stories7B", "a.bin"]
+)
+def test_any_other_name_is_refused(name):
+    with pytest.raises(llama.UsageError, match="allowed"):
+        hub.download(name)
+
+
+def test_every_command_line_takes_names(tmp_path, monkeypatch, capsys, model, tokenizer):
+    files = hub.Files(str(tmp_path / "model.bin"), str(tmp_path / "named.bin"))
+    Path(files.model).write_bytes(model)
+    Path(files.tokenizer).write_bytes(tokenizer)
+    (tmp_path / "text.txt").write_text("abc")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "download", lambda name: files)
+    perplexity.main(["stories15M", "text.txt"])
+    assert "1 document, " in capsys.readouterr().out
+    info.main(["stories15M"])
+    assert f"{files.tokenizer}: " in capsys.readouterr().out
+    bench.main(
+        ["stories15M", "-r", "1", "-n", "2", "-p", "1", "-j", "1", "--sequences", "1", "--prefill", "2"]
+    )
+    assert capsys.readouterr().out.startswith(f"{files.model}: v0")
+
+
+def test_a_path_imports_nothing_that_downloads(tmp_path, model, tokenizer):
+    (tmp_path / "model.bin").write_bytes(model)
+    (tmp_path / "tokenizer.bin").write_bytes(tokenizer)
+    code = "import sys; from llama import run; run.main(['model.bin', '-n', '2']); print(sys.modules.keys())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for name in ("huggingface_hub", "httpx", "sentencepiece", "argparse", "numpy"):
+        assert f"'{name}'" not in result.stdout
