@@ -400,4 +400,4 @@ def tokenizer_model(path: Path) -> dict[str, Any]:
     except RuntimeError:
         raise BadFileError(f"{path}: is not a sentencepiece model") from None
     sizes = {"vocab_size": sp.vocab_size(), "bos": sp.bos_id(), "eos": sp.eos_id()}
-    return {"file": path.name, "kind": "sentencepiece", **sizes}
+    return {"file": path.name, "kind": "sentencepiece BPE", **sizes}

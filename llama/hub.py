@@ -212,7 +212,8 @@ def only_model(place: Place, files: list[str]) -> str:
     if models:
         raise BadFileError(f"{place.name}: has {', '.join(models)}: name one, as {place.name}/{models[0]}")
     short = place.repository.rpartition("/")[2]
-    make = f"hf download {place.repository} --local-dir {short} && python export.py {short} {short}.bin"
+    get = f"hf download {place.repository} --local-dir {short}"
+    make = f"{get} && python export.py {short} {short}.bin --dtype int8"
     raise BadFileError(f"{place.name}: has no .bin file; to make one, in a checkout of cria: {make}")
 
 

@@ -149,8 +149,9 @@ def engine_tokenizer(model: Any, path: str | None) -> dict[str, Any] | None:
             raise
         return None
     place = "in the file" if inside and path is None else path or "beside the file or here"
+    kind = ffi.string(lib.llama_tokenizer_kind(tokenizer.handle)).decode()
     ids = {"vocab_size": tokenizer.vocab_size, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
-    return {"file": place, "kind": "sentencepiece", **ids}
+    return {"file": place, "kind": kind, **ids}
 
 
 def compare_checksums(model: Any) -> str:

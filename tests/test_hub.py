@@ -294,7 +294,7 @@ def test_a_tokenizer_model_of_a_repository_is_turned_into_a_bin(server, tmp_path
 def test_weights_of_another_kind_are_for_export(server, tmp_path):
     server.files[HOME, "model.safetensors"] = b"weights"
     result = run("llama.run", f"hf:{HOME}", server=server, cwd=tmp_path)
-    make = f"hf download {HOME} --local-dir tiny && python export.py tiny tiny.bin"
+    make = f"hf download {HOME} --local-dir tiny && python export.py tiny tiny.bin --dtype int8"
     assert_refused(result, 3, f"hf:{HOME}: has no .bin file; to make one, in a checkout of cria: {make}")
 
 

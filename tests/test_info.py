@@ -164,7 +164,7 @@ def test_what_a_v3_file_says_is_said(tmp_path):
     assert found.config["rope_scaling"] == vars(SCALING)
     assert (found.kind, found.type, found.template, found.stops) == ("v3", "bf16", "llama3", [7, 9])
     ids = {"vocab_size": len(PIECES), "bos": 1, "eos": 2}
-    assert found.tokenizer == {"file": "in the file", "kind": "sentencepiece", **ids}
+    assert found.tokenizer == {"file": "in the file", "kind": "sentencepiece BPE", **ids}
     said = info.text(found)
     assert (
         "rope         theta 500000, llama3 scaling: factor 32.0, low 1.0, high 4.0, original context 64"
@@ -209,7 +209,7 @@ def test_the_text_has_a_line_for_each_fact_and_for_each_kind_of_tensor(tmp_path,
     assert folded.startswith(f"{path}: v3, int4, ")
     lines = dict(line.split(maxsplit=1) for line in folded.splitlines() if len(line.split(maxsplit=1)) == 2)
     assert lines["dim"] == "64"
-    assert lines["tokenizer"].strip() == f"in the file: sentencepiece, {len(PIECES)} tokens, bos 1, eos 2"
+    assert lines["tokenizer"].strip() == f"in the file: sentencepiece BPE, {len(PIECES)} tokens, bos 1, eos 2"
     assert lines["stop"].split() == ["ids", "7,", "9"]
     assert lines["layers.0-1.wq"].split() == ["2", "int4", "64", "x", "64", "4.6", "kB"]
     table = folded.partition("\ntensor")[2].splitlines()

@@ -1,6 +1,7 @@
 """The README's commands do what it says, with small texts and few steps."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -8,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import pytest
-from helpers import ROOT
+from helpers import ROOT, write_pieces
 
 from training.options import from_arguments
 
@@ -21,7 +23,8 @@ QUICK = "--max_steps=2 --batch_size=2 --max_seq_len=64 --eval_windows=2 --sample
 def commands(heading: str) -> list[str]:
     """The lines of the code blocks without a language of a section, without their comments."""
     section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    lines = "\n".join(re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)).splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(block for language, block in blocks if not language).splitlines()
     return [line.split("  #")[0].strip() for line in lines if line]
 
 
@@ -49,19 +52,40 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def run(command: str, cwd: Path) -> str:
+def run(command: str, cwd: Path, environment: dict[str, str] | None = None) -> str:
     """What a command of the README prints to standard output."""
     program, *arguments = shlex.split(command)
     program = {"python": sys.executable, "./run": str(ROOT / "run")}[program]
-    if arguments[0] == "train.py":
+    if arguments[:1] == ["train.py"]:
         arguments += QUICK.split()
     if arguments[:2] == ["dataset.py", "reverse"]:
         arguments += ["--count=200", "--val_count=20"]
     result = subprocess.run(
-        [program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [program, *arguments],
+        cwd=cwd,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, (command, result.stderr[-2000:])
     return result.stdout
+
+
+@pytest.mark.slow
+def test_models_and_text_as_the_readme_says(tmp_path):
+    pieces = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), *"abcdefghijklm"]
+    write_pieces(tmp_path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(pieces)])
+    for name in ("stories260K.bin", "stories15M.bin"):
+        checkpoints.write(tmp_path / name, checkpoints.Shape(vocab_size=len(pieces), max_seq_len=256))
+    (tmp_path / "data00.json").write_text(json.dumps([{"story": words(0, 20)}]))
+    named = ("python -m llama.run stories15M ", "python -m llama.run hf:")  # test_hub.py has them
+    found = [f"{line} " for line in (*commands("Run a Llama"), *commands("From Python"))]
+    lines = [line for line in found if line.startswith(("./run", "python")) and not line.startswith(named)]
+    assert len(lines) == 6
+    for line in lines:
+        assert run(line, tmp_path, {"PYTHONPATH": str(ROOT)}), line
 
 
 @pytest.mark.slow

@@ -646,7 +646,7 @@ USAGE = [
     (["-t", "0", "--stop"], "--stop needs a value"),
     (["--stats=1"], "--stats takes no value"),
     (["v1.bin"], "two models are given: v0.bin and v1.bin"),
-    (["--rope-theta", "0"], "--rope-theta = 0, allowed numbers from 1 to 1000000000000"),
+    (["--rope-theta", "0"], "--rope-theta = 0, allowed numbers from 1 to 1000000000"),
     (["--info", "-m", "chat"], "only one of --info, --perplexity and --mode chat can be given"),
     (["--info", "--perplexity", "a"], "only one of --info, --perplexity and --mode chat can be given"),
     (["--perplexity", "opening.txt", "-c", "1"], "--context = 1, allowed 2 or more to judge a text"),

@@ -86,6 +86,11 @@ int llama_has_tokenizer(const LlamaModel *m) {
     return m->tokenizer.size > 0;
 }
 
+const char *llama_tokenizer_kind(const LlamaTokenizer *tokenizer) {
+    (void)tokenizer; // a tokenizer.bin holds no other kind
+    return "sentencepiece BPE";
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Memory
 
@@ -162,9 +167,9 @@ static void say_tokens(Lines *lines, const LlamaModel *m, const LlamaTokenizer *
     static const char *const templates[] = {"none", "llama2", "llama3"};
     const LlamaConfig *c = &m->config;
     if (tokenizer)
-        say(lines, "%-13s %s, %d tokens, bos %d, eos %d\n", "tokenizer",
-            llama_has_tokenizer(m) ? "in the file" : "a file of its own", llama_vocab_size(tokenizer),
-            llama_bos(tokenizer), llama_eos(tokenizer));
+        say(lines, "%-13s %s: %s, %d tokens, bos %d, eos %d\n", "tokenizer",
+            tokenizer->borrowed ? "in the file" : "a file of its own", llama_tokenizer_kind(tokenizer),
+            llama_vocab_size(tokenizer), llama_bos(tokenizer), llama_eos(tokenizer));
     else
         say(lines, "%-13s not found\n", "tokenizer");
     say(lines, "%-13s %s\n%-13s", "template", templates[c->chat_template], "stop ids");

@@ -104,7 +104,7 @@ static const Option run_options[] = {
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
     {"", "--exact", ON, FIELD(exact), 0, 0},
-    {"", "--rope-theta", FLOAT, FIELD(rope_theta), 1, 1e12},
+    {"", "--rope-theta", FLOAT, FIELD(rope_theta), 1, 1e9},
     {"", "--stats", ON, FIELD(stats), 0, 0},
     {"", "--info", ON, FIELD(info), 0, 0},
     {"", "--perplexity", TEXT, FIELD(perplexity), 0, 0},
