@@ -747,7 +747,7 @@ static int write_perplexity(const Perplexity *p, double time, LlamaError *error)
 // How well the model predicts a file, which is one text without the blanks at its ends.
 static int perplexity(Run *run, LlamaError *error) {
     const char *path = run->options.perplexity, *name = strcmp(path, "-") == 0 ? "standard input" : path;
-    Buffer buffer;
+    Buffer buffer = {0};
     Perplexity result = {0};
     double start = seconds();
     int code = read_file(path, &buffer, error);
