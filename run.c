@@ -26,6 +26,8 @@
 #include "llama/csrc/select.h"     // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampler.h"    // llama_sample
 #include "llama/csrc/score.h"      // llama_score: how likely a text is
+#include "llama/csrc/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
+#include "llama/csrc/pack.h"       // llama_pack: floats to tiles, as export.py writes them
 #include "llama/csrc/chat.h"       // llama_chat_turn
 #include "llama/csrc/options.h"    // llama_run_parse
 #include "llama/csrc/info.h"       // llama_tensor, llama_info

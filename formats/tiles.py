@@ -1,8 +1,7 @@
 """Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
 
-In int8 and int4 groups of 32 neighbouring weights of a row share a scale, which is a half-precision float.
-int8: whole numbers from -127 to 127. int4: from -8 to 7; the scale is the best of several for the squares of
-the errors, since with 16 steps the largest weight of a group is not always worth its place.
+int8 and int4 are packed in C, on all processors: llama/csrc/pack_group.h says which scale 32 neighbouring
+weights of a row share. The C engine is imported when it is needed: training and files of floats do without.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS, GROUP, SCALE_BYTES = 16, 32, 64
-CHUNK_VALUES = 1 << 22  # packed at once: bounds the memory beside the tensor
-LARGEST_HALF = 65504.0
+ROWS, GROUP = 16, 32
+CHUNK_VALUES = 1 << 20  # packed at once: what comes out is still in the cache when it is written
 
 
 @dataclass
@@ -30,87 +28,6 @@ class Errors:
     def relative(self) -> float:
         """rms of the error / rms of the weights."""
         return math.sqrt(self.error / self.total) if self.total else 0.0
-
-
-def group_bytes(bits: int) -> int:
-    """Bytes of a group of a tile without its scales."""
-    return ROWS * GROUP * bits // 8
-
-
-def tile_bytes(cols: int, bits: int) -> int:
-    groups = math.ceil(cols / GROUP)
-    return math.ceil(groups / 2) * SCALE_BYTES + groups * group_bytes(bits)
-
-
-def packed_bytes(rows: int, cols: int, bits: int) -> int:
-    """Bytes of a matrix in tiles."""
-    return math.ceil(rows / ROWS) * tile_bytes(cols, bits)
-
-
-def half(scales: Tensor) -> Tensor:
-    """Scales as they are stored and read back. Raises ValueError for what half precision can't hold."""
-    if not (scales.abs() <= LARGEST_HALF).all():
-        raise ValueError("has groups that are not finite, or larger than a half-precision scale can hold")
-    return scales.half().float()
-
-
-def with_scales(groups: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
-    """The whole numbers nearest to groups (..., 32) / scales (...), within low and high."""
-    inverse = torch.where(scales != 0, 1 / scales, 0.0)
-    return (groups * inverse[..., None]).round_().clamp_(low, high)
-
-
-def quantise_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales of groups (..., 32)."""
-    scales = half(groups.abs().amax(dim=-1) / 127)
-    return with_scales(groups, scales, -127, 127), scales
-
-
-def quantise_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales of groups (..., 32): of the scales tried, those of the least squared error."""
-    largest = groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
-    best_scales = half(largest / -8)  # the largest weight becomes -8, the end that reaches further
-    best = with_scales(groups, best_scales, -8, 7)
-    least = (best * best_scales[..., None] - groups).square().sum(dim=-1)
-    for steps in (-9.0, -8.6, -8.3, -7.7, -7.4, -7.0, -6.6, -6.2, 6.2, 6.6, 7.0, 7.4, 7.8):
-        scales = half(largest / steps)
-        values = with_scales(groups, scales, -8, 7)
-        error = (values * scales[..., None] - groups).square().sum(dim=-1)
-        better = error < least
-        best = torch.where(better[..., None], values, best)
-        best_scales, least = torch.where(better, scales, best_scales), torch.where(better, error, least)
-    squares = best.square().sum(dim=-1)  # for these whole numbers the best scale is known
-    fitted = half(torch.where(squares > 0, (best * groups).sum(dim=-1) / squares, 0.0))
-    return with_scales(groups, fitted, -8, 7), fitted
-
-
-def interleave(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers (tiles, 16, groups, 32) as bytes (tiles, groups, group_bytes)."""
-    tiles, _, groups, _ = values.shape
-    if bits == 8:
-        chunks = (values + 128).to(torch.uint8).view(tiles, ROWS, groups, 8, 4)
-    else:
-        halves = (values + 8).to(torch.uint8).view(tiles, ROWS, groups, 4, 2, 4)
-        chunks = halves[..., 0, :] | halves[..., 1, :] << 4
-    return chunks.permute(0, 2, 3, 1, 4).reshape(tiles, groups, group_bytes(bits))
-
-
-def assemble(scales: Tensor, weights: Tensor) -> Tensor:
-    """Scales (tiles, 16, groups) and bytes (tiles, groups, n) as tiles (tiles, tile_bytes)."""
-    tiles, groups, n = weights.shape
-    scale_bytes = scales.permute(0, 2, 1).contiguous().half().view(torch.uint8)  # (tiles, groups, 32)
-    pairs = groups // 2
-    head = torch.cat(
-        (
-            scale_bytes[:, : 2 * pairs].reshape(tiles, pairs, SCALE_BYTES),
-            weights[:, : 2 * pairs].reshape(tiles, pairs, 2 * n),
-        ),
-        dim=2,
-    ).reshape(tiles, -1)
-    if groups % 2 == 0:
-        return head
-    unused = torch.zeros(tiles, SCALE_BYTES // 2, dtype=torch.uint8)
-    return torch.cat((head, scale_bytes[:, -1], unused, weights[:, -1]), dim=1)
 
 
 def float_bytes(rows: int, cols: int, size: int) -> int:
@@ -134,22 +51,30 @@ def pack_floats(weight: Tensor, dtype: torch.dtype, errors: Errors) -> Iterator[
         yield columns.view(torch.uint8)
 
 
-def pack(weight: Tensor, bits: int, errors: Errors) -> Iterator[Tensor]:
-    """Bytes of a matrix (rows, cols) of float32 in tiles, piece by piece, and adds to errors what it costs.
+def packed_bytes(dtype: str, rows: int, cols: int) -> int:
+    """Bytes of a matrix in tiles of "int8" or "int4"."""
+    from llama.pack import packed_bytes
 
-    Raises ValueError for values that are not finite or too large.
+    return packed_bytes(dtype, rows, cols)
+
+
+def pack(weight: Tensor, dtype: str, errors: Errors, first_row: int = 0) -> Iterator[memoryview]:
+    """Bytes of a matrix (rows, cols) of float32 or bfloat16 in tiles, piece by piece, and adds to errors what
+    it costs. A piece is good until the next one is asked for. first_row: the number of the first row, where
+    the matrix is only a part of one.
+
+    Raises ValueError for values that are not finite or too large, with their row.
     """
+    from llama.pack import pack, packed_bytes
+
     rows, cols = weight.shape
-    groups = math.ceil(cols / GROUP)
-    quantise = quantise_int8 if bits == 8 else quantise_int4
     step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
-    for start in range(0, rows, step):
-        part = weight[start : start + step]
-        tiles = math.ceil(len(part) / ROWS)
-        padded = torch.zeros(tiles * ROWS, groups * GROUP)
-        padded[: len(part), :cols] = part
-        padded = padded.view(tiles, ROWS, groups, GROUP)
-        values, scales = quantise(padded)
-        errors.total += padded.double().square().sum().item()
-        errors.error += (values * scales[..., None] - padded).double().square().sum().item()
-        yield assemble(scales, interleave(values, bits))
+    out = memoryview(bytearray(packed_bytes(dtype, min(step, rows), cols)))
+    for first in range(0, rows, step):
+        part = weight[first : first + step]
+        values = part.view(torch.int16) if part.dtype == torch.bfloat16 else part
+        piece = out[: packed_bytes(dtype, len(part), cols)]
+        squares, error_squares = pack(piece, values.numpy(), dtype, first_row=first_row + first)
+        errors.total += squares
+        errors.error += error_squares
+        yield piece

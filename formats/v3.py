@@ -77,7 +77,7 @@ def tensor_bytes(dtype: str, rows: int, cols: int) -> int:
         return cols * 4
     if dtype in ("fp32", "bf16"):
         return tiles.float_bytes(rows, cols, 4 if dtype == "fp32" else 2)
-    return tiles.packed_bytes(rows, cols, 8 if dtype == "int8" else 4)
+    return tiles.packed_bytes(dtype, rows, cols)
 
 
 def names(config: Config) -> list[str]:
@@ -121,13 +121,10 @@ def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
     if entry.rows == 1:
         yield weight.numpy().data.cast("B")
     elif entry.dtype in ("fp32", "bf16"):
-        for part in tiles.pack_floats(
-            weight, torch.float32 if entry.dtype == "fp32" else torch.bfloat16, entry.errors
-        ):
-            yield part.numpy().data.cast("B")
+        kind = torch.float32 if entry.dtype == "fp32" else torch.bfloat16
+        yield from (part.numpy().data.cast("B") for part in tiles.pack_floats(weight, kind, entry.errors))
     else:
-        for part in tiles.pack(weight, 8 if entry.dtype == "int8" else 4, entry.errors):
-            yield part.numpy().data.cast("B")
+        yield from tiles.pack(weight, entry.dtype, entry.errors)
 
 
 def write_tensor(file: BinaryIO, weight: Tensor, entry: Entry) -> None:

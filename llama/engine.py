@@ -255,10 +255,7 @@ def model_config(model: Any) -> Config:
     return Config(**fields)
 
 
-def context_init(
-def context_init(
-    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, **options: Any
-) -> Any:
+def context_init(model: Any, context: int = 0, threads: int = 0, sequences: int = 0, **options: Any) -> Any:
     """A C context, of any options that llama.h has. 0: the defaults. Raises UsageError, ResourceError."""
     sizes = {"context": context, "threads": threads, "sequences": sequences}
     options = struct("LlamaContextOptions", **sizes, **options)

@@ -23,7 +23,6 @@ from test_forward import FP32_BOUND, INT8_BOUND, INT8_EXACT, INT8_FLIPS, Engine,
 import export
 import llama
 from export import BadInput, Extras, export_v3
-from formats import tiles
 from model import Config, Llama, RopeScaling
 
 SAMPLE = Path(__file__).parent / "data" / "sample_v3.bin"
@@ -87,20 +86,12 @@ def test_the_error_that_is_reported_is_that_of_the_file(path):
     assert report.bytes == path.stat().st_size
 
 
-def test_int4_is_better_than_taking_the_largest_weight_for_the_scale():
-    groups = torch.randn(4096, 32, generator=torch.Generator().manual_seed(0))
-    largest = groups.gather(1, groups.abs().argmax(1, keepdim=True))
-    plain = ((groups / (largest / -8)).round().clamp(-8, 7) * (largest / -8) - groups).square().sum()
-    values, scales = tiles.quantise_int4(groups)
-    assert (values * scales[:, None] - groups).square().sum() < 0.9 * plain
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
 def test_what_a_scale_cannot_hold_is_refused_and_nothing_is_left(path, value):
     shape = Shape()
     weights = named(shape, checkpoints.random_weights(shape))
     weights["layers.1.attention.wo.weight"][3, 5] = value
-    with pytest.raises(BadInput, match=r"layers\.1\.attention\.wo\.weight has groups that are not finite"):
+    with pytest.raises(BadInput, match=r"layers\.1\.attention\.wo\.weight row 3, column 5: is "):
         export_v3(path, config_of(shape), weights, "int8")
     assert list(path.parent.iterdir()) == []
 

@@ -1,0 +1,106 @@
+"""bench.quality: its figures are those of llama.perplexity and of the files, and coarser types lose more."""
+
+import json
+import math
+
+import checkpoints
+import numpy as np
+import pytest
+from helpers import write_pieces
+from test_perplexity import PIECES, SHAPE
+
+import export
+import llama
+from bench import quality
+from llama import perplexity
+from llama.command import run_command
+
+TEXTS = ["abc def ghij", "jihg fed cba " * 30]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model with its tokenizer and a text in one folder."""
+    folder = tmp_path_factory.mktemp("quality")
+    checkpoints.write(folder / "model.bin", SHAPE)
+    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    (folder / "text.json").write_text(json.dumps(TEXTS))
+    return folder / "model.bin"
+
+
+@pytest.fixture(scope="module")
+def rows(source):
+    kinds = ["fp32", "bf16", "int8", "int4", "int4:int4"]
+    return {row.type: row for row in quality.measure(str(source), kinds, TEXTS, None, {"threads": 1})}
+
+
+def test_figures_are_those_of_the_file_that_export_writes(source, rows, tmp_path):
+    path = tmp_path / "int8.bin"
+    assert export.main([str(source), str(path), "--version", "3", "--dtype", "int8"]) == 0
+    with llama.Llama(path) as model:
+        expected = perplexity.measure(model, iter(TEXTS))
+    assert rows["int8"].bytes == path.stat().st_size
+    assert rows["int8"].perplexity == expected.perplexity
+    assert rows["int8"].bits_per_byte == expected.bits_per_byte
+    assert rows["int8"].loss == expected.perplexity / rows["fp32"].perplexity - 1
+
+
+def test_errors_of_logits_are_those_of_the_first_tokens(source, rows, tmp_path):
+    logits = []
+    for dtype in ("fp32", "int4"):
+        path = tmp_path / f"{dtype}.bin"
+        assert export.main([str(source), str(path), "--version", "3", "--dtype", dtype]) == 0
+        with llama.Llama(path) as model:
+            ids = [model.encode(text)[: model.context] for text in TEXTS]
+            logits.append(np.concatenate([model.logits(some) for some in ids]))
+    errors = np.abs(logits[0] - logits[1]).astype(np.float64)
+    assert sum(map(len, ids)) < quality.LOGIT_TOKENS
+    assert rows["int4"].max_logit_error == errors.max()
+    assert math.isclose(rows["int4"].rms_logit_error, math.sqrt(np.square(errors).mean()))
+
+
+def test_no_more_logits_are_kept_than_are_compared(source):
+    with llama.Llama(source) as model:
+        assert len(quality.first_logits(model, TEXTS * 9)) == quality.LOGIT_TOKENS
+
+
+def test_fewer_bits_lose_more(rows):
+    assert rows["fp32"].loss == rows["fp32"].max_logit_error == rows["fp32"].rms_logit_error == 0
+    errors = [rows[kind].rms_logit_error for kind in ("fp32", "bf16", "int8", "int4", "int4:int4")]
+    assert errors == sorted(set(errors))
+    bits = [rows[kind].bits_per_weight for kind in ("fp32", "bf16", "int8", "int4", "int4:int4")]
+    assert bits == sorted(set(bits), reverse=True)
+    assert 32 <= bits[0] < 32.01  # between tensors there are zeros
+    assert 8.5 < bits[2] < 9.5  # norms are fp32
+
+
+def test_the_command_line(source, capsys):
+    text = str(source.with_name("text.json"))
+    quality.main([str(source), text, "--types", "int4:bf16", "--documents", "1", "-j", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| type | bytes | bits per weight | perplexity |")
+    assert [line.split()[1] for line in lines[2:]] == ["fp32", "int4:bf16"]
+    quality.main([str(source), text, "--types", "bf16", "--json"])
+    assert [row["type"] for row in json.loads(capsys.readouterr().out)] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.bin", "text.json"], "none.bin"),
+        (["model.bin", "none.json"], "none.json"),
+        (["model.bin", "text.json", "--types", "int3"], "int3"),
+        (["model.bin", "text.json", "--documents", "0"], "holds no text"),
+    ],
+)
+def test_what_cannot_be_judged_ends_in_a_line_that_says_why(source, monkeypatch, capsys, arguments, message):
+    paths = [str(source.with_name(name)) if "." in name else name for name in arguments]
+    monkeypatch.setattr("sys.argv", ["quality", *paths])
+    try:
+        code = run_command(quality.main)
+    except SystemExit as stopped:  # export.py's parser
+        code = stopped.code
+    assert code in (2, 3)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
