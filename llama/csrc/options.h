@@ -220,10 +220,8 @@ int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, L
         return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
                     max);
     if (options->steps > 0) wanted = MIN(wanted, options->steps);
-    *context = (LlamaContextOptions){.context = wanted,
-                                     .threads = options->threads,
-                                     .exact = options->exact,
-                                     .rope_theta = options->rope_theta};
+    *context = (LlamaContextOptions){
+        .context = wanted, .threads = options->threads, .exact = options->exact, .rope_theta = options->rope_theta};
     return LLAMA_OK;
 }
 
