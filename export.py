@@ -1,30 +1,43 @@
-"""From our checkpoints to the .bin files that run.c reads.
+"""Any Llama in, several formats out: from a file or folder of a model to what runs it.
 
-    python export.py out/last model.bin                            # fp32, v0, with tokenizer.bin beside it
-    python export.py out/last model.bin --dtype int8 --version 3   # one file with all that a run needs
+    python export.py out/last model.bin                            # a checkpoint of train.py as fp32, v0
+    python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  # Meta's or Hugging Face's folder as v3
+    python export.py out/last folder                               # for transformers
 
-formats/ has a module for each kind of file. A file is written tensor by tensor, and appears under its name
-once it is whole and on the disk.
+formats/ has a module for each kind of file. What is read is read tensor by tensor and never executed; what is
+written appears under its name once it is whole and on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 import tokenizer as tokenizers
-from formats import llama2c, tiles, v3
+from formats import huggingface_writer, llama2c, tiles, v3
 from formats.checkpoint import StrPath, load_model, open_checkpoint, read_config, save_weights
+from formats.huggingface import is_huggingface, open_huggingface
+from formats.huggingface_writer import SHARD_BYTES, TOKENIZER_FILES, usual_dtype
+from formats.meta import is_meta, open_meta
 from formats.source import Source
-from formats.v3 import Extras
-from model import Config
-from training.command import BadInput, Parser, UsageError, run_command, written_aside
+from formats.v3 import MAX_STOPS, TEMPLATES, Extras
+from model import Config, RopeScaling
+from training.command import (
+    BadInput,
+    Parser,
+    UsageError,
+    run_command,
+    written_aside,
+    written_aside_folder,
+)
 
 __all__ = [
     "BadInput",
@@ -32,11 +45,31 @@ __all__ = [
     "Report",
     "UsageError",
     "export_bin",
+    "export_folder",
     "export_v3",
     "load_model",
+    "open_source",
     "read_config",
     "save_weights",
 ]
+
+# --- Reading
+
+
+def open_source(path: Path) -> Source:
+    """A model in any format that is read, told by content. Raises BadInput, OSError.
+
+    A folder of Hugging Face or Meta, a checkpoint of train.py (a folder or its model.safetensors), or a .bin
+    file of v0, v1 or v2.
+    """
+    if is_huggingface(path):
+        return open_huggingface(path)
+    if is_meta(path):
+        return open_meta(path)
+    if path.is_file() and path.suffix == ".bin":
+        return llama2c.open_bin(path)
+    return open_checkpoint(path)
+
 
 # --- Writing
 
@@ -46,7 +79,7 @@ class Report:
     """What an export came to."""
 
     path: Path
-    version: int
+    format: str
     dtype: str  # of the matrices of the layers
     bytes: int
     group_size: int = 0  # 0 where no weights share a scale
@@ -85,7 +118,7 @@ def export_bin(
             errors = llama2c.write_bin(file, Source(name, config, weights), version, group_size, progress)
         size = scratch.stat().st_size
     dtype, dropped = "int8" if version == 2 else "fp32", llama2c.lost_fields(config)
-    return Report(path, version, dtype, size, group_size, worst_first(errors), dropped)
+    return Report(path, f"v{version}", dtype, size, group_size, worst_first(errors), dropped)
 
 
 def export_v3(
@@ -107,96 +140,231 @@ def export_v3(
     """
     path, ends_dtype = Path(path), ends_dtype or ("int8" if dtype == "int4" else dtype)
     source = Source(name, config, weights)
+    if extras and len(extras.stops) > MAX_STOPS:
+        raise BadInput(f"{name}: has {len(extras.stops)} stop ids, allowed {MAX_STOPS}")
     with written_aside(path) as scratch:
         with scratch.open("wb") as file:
             errors = v3.write_bin(file, source, dtype, ends_dtype, extras or Extras(), progress)
         size = scratch.stat().st_size
     group_size = tiles.GROUP if {dtype, ends_dtype} & {"int8", "int4"} else 0
-    return Report(path, 3, dtype, size, group_size, worst_first(errors))
+    return Report(path, "v3", dtype, size, group_size, worst_first(errors))
+
+
+def export_folder(
+    path: StrPath,
+    source: Source,
+    dtype: str | None = None,
+    tokenizer: Mapping[str, Path] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    progress: bool = False,
+) -> Report:
+    """Writes a model as a Hugging Face folder, which transformers loads.
+
+    dtype: "fp32" or "bf16", of all tensors; None: bf16 if the source has it, else fp32. tokenizer: files to
+    copy, by their names there. shard_bytes: the most that a file of tensors holds, unless one is larger.
+    Raises UsageError (the folder exists, transformers can't hold the shape), BadInput, OSError; there is
+    nothing left then.
+    """
+    path, dtype = Path(path), dtype or usual_dtype(source)
+    with written_aside_folder(path) as scratch:
+        errors = huggingface_writer.write_folder(
+            scratch, source, dtype, tokenizer or {}, shard_bytes, progress
+        )
+        size = sum(file.stat().st_size for file in scratch.iterdir())
+    return Report(path, "Hugging Face", dtype, size, errors=worst_first(errors))
+
+
+# --- What a file holds besides the weights
+
+BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # tokenizers; {}: vocab_size
+SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> bytes:
+    """The bytes of a tokenizer.bin from a tokenizer of any kind. Raises BadInput."""
+    data = path.read_bytes() if path.suffix == ".bin" else tokenizers.to_bin(tokenizers.load(path))
+    if (size := tokenizers.count_bin(path, data)) != vocab_size:
+        raise BadInput(f"{path}: has {size} tokens, the model's vocab_size = {vocab_size}")
+    return data
+
+
+def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tuple[Path | None, bytes]:
+    """The tokenizer to put into a file: the one given, or the first in a folder that fits; none has no path.
+
+    Raises BadInput if those that are there do not fit.
+    """
+    beside = (folder / name.format(vocab_size) for name in BESIDE)
+    problem = None
+    for path in [given] if given else filter(Path.exists, beside):
+        try:
+            return path, read_tokenizer(path, vocab_size)
+        except BadInput as error:
+            problem = problem or error
+    if problem:
+        raise problem
+    return None, b""
+
+
+def tokenizer_files(given: Path | None, folder: Path) -> dict[str, Path]:
+    """The files of a tokenizer for a Hugging Face folder, by their names there. Raises UsageError."""
+    if given is None:
+        return {name: folder / name for name in TOKENIZER_FILES if (folder / name).exists()}
+    name = f"tokenizer{given.suffix}"
+    if name not in TOKENIZER_FILES:
+        raise UsageError(f"{given}: is no tokenizer for transformers, allowed .model and .json")
+    return {name: given}
+
+
+def completed(source: Source, tokenizer: tokenizers.Tokenizer | None) -> Source:
+    """The source, with what its files do not say and the tokenizer does: where texts begin and end."""
+    if tokenizer is None:
+        return dataclasses.replace(source, template=source.template or "none")
+    special = tokenizer.special
+    stops = tuple(special[name] for name in SPECIAL_STOPS if name in special)
+    family = "llama3" if "<|start_header_id|>" in special else "llama2"
+    return dataclasses.replace(
+        source,
+        bos=source.bos if source.bos >= 0 else tokenizer.bos_id,
+        stops=source.stops or stops or ((tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()),
+        template=source.template or family,
+    )
+
+
+def changed(source: Source, options: argparse.Namespace) -> Source:
+    """The source, with what the command line says about its configuration. Raises UsageError."""
+    config: dict[str, Any] = {}
+    if options.max_seq_len is not None:
+        config["max_seq_len"] = options.max_seq_len
+    if options.rope_theta is not None:
+        config["rope_theta"] = options.rope_theta
+    try:
+        if options.rope_factor is not None:
+            scaling = source.config.rope_scaling or RopeScaling()
+            config["rope_scaling"] = dataclasses.replace(scaling, factor=options.rope_factor)
+        return dataclasses.replace(source, config=dataclasses.replace(source.config, **config))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 # --- The program
 
-HELP = """Write a checkpoint of train.py, or a .bin file of llama2.c, as a .bin file for the engine.
+HELP = """Write a model as a file for the engine, or as a folder for transformers.
 
   python export.py out/last model.bin                          fp32, version 0, as llama2.c reads it
   python export.py out/last model.bin --version 3              fp32, with the tokenizer inside
   python export.py out/last model.bin --dtype int8             version 3, a quarter of the size
   python export.py out/last model.bin --dtype int4             an eighth; embedding and classifier as int8
   python export.py out/last model.bin --dtype int8 --version 2 as llama2.c's runq reads it
+  python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
   python export.py stories15M.bin small.bin --dtype int8       from v0, v1, v2, and tokenizer.bin beside it
+  python export.py out/last folder                             for transformers, vLLM and their like
   ./run model.bin                                              what it is for"""
 
 VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
+FOLDER_DTYPES = ("fp32", "bf16")
+FOR = {"ends_dtype": ("v3",), "template": ("v3",), "tokenizer": ("v3", "folder"), "group_size": ("v2",)}
 WORST_SHOWN = 3  # tensors with the largest errors
 
 
 def describe(report: Report, seconds: float) -> str:
     """A report as lines of text."""
     groups = f" in groups of {report.group_size}" if report.group_size else ""
-    kind = f"v{report.version}, {report.dtype}{groups}"
     worst = list(report.errors.items())[:WORST_SHOWN]
-    lines = [f"{report.path}: {kind}, {report.bytes:,} bytes, {seconds:.1f} s"]
+    speed = f"{seconds:.1f} s, {report.bytes / seconds / 1e6:,.0f} MB/s"
+    lines = [f"{report.path}: {report.format}, {report.dtype}{groups}, {report.bytes:,} bytes, {speed}"]
     lines += [f"error of the rounding, relative rms: {error:.3%} {name}" for name, error in worst]
     return "\n".join(lines + [f"dropped: {field}" for field in report.dropped])
 
 
+def settle(options: argparse.Namespace, parser: Parser) -> None:
+    """Fills in format, version and dtype, and ends the program where options contradict each other."""
+    if options.out.suffix != ".bin":
+        options.format = "folder"
+        if options.version is not None or options.dtype not in (None, *FOLDER_DTYPES):
+            parser.error(f"--version and other types than fp32 and bf16 are for OUT.bin, OUT = {options.out}")
+    else:
+        options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
+        if options.version is None:
+            options.version = VERSIONS[options.dtype][0]
+        if options.version not in VERSIONS[options.dtype]:
+            allowed = " and ".join(kind for kind, versions in VERSIONS.items() if options.version in versions)
+            parser.error(f"--dtype = {options.dtype}, allowed {allowed} with --version {options.version}")
+        options.format = f"v{options.version}"
+    for name, formats in FOR.items():
+        if getattr(options, name) is not None and options.format not in formats:
+            wanted = " and ".join(form.replace("v", "--version ") for form in formats)
+            parser.error(f"--{name.replace('_', '-')} is for {wanted}")
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of a command line, with version and type settled."""
+    """The options of a command line, with format, version and type settled."""
     parser = Parser(description=HELP)
-    parser.add_argument("checkpoint", type=Path, help="a folder with model.safetensors, that file, or a .bin")
-    parser.add_argument("out", type=Path, metavar="OUT.bin", help="the file to write")
-    parser.add_argument("--version", type=int, choices=(0, 1, 2, 3), help="of the file (0 for fp32, else 3)")
-    parser.add_argument("--dtype", choices=VERSIONS, help="of the weights (fp32; int8 for version 2)")
-    parser.add_argument("--ends-dtype", choices=VERSIONS, help="of embedding and classifier")
-    parser.add_argument("--tokenizer", type=Path, help="to put into a v3 file (that beside the checkpoint)")
-    parser.add_argument("--group-size", type=int, metavar="N", help="weights with one scale in v2 (64)")
-    parser.add_argument("--force", action="store_true", help="drop what the format can't hold")
+    source = "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, or a .bin"
+    parser.add_argument("source", type=Path, metavar="MODEL", help=source)
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="OUT.bin, or else a new folder for transformers"
+    )
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--version", type=int, choices=(0, 1, 2, 3), help="of OUT.bin (0 for fp32, else 3)")
+    group.add_argument("--dtype", choices=VERSIONS, help="of the weights (fp32; int8 for version 2)")
+    group.add_argument("--ends-dtype", choices=VERSIONS, help="of embedding and classifier")
+    group.add_argument("--group-size", type=int, metavar="N", help="weights with one scale in v2 (64)")
+    group.add_argument("--tokenizer", type=Path, metavar="FILE", help="to put into it (that beside MODEL)")
+    group.add_argument("--template", choices=TEMPLATES, help="of chats in v3 (what MODEL says)")
+    group.add_argument("--force", action="store_true", help="drop what the format can't hold")
+    group = parser.add_argument_group("what MODEL does not say, or says wrong")
+    group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
+    group.add_argument("--rope-theta", type=float, metavar="X", help="RoPE's base (1e6 for Code Llama)")
+    group.add_argument(
+        "--rope-factor", type=float, metavar="X", help="of Llama 3.1's RoPE scaling (8; 3.2: 32)"
+    )
     options = parser.parse_args(arguments)
-    options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
-    if options.version is None:
-        options.version = VERSIONS[options.dtype][0]
-    if options.version not in VERSIONS[options.dtype]:
-        allowed = " and ".join(kind for kind, versions in VERSIONS.items() if options.version in versions)
-        parser.error(f"--dtype = {options.dtype}, allowed {allowed} with --version {options.version}")
-    for name, version in (("ends_dtype", 3), ("tokenizer", 3), ("group_size", 2)):
-        if getattr(options, name) is not None and options.version != version:
-            parser.error(f"--{name.replace('_', '-')} is for --version {version}")
+    settle(options, parser)
     return options
 
 
-def open_source(path: Path) -> Source:
-    """A checkpoint of train.py or a .bin file. Raises BadInput."""
-    return llama2c.open_bin(path) if path.is_file() and path.suffix == ".bin" else open_checkpoint(path)
+def beside(path: Path) -> Path:
+    """The folder in which the tokenizer of a model is looked for."""
+    return path if path.is_dir() else path.parent
 
 
-def tokenizer_bytes(options: argparse.Namespace, source: Source) -> bytes:
-    """The tokenizer.bin to put into a file, none where there is none. Raises BadInput."""
-    folder = options.checkpoint if options.checkpoint.is_dir() else options.checkpoint.parent
-    names = ("tokenizer.bin", f"tok{source.config.vocab_size}.bin", "tokenizer.model")
-    beside = (folder / name for name in names)
-    path = options.tokenizer or next((path for path in beside if path.exists()), None)
-    if path is None:
-        return b""
-    data = path.read_bytes() if path.suffix == ".bin" else tokenizers.to_bin(tokenizers.load(path))
-    if (size := tokenizers.count_bin(path, data)) != source.config.vocab_size:
-        raise BadInput(f"{path}: has {size} tokens, the model's vocab_size = {source.config.vocab_size}")
-    return data
+def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A v3 file with its tokenizer."""
+    path, data = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
+    known = tokenizers.load(path) if path and path.suffix != ".bin" else None
+    source = completed(source, known)
+    extras = Extras(data, source.bos, source.stops, options.template or source.template or "none")
+    wanted = (options.dtype, options.ends_dtype, extras)
+    return export_v3(options.out, source.config, source.tensors, *wanted, name=source.name, progress=progress)
+
+
+def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A Hugging Face folder with the files of the tokenizer."""
+    files = tokenizer_files(options.tokenizer, beside(options.source))
+    path = files.get("tokenizer.model") or files.get("tokenizer.json")
+    if path and (options.tokenizer or not source.stops):
+        known = tokenizers.load(path)
+        if known.vocab_size > (size := source.config.vocab_size):
+            raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {size}")
+        source = completed(source, known)
+    return export_folder(options.out, source, options.dtype, files, progress=progress)
 
 
 def export(options: argparse.Namespace) -> None:
     """Does what a command line says."""
-    start = time.perf_counter()
-    source = open_source(options.checkpoint)
+    start, progress = time.perf_counter(), sys.stderr.isatty()
+    source = changed(open_source(options.source), options)
     if options.out.exists() and options.out.samefile(source.name):
-        raise UsageError(f"{options.out}: is the checkpoint itself")
-    model, said = (source.config, source.tensors), {"name": source.name, "progress": sys.stderr.isatty()}
-    if options.version == 3:
-        extras = Extras(tokenizer_bytes(options, source))
-        report = export_v3(options.out, *model, options.dtype, options.ends_dtype, extras, **said)
+        raise UsageError(f"{options.out}: is the model itself")
+    if options.format == "folder":
+        report = export_to_folder(options, source, progress)
+    elif options.format == "v3":
+        report = export_to_v3(options, source, progress)
     else:
         wanted = (options.version, options.group_size, options.force)
-        report = export_bin(options.out, *model, *wanted, **said)
+        said = {"name": source.name, "progress": progress}
+        report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
     print(describe(report, time.perf_counter() - start))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
+from formats.source import (
+    CLASSIFIER,
+    EMBEDDING,
+    Source,
+    chunks,
+    name_problems,
+    refuse,
+    take,
+    tensor_shapes,
+)
 from model import Config
-from training.command import BadInput, UsageError
+from training.command import BadInput, UsageError, check_room
 
 # --- int8
 
 QUANTISE_MIN = 1e-30  # a group whose largest value is smaller counts as zeros, as in llama/csrc/quant.h
-CHUNK_VALUES = 1 << 22  # quantised at once: bounds what is needed besides the tensor
 
 
 def quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,21 +42,10 @@ def quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
     return (groups * inverse[:, None]).round_(), scales
 
 
-def quantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, float]:
-    """int8 values (of weight's shape), float32 scales (values / group_size), and the error that this makes:
-    rms of the difference / rms of the weights, NaN if one of them is not finite.
-    """
-    groups = weight.reshape(-1, group_size)
-    values, scales = torch.empty(groups.shape, dtype=torch.int8), torch.empty(len(groups))
-    error = total = 0.0
-    step = max(1, CHUNK_VALUES // group_size)
-    for start in range(0, len(groups), step):
-        part = groups[start : start + step]
-        q, scale = quantise_groups(part)
-        total += part.double().square().sum().item()
-        error += (q * scale[:, None] - part).double().square().sum().item()
-        values[start : start + step], scales[start : start + step] = q, scale
-    return values.view(weight.shape), scales, math.sqrt(error / total) if total else 0.0
+def quantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """int8 values (n, group_size), float32 scales (n), and what they stand for, (n, group_size)."""
+    values, scales = quantise_groups(weight.reshape(-1, group_size))
+    return values.to(torch.int8), scales, values * scales[:, None]
 
 
 # --- Files
@@ -102,7 +99,8 @@ def check_format(path: Path, config: Config, version: int, force: bool) -> None:
         found = f"head_dim = {config.head_dim}, n_heads = {config.n_heads}, dim = {config.dim}"
         raise UsageError(f"{path}: {found}: v{version} can't hold a head_dim other than dim / n_heads")
     if (lost := lost_fields(config)) and not force:
-        raise UsageError(f"{path}: v{version} can't hold {', '.join(lost)}; --force writes it without")
+        what = f"v{version} can't hold {', '.join(lost)}"
+        raise UsageError(f"{path}: {what}; --version 3 can, --force drops it")
 
 
 def fitting_group_size(config: Config, group_size: int | None) -> int:
@@ -119,12 +117,29 @@ def write_floats(file: BinaryIO, values: Tensor) -> None:
     file.write(values.numpy().astype("<f4", copy=False).data)
 
 
-def write_quantised(file: BinaryIO, weight: Tensor, group_size: int) -> float:
-    """Writes the int8 values of a weight, then its scales, and returns the relative error."""
-    values, scales, error = quantise(weight, group_size)
-    file.write(values.numpy().data)
-    write_floats(file, scales)
-    return error
+def write_quantised(file: BinaryIO, parts: Iterable[Tensor], group_size: int) -> float:
+    """Writes the int8 values of a weight, then its scales, and returns the relative error: rms of the
+    difference / rms of the weights.
+    """
+    all_scales, total, error = [], 0.0, 0.0
+    for part in parts:
+        values, scales, rounded = quantise(part, group_size)
+        file.write(values.numpy().data)
+        all_scales.append(scales)
+        total += part.double().square().sum().item()
+        error += (rounded - part.view(rounded.shape)).double().square().sum().item()
+    write_floats(file, torch.cat(all_scales))
+    return math.sqrt(error / total) if total else 0.0
+
+
+def file_bytes(config: Config, shapes: dict[str, tuple[int, ...]], version: int, group_size: int) -> int:
+    """The size of a .bin file."""
+    tables = 4 * config.max_seq_len * config.head_dim if version == 0 else 0
+    size = len(header(config, version, group_size)) + tables
+    for shape in shapes.values():
+        n = math.prod(shape)
+        size += n + 4 * (n // group_size) if version == 2 and len(shape) == 2 else 4 * n
+    return size
 
 
 def write_bin(file: BinaryIO, source: Source, version: int, group_size: int, bar: bool) -> dict[str, float]:
@@ -132,16 +147,18 @@ def write_bin(file: BinaryIO, source: Source, version: int, group_size: int, bar
     config, errors = source.config, {}
     shapes = tensor_shapes(config)
     refuse(source, name_problems(source, shapes))
+    check_room(Path(file.name), file_bytes(config, shapes, version, group_size))
     file.write(header(config, version, group_size))
     for name in tqdm(tensor_order(config, version), unit="tensor", leave=False, disable=not bar):
         if name == ROPE_TABLES:
             file.write(bytes(4 * config.max_seq_len * config.head_dim))
-        elif version == 2 and len(shapes[name]) == 2:
-            errors[name] = write_quantised(file, take(source, name, shapes[name]), group_size)
-            if math.isnan(errors[name]):
-                refuse(source, [f"{name} has values that are not finite, which int8 can't hold"])
+            continue
+        parts = chunks(source, name, take(source, name, shapes[name]), torch.float32)
+        if version == 2 and len(shapes[name]) == 2:
+            errors[name] = write_quantised(file, parts, group_size)
         else:
-            write_floats(file, take(source, name, shapes[name]))
+            for part in parts:
+                write_floats(file, part)
     return errors
 
 

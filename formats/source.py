@@ -6,8 +6,9 @@ at a time, and the input is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +17,54 @@ from model import Config, Llama
 from training.command import BadInput
 
 EMBEDDING, CLASSIFIER = "tok_embeddings.weight", "output.weight"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CHUNK_VALUES = 1 << 22  # converted at once: bounds the memory beside the tensor
+PROBLEMS_SHOWN = 5
+LIMITS = {  # the engine's, llama/csrc/checkpoint.h
+    "dim": 1 << 17,
+    "hidden_dim": 1 << 20,
+    "n_layers": 4096,
+    "n_heads": 4096,
+    "head_dim": 4096,
+    "vocab_size": 1 << 24,
+    "max_seq_len": 1 << 24,
+}
 
 
 @dataclass(frozen=True)
 class Source:
     """A model to read: tensors under the names of model.py, which the mapping reads when asked for one.
 
-    name: what messages call it.
+    name: what messages call it. The rest is what the files say besides the weights. bos: the id that begins
+    a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
+    "llama3"); None: that of the tokenizer's family.
     """
 
     name: str
     config: Config
     tensors: Mapping[str, Tensor]
+    bos: int = -1
+    stops: tuple[int, ...] = ()
+    template: str | None = "none"
+
+
+def checked_config(name: str, **fields: Any) -> Config:
+    """A configuration within what the engine runs; rope_scaling may be a dict. Raises BadInput with name."""
+    try:
+        config = Config.from_dict(fields)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{name}: {error}") from None
+    for field, limit in LIMITS.items():
+        if getattr(config, field) > limit:
+            raise BadInput(f"{name}: {field} = {getattr(config, field)}, allowed up to {limit}")
+    return config
+
+
+def template_kind(text: str) -> str:
+    """Which of the templates that the engine has a chat template, as text, is: by what no other one has."""
+    if "<|start_header_id|>" in text:
+        return "llama3"
+    return "llama2" if "[INST]" in text and "<<SYS>>" in text else "none"
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -41,17 +78,23 @@ def tensor_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | N
     """What is wrong with a tensor, None if nothing is."""
     if tuple(tensor.shape) != shape:
         return f"{name} has the shape {tuple(tensor.shape)}, allowed {shape}"
-    if not tensor.is_floating_point():
+    if tensor.dtype not in FLOATS:  # 8 bits are quantised: worth nothing without their scales
         return f"{name} has the type {tensor.dtype}, allowed floating point"
     return None
+
+
+def are_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same one, or hold the same. Most that do not differ in their first row."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return a.data_ptr() == b.data_ptr() or (torch.equal(a[:1], b[:1]) and torch.equal(a, b))
 
 
 def name_problems(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Tensors that are missing or unexpected. A tied classifier may be there too if it is the embedding."""
     names = set(source.tensors)
     if source.config.tied and {EMBEDDING, CLASSIFIER} <= names:
-        embedding, classifier = source.tensors[EMBEDDING], source.tensors[CLASSIFIER]
-        if embedding.data_ptr() != classifier.data_ptr() and not torch.equal(embedding, classifier):
+        if not are_equal(source.tensors[EMBEDDING], source.tensors[CLASSIFIER]):
             return [f"tied = True, but {CLASSIFIER} differs from {EMBEDDING}"]
         names.remove(CLASSIFIER)
     problems = [f"{name} is missing" for name in shapes if name not in names]
@@ -59,17 +102,40 @@ def name_problems(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> list
 
 
 def refuse(source: Source, problems: list[str]) -> None:
-    """Raises BadInput if there are any problems, with all of them."""
-    if problems:
-        raise BadInput(f"{source.name}: {'; '.join(problems)}")
+    """Raises BadInput if there are any problems, with the first of them."""
+    if not problems:
+        return
+    more = [f"and {len(problems) - PROBLEMS_SHOWN} more"] if len(problems) > PROBLEMS_SHOWN else []
+    raise BadInput(f"{source.name}: {'; '.join(problems[:PROBLEMS_SHOWN] + more)}")
 
 
 def take(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One tensor of a source, contiguous float32 on the CPU. Raises BadInput if it has another shape."""
+    """One tensor of a source, as it is, on the CPU. Raises BadInput if it has another shape."""
     tensor = source.tensors[name].detach()
     if problem := tensor_problem(name, tensor, shape):
         refuse(source, [problem])
-    return tensor.to("cpu", torch.float32).contiguous()
+    return tensor.cpu()
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all values are: a sum shows it in one pass, and only one that overflows needs another look."""
+    total = values.sum(dtype=torch.float32)
+    return bool(total.isfinite()) or bool(values.isfinite().all())
+
+
+def chunks(source: Source, name: str, tensor: Tensor, dtype: torch.dtype, rows: int = 1) -> Iterator[Tensor]:
+    """A tensor in parts of whole rows, contiguous and of a type, of some CHUNK_VALUES values each.
+
+    rows: each part but the last has a multiple of it. A mapped tensor that has the type is not copied.
+    Raises BadInput for values that are not finite, or not in the type.
+    """
+    columns = tensor[0].numel()
+    for part in tensor.split(max(1, CHUNK_VALUES // (rows * columns)) * rows):
+        converted = part.to(dtype).contiguous()
+        if not is_finite(converted):
+            kind = "values that are not finite" if not is_finite(part) else f"values too large for {dtype}"
+            refuse(source, [f"{name} has {kind}"])
+        yield converted
 
 
 def checked_tensors(source: Source) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -16,9 +17,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from formats import tiles
-from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
+from formats.source import (
+    CLASSIFIER,
+    EMBEDDING,
+    Source,
+    chunks,
+    is_finite,
+    name_problems,
+    refuse,
+    take,
+    tensor_shapes,
+)
 from formats.tiles import Errors
 from model import Config
+from training.command import check_room
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
 TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
@@ -127,12 +139,16 @@ def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
         yield from tiles.pack(weight, entry.dtype, entry.errors)
 
 
-def write_tensor(file: BinaryIO, weight: Tensor, entry: Entry) -> None:
-    """Writes a tensor at its place and notes its checksum. Raises ValueError."""
+def write_tensor(file: BinaryIO, source: Source, entry: Entry, shape: tuple[int, ...]) -> None:
+    """Writes a tensor at its place and notes its checksum. Raises BadInput."""
     file.write(bytes(entry.offset - file.tell()))
-    for piece in pieces(weight, entry):
-        entry.crc = zlib.crc32(piece, entry.crc)
-        file.write(piece)
+    for part in chunks(source, entry.name, take(source, entry.name, shape), torch.float32, tiles.ROWS):
+        try:
+            for piece in pieces(part, entry):
+                entry.crc = zlib.crc32(piece, entry.crc)
+                file.write(piece)
+        except ValueError as error:
+            refuse(source, [f"{entry.name} {error}"])
 
 
 def write_bin(
@@ -140,20 +156,18 @@ def write_bin(
 ) -> dict[str, float]:
     """Writes a file, tensor by tensor, and returns the relative errors of those that were rounded.
 
-    Raises BadInput for weights that do not fit the configuration or their type.
+    Raises BadInput for weights that do not fit the configuration or their type, OSError.
     """
     shapes, n_tensors = tensor_shapes(source.config), len(names(source.config))
     refuse(source, name_problems(source, shapes))
     begin = HEADER_BYTES + n_tensors * ENTRY_BYTES + len(extras.tokenizer)
     entries = plan(source.config, shapes, dtype, ends_dtype, begin)
     file_bytes = entries[-1].offset + entries[-1].bytes
+    check_room(Path(file.name), file_bytes)
     file.write(bytes(begin))  # what comes here is known in the end
     with tqdm(total=file_bytes, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
         for entry in entries:
-            try:
-                write_tensor(file, take(source, entry.name, shapes[entry.name]), entry)
-            except ValueError as error:
-                refuse(source, [f"{entry.name} {error}"])
+            write_tensor(file, source, entry, shapes[entry.name])
             progress.update(file.tell() - progress.n)
     head = header(source.config, dtype, extras, n_tensors, file_bytes)
     rest = b"".join(entry.pack() for entry in entries) + extras.tokenizer

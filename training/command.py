@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +97,41 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of a file to be written has not so many bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        reason = f"No space left on device: {needed:,} bytes are needed, {free:,} are free"
+        raise OSError(errno.ENOSPC, reason, str(path))
+
+
+@contextmanager
+def written_aside_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside path, to fill; at the end of the block it gets that name.
+
+    If the block raises, Ctrl-C included, the new folder is removed. Raises UsageError if path is a file or
+    a folder that holds something: it may be anything of the user's. OSError as in written_aside.
+    """
+    target = path.resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{path}: exists already, allowed a new or an empty folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        scratch.mkdir()
+        yield scratch
+        for file in (*scratch.iterdir(), scratch):
+            sync(file)
+        scratch.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        if error.errno and str(error.filename or scratch).startswith(str(scratch)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
