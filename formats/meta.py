@@ -65,10 +65,10 @@ def open_shards(folder: Path) -> list[Shard]:
 
 
 class MetaTensors(Mapping[str, Tensor]):
-    """The tensors of all shards, put together when they are taken. dim: the model's."""
+    """The tensors of all shards, put together when they are taken. folder: for messages. dim: the model's."""
 
-    def __init__(self, shards: list[Shard], names: list[str], dim: int) -> None:
-        self._shards, self._names, self._dim = shards, names, dim
+    def __init__(self, folder: Path, shards: list[Shard], names: list[str], dim: int) -> None:
+        self._folder, self._shards, self._names, self._dim = folder, shards, names, dim
 
     def _whole(self, name: str, parts: list[Tensor]) -> Tensor:
         if len(parts) == 1 or parts[0].ndim != 2:
@@ -85,7 +85,7 @@ class MetaTensors(Mapping[str, Tensor]):
             return self._whole(name, [shard[name].to("meta") for shard in self._shards])
         except RuntimeError:
             shapes = ", ".join(str(tuple(shard[name].shape)) for shard in self._shards)
-            raise BadInput(f"{name} has slices of the shapes {shapes}, which do not fit") from None
+            raise BadInput(f"{self._folder}: {name} has slices of {shapes}, which do not fit") from None
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -157,7 +157,7 @@ def open_meta(folder: Path) -> Source:
             raise BadInput(f"{folder}: {name} is missing, or not a matrix")
     tied = is_tied(shards, params.flag("use_scaled_rope", False))
     names = [name for name in shards[0] if name != ROPE_TABLE and not (tied and name == CLASSIFIER)]
-    tensors = MetaTensors(shards, names, params.integer("dim"))
+    tensors = MetaTensors(folder, shards, names, params.integer("dim"))
     sizes = (tensors.outline(name).shape[0] for name in (EMBEDDING, FIRST_W1))
     config = read_config(params, tied, *sizes)
     check(folder, config, shards, tensors)
