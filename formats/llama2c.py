@@ -113,8 +113,14 @@ def fitting_group_size(config: Config, group_size: int | None) -> int:
     return group_size
 
 
-def write_floats(file: BinaryIO, values: Tensor) -> None:
-    file.write(values.numpy().astype("<f4", copy=False).data)
+def parts_of(source: Source, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """A tensor as float32, in parts."""
+    return chunks(source, name, take(source, name, shape), torch.float32)
+
+
+def write_floats(file: BinaryIO, parts: Iterable[Tensor]) -> None:
+    for part in parts:
+        file.write(part.numpy().astype("<f4", copy=False).data)
 
 
 def write_quantised(file: BinaryIO, parts: Iterable[Tensor], group_size: int) -> float:
@@ -128,7 +134,7 @@ def write_quantised(file: BinaryIO, parts: Iterable[Tensor], group_size: int) ->
         all_scales.append(scales)
         total += part.double().square().sum().item()
         error += (rounded - part.view(rounded.shape)).double().square().sum().item()
-    write_floats(file, torch.cat(all_scales))
+    write_floats(file, all_scales)
     return math.sqrt(error / total) if total else 0.0
 
 
@@ -153,12 +159,10 @@ def write_bin(file: BinaryIO, source: Source, version: int, group_size: int, bar
         if name == ROPE_TABLES:
             file.write(bytes(4 * config.max_seq_len * config.head_dim))
             continue
-        parts = chunks(source, name, take(source, name, shapes[name]), torch.float32)
         if version == 2 and len(shapes[name]) == 2:
-            errors[name] = write_quantised(file, parts, group_size)
+            errors[name] = write_quantised(file, parts_of(source, name, shapes[name]), group_size)
         else:
-            for part in parts:
-                write_floats(file, part)
+            write_floats(file, parts_of(source, name, shapes[name]))
     return errors
 
 

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import weakref
+from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor
 
 import export
 from export import BadInput, UsageError, export_bin, load_model, read_config, save_weights
-from formats import llama2c
+from formats import llama2c, source
 from formats.llama2c import quantise
 from llama import Llama as Engine
 from model import Config, Llama, RopeScaling
@@ -172,25 +173,29 @@ def test_the_input_is_bitwise_unchanged(path, version):
 # --- int8
 
 
-def test_values_and_scales_are_those_of_numpy_over_many_magnitudes(monkeypatch):
-    monkeypatch.setattr(llama2c, "CHUNK_VALUES", 1 << 12)  # so that there are many chunks, the last one short
+def test_values_and_scales_are_those_of_numpy_over_many_magnitudes():
     rng = np.random.default_rng(0)
     weight = (rng.normal(size=(1001, 96)) * 10.0 ** rng.uniform(-25, 25, (1001, 1))).astype(np.float32)
-    values, scales, _ = quantise(torch.from_numpy(weight), 32)
+    values, scales, rounded = quantise(torch.from_numpy(weight), 32)
     expected_values, expected_scales = checkpoints.quantise(weight, 32)
-    assert np.array_equal(values.numpy().reshape(-1, 32), expected_values)
+    assert np.array_equal(values.numpy(), expected_values)
     assert np.array_equal(scales.numpy(), expected_scales)
+    assert np.array_equal(rounded.numpy(), expected_values * expected_scales[:, None])
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-38, 9e-31])
 def test_a_group_of_zeros_or_nearly_so_is_stored_as_zeros(value):
     weight = torch.ones(2, 8)
     weight[1] = value
-    values, scales, error = quantise(weight, 8)
+    values, scales, _ = quantise(weight, 8)
     assert values.tolist() == [[127] * 8, [0] * 8]
     assert scales.tolist() == [torch.tensor(1 / 127).item(), 0]
-    assert error < 1e-6
-    assert quantise(torch.zeros(4, 8), 8)[2] == 0
+
+
+def test_a_model_of_zeros_has_no_error(path):
+    config, weights = random_model(Shape())
+    report = export_bin(path, config, {name: torch.zeros_like(w) for name, w in weights.items()}, 2)
+    assert set(report.errors.values()) == {0.0}
 
 
 def test_the_report_names_the_errors_of_the_quantisation_the_worst_first(path):
@@ -210,13 +215,25 @@ def test_the_report_names_the_errors_of_the_quantisation_the_worst_first(path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_refused_by_int8_and_kept_by_fp32(path, value):
+@each_version
+def test_what_is_not_finite_is_refused_by_name(path, value, version):
     config, weights = random_model(Shape())
     weights["layers.1.attention.wv.weight"][3, 5] = value
-    with pytest.raises(BadInput, match=r"layers\.1\.attention\.wv\.weight has values that are not finite"):
-        export_bin(path, config, weights, 2)
-    assert not path.exists()
-    export_bin(path, config, weights, 1)
+    with pytest.raises(BadInput, match=r"^weights: layers\.1\.attention\.wv\.weight has values that are not"):
+        export_bin(path, config, weights, version)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_value_that_float32_cannot_hold_is_refused(path):
+    config, weights = random_model(Shape())
+    weights["norm.weight"] = weights["norm.weight"].double() * 1e300
+    with pytest.raises(BadInput, match=r"norm\.weight has values too large for torch\.float32"):
+        export_bin(path, config, weights)
+
+
+def test_large_values_whose_sum_overflows_are_finite(path):
+    config, weights = random_model(Shape())
+    export_bin(path, config, {**weights, "norm.weight": torch.full((64,), 3e38)})
 
 
 @pytest.mark.parametrize(
@@ -271,6 +288,16 @@ def test_each_tensor_is_taken_once_and_let_go_before_the_next(path, version):
     export_bin(path, config, lazy, version)
     assert sorted(lazy.taken) == sorted(weights)
     assert (lazy.most, lazy.alive) == (1, 0)
+
+
+@each_version
+def test_a_file_does_not_depend_on_how_much_is_converted_at_once(path, version, monkeypatch):
+    config, weights = random_model(SHAPES["group4"])
+    export_bin(path, config, weights, version)
+    expected = path.read_bytes()
+    monkeypatch.setattr(source, "CHUNK_VALUES", 200)  # three rows of 60, the last part of each is shorter
+    export_bin(path, config, weights, version)
+    assert path.read_bytes() == expected
 
 
 # --- What a format can't hold
@@ -493,6 +520,24 @@ def limited(code: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
 
 
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
+def test_a_full_disk_is_found_before_anything_is_written(checkpoint, path, capsys, monkeypatch, version):
+    options = [str(checkpoint), str(path), "--version", str(version)]
+    assert export.main(options) == 0
+    size = path.stat().st_size
+    path.write_bytes(b"the old file")
+    usage = namedtuple("usage", "total used free")
+    for free, code in ((size, 0), (size - 1, 4)):
+        capsys.readouterr()
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: usage(0, 0, free))
+        path.write_bytes(b"the old file")
+        assert export.main(options) == code
+    reason = f"No space left on device: {size:,} bytes are needed, {size - 1:,} are free"
+    assert capsys.readouterr().err == f"error: {path}: {reason}\n"
+    assert path.read_bytes() == b"the old file"
+    assert sorted(path.parent.iterdir()) == [path, checkpoint]
+
+
 @each_version
 def test_a_full_disk_leaves_the_old_file(checkpoint, path, version):
     path.write_bytes(b"the old file")
@@ -603,6 +648,8 @@ USAGE = {
     ("--version", "2", "--tokenizer", "a.bin"): "--tokenizer is for --version 3",
     ("--group-size", "32"): "--group-size is for --version 2",
     ("--groups", "3"): "unrecognized arguments: --groups 3",
+    ("--template", "llama3"): "--template is for --version 3",
+    ("--version", "3", "--template", "chatml"): "argument --template: invalid choice: 'chatml'",
 }
 
 
@@ -623,9 +670,16 @@ def test_errors_are_one_line_and_have_the_exit_status_of_their_kind(checkpoint, 
             2,
             "group_size = 7, allowed divisors of dim = 64 and hidden_dim = 192",
         ),
-        (str(checkpoint), str(checkpoint)): (2, f"{checkpoint}: is the checkpoint itself"),
+        (str(checkpoint), str(checkpoint)): (2, f"{checkpoint}: is the model itself"),
         (str(path.parent / "no"), str(path)): (3, f"{path.parent / 'no'}: No such file or directory"),
-        (str(checkpoint), str(path.parent)): (2, f"{path.parent}: is not a regular file"),
+        (str(checkpoint), str(path.parent)): (
+            2,
+            f"{path.parent}: exists already, allowed a new or an empty folder",
+        ),
+        (str(checkpoint), str(path), "--version", "3", "--max-seq-len", "-1"): (
+            2,
+            "max_seq_len = -1, allowed 1 or more",
+        ),
     }
     expected = checkpoint.read_bytes()
     for arguments, (code, message) in cases.items():
