@@ -270,7 +270,7 @@ WORST_SHOWN = 3  # tensors with the largest errors
 def describe(report: Report, seconds: float) -> str:
     """A report as lines of text."""
     groups = f" in groups of {report.group_size}" if report.group_size else ""
-    worst = list(report.errors.items())[:WORST_SHOWN]
+    worst = [(name, error) for name, error in report.errors.items() if error > 0][:WORST_SHOWN]
     speed = f"{seconds:.1f} s, {report.bytes / seconds / 1e6:,.0f} MB/s"
     lines = [f"{report.path}: {report.format}, {report.dtype}{groups}, {report.bytes:,} bytes, {speed}"]
     lines += [f"error of the rounding, relative rms: {error:.3%} {name}" for name, error in worst]

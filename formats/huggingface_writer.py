@@ -21,7 +21,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from formats.huggingface import CONFIG, GENERATION, INDEX, rotated_heads, their_name
-from formats.source import EMBEDDING, Source, chunks, is_finite, name_problems, refuse, take, tensor_shapes
+from formats.source import (
+    EMBEDDING,
+    Source,
+    chunks,
+    is_finite,
+    name_problems,
+    refuse,
+    sum_of_squares,
+    take,
+    tensor_shapes,
+)
 from model import Config
 from training.command import UsageError, check_room
 
@@ -93,8 +103,8 @@ def write_tensor(
         if not exact:
             if not is_finite(rounded):
                 refuse(source, [f"{name} has values too large for bf16"])
-            total += part.double().square().sum().item()
-            error += (rounded.double() - part).square().sum().item()
+            total += sum_of_squares(part)
+            error += sum_of_squares(rounded - part)
         file.write(rounded.view(torch.uint8).numpy().data)
     return math.sqrt(error / total) if total else 0.0
 

@@ -20,6 +20,7 @@ from formats.source import (
     chunks,
     name_problems,
     refuse,
+    sum_of_squares,
     take,
     tensor_shapes,
 )
@@ -132,8 +133,8 @@ def write_quantised(file: BinaryIO, parts: Iterable[Tensor], group_size: int) ->
         values, scales, rounded = quantise(part, group_size)
         file.write(values.numpy().data)
         all_scales.append(scales)
-        total += part.double().square().sum().item()
-        error += (rounded - part.view(rounded.shape)).double().square().sum().item()
+        total += sum_of_squares(part)
+        error += sum_of_squares(rounded - part.view(rounded.shape))
     write_floats(file, all_scales)
     return math.sqrt(error / total) if total else 0.0
 

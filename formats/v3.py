@@ -25,6 +25,7 @@ from formats.source import (
     is_finite,
     name_problems,
     refuse,
+    sum_of_squares,
     take,
     tensor_shapes,
 )

@@ -86,12 +86,18 @@ def test_the_error_that_is_reported_is_that_of_the_file(path):
     assert report.bytes == path.stat().st_size
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
-def test_what_a_scale_cannot_hold_is_refused_and_nothing_is_left(path, value):
+NOT_FINITE = "has values that are not finite"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(math.nan, NOT_FINITE), (math.inf, NOT_FINITE), (1e9, "row 3, column 5: is ")],
+)
+def test_what_a_scale_cannot_hold_is_refused_and_nothing_is_left(path, value, problem):
     shape = Shape()
     weights = named(shape, checkpoints.random_weights(shape))
     weights["layers.1.attention.wo.weight"][3, 5] = value
-    with pytest.raises(BadInput, match=r"layers\.1\.attention\.wo\.weight row 3, column 5: is "):
+    with pytest.raises(BadInput, match=rf"layers\.1\.attention\.wo\.weight {problem}"):
         export_v3(path, config_of(shape), weights, "int8")
     assert list(path.parent.iterdir()) == []
 
