@@ -154,15 +154,15 @@ def export_folder(
     path: StrPath,
     source: Source,
     dtype: str | None = None,
-    tokenizer: Mapping[str, Path] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
     shard_bytes: int = SHARD_BYTES,
     *,
     progress: bool = False,
 ) -> Report:
     """Writes a model as a Hugging Face folder, which transformers loads.
 
-    dtype: "fp32" or "bf16", of all tensors; None: bf16 if the source has it, else fp32. tokenizer: files to
-    copy, by their names there. shard_bytes: the most that a file of tensors holds, unless one is larger.
+    dtype: "fp32" or "bf16", of all tensors; None: bf16 if the source has it, else fp32. tokenizer: the
+    files to put beside, by name. shard_bytes: the most that a file of tensors holds, unless one is larger.
     Raises UsageError (the folder exists, transformers can't hold the shape), BadInput, OSError; there is
     nothing left then.
     """
@@ -348,7 +348,11 @@ def export_to_folder(options: argparse.Namespace, source: Source, progress: bool
         if known.vocab_size > (size := source.config.vocab_size):
             raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {size}")
         source = completed(source, known)
-    return export_folder(options.out, source, options.dtype, files, progress=progress)
+    data = {name: path.read_bytes() for name, path in files.items()}
+    if "tokenizer.model" in data and "tokenizer_config.json" not in data:
+        known = tokenizers.load(files["tokenizer.model"])
+        data["tokenizer_config.json"] = huggingface_writer.tokenizer_config(known)
+    return export_folder(options.out, source, options.dtype, data, progress=progress)
 
 
 def export(options: argparse.Namespace) -> None:

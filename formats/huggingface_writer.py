@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from formats.source import (
     tensor_shapes,
 )
 from model import Config
+from tokenizer import Tokenizer
 from training.command import UsageError, check_room
 
 SHARD_BYTES = 5_000_000_000
@@ -145,6 +145,24 @@ def special_ids(bos: int, stops: tuple[int, ...]) -> dict[str, Any]:
     return {"bos_token_id": None if bos < 0 else bos, "eos_token_id": eos}
 
 
+def tokenizer_config(tokenizer: Tokenizer) -> bytes:
+    """What transformers must be told of a tokenizer.model: special tokens, and that texts begin with BOS."""
+    names = {i: name for name, i in tokenizer.special.items()}
+    if tokenizer.kind == "sentencepiece":
+        names = {i: tokenizer.model.id_to_piece(i) for i in (0, tokenizer.bos_id, tokenizer.eos_id) if i >= 0}
+    fields = {
+        "tokenizer_class": "LlamaTokenizer"
+        if tokenizer.kind == "sentencepiece"
+        else "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.bos_id >= 0,
+        "bos_token": names.get(tokenizer.bos_id),
+        "eos_token": names.get(tokenizer.eos_id),
+        "unk_token": names.get(0),
+        "added_tokens_decoder": {str(i): {"content": names[i], "special": True} for i in sorted(names)},
+    }
+    return json.dumps(fields, indent=2).encode()
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -157,11 +175,11 @@ def check_shape(name: str, config: Config) -> None:
 
 
 def write_folder(
-    folder: Path, source: Source, dtype: str, tokenizer: Mapping[str, Path], shard_bytes: int, bar: bool
+    folder: Path, source: Source, dtype: str, tokenizer: Mapping[str, bytes], shard_bytes: int, bar: bool
 ) -> dict[str, float]:
     """Writes a model into an empty folder, and returns the relative errors of the tensors that were rounded.
 
-    dtype: "fp32" or "bf16". tokenizer: files to copy, by name.
+    dtype: "fp32" or "bf16". tokenizer: its files, by name.
     Raises UsageError, BadInput for weights that do not fit, OSError.
     """
     check_shape(source.name, source.config)
@@ -184,6 +202,6 @@ def write_folder(
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
     write_json(folder / CONFIG, config_json(source.config, dtype, source.bos, source.stops))
     write_json(folder / GENERATION, special_ids(source.bos, source.stops))
-    for name, path in tokenizer.items():
-        shutil.copyfile(path, folder / name)
+    for name, data in tokenizer.items():
+        (folder / name).write_bytes(data)
     return {name: error for name, error in errors.items() if error}

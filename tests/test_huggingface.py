@@ -6,6 +6,7 @@ Left out on purpose: what all sources share (test_export.py), tokenizers (test_t
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from test_sample import BOS, EOS, VOCABULARY, uncached
 
 import export
 import llama
+import tokenizer as tokenizers
 from export import BadInput, UsageError, export_folder, open_source
 from formats.source import Source, checked_tensors
 from model import Config, Llama, RopeScaling
@@ -81,6 +83,13 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def llama3_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """256 bytes and Llama 3's special tokens: 512 in all."""
+    lines = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    path.write_text("".join(lines))
+    return tokenizers.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -415,24 +424,47 @@ def test_a_v3_file_has_the_stop_ids_bos_and_template_of_the_folder(story, tmp_pa
     assert f"{folder}: has 9 stop ids, allowed 8" in capsys.readouterr().err
 
 
-def test_the_files_of_the_tokenizer_go_along(folder, tmp_path):
-    import sentencepiece
-
-    texts = iter(["the cat sat on the mat and the dog ran"] * 50)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts,
-        model_prefix=str(folder / "tokenizer"),
-        model_type="bpe",
-        vocab_size=61,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
+def test_transformers_tokenizes_as_the_model_that_goes_along(tmp_path):
+    texts = ["the cat sat on the mat and the dog ran", "a dog, a cat, a mat"] * 50
+    size = 3 + 256 + 50
+    folder = save(fresh(replace(TINY, vocab_size=size)), tmp_path / "theirs")
+    tokenizer = tokenizers.train(texts, size, folder / "tokenizer.model")
     (folder / "chat_template.jinja").write_text(CHAT["llama2"])
     (folder / "notes.txt").write_text("of no use")
     assert export.main([str(folder), str(tmp_path / "ours")]) == 0
     for name in ("tokenizer.model", "chat_template.jinja"):
         assert (tmp_path / "ours" / name).read_bytes() == (folder / name).read_bytes()
     assert not (tmp_path / "ours" / "notes.txt").exists()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for text in ("the cat sat", "a dog, and the mat", ""):
+        assert theirs.encode(text) == tokenizer.encode(text, bos=True)
+    assert len(theirs) == size
+
+
+def test_transformers_tokenizes_as_llama_3_with_its_special_tokens(tmp_path):
+    tokenizer = llama3_tokenizer(tmp_path / "tokenizer.model")
+    folder = save(fresh(replace(TINY, vocab_size=512)), tmp_path / "theirs")
+    edit(folder, bos_token_id=None, eos_token_id=None)
+    (folder / "generation_config.json").unlink()
+    options = ["--tokenizer", str(tokenizer.path)]
+    assert export.main([str(folder), str(tmp_path / "ours"), *options]) == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for text in ("hello", "1234 é\n", "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"):
+        assert theirs.encode(text) == tokenizer.encode(text, bos=True, special=True)
+    assert len(theirs) == 512
+    generation = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 256, "eos_token_id": [257, 264, 265]}
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(folder, tmp_path, capsys):
+    tokenizer = llama3_tokenizer(tmp_path / "tokenizer.model")
+    assert export.main([str(folder), str(tmp_path / "ours"), "--tokenizer", str(tokenizer.path)]) == 3
+    assert capsys.readouterr().err == (
+        f"error: {tokenizer.path}: has 512 tokens, the model's vocab_size = 61\n"
+    )
+    assert export.main([str(folder), str(tmp_path / "ours"), "--tokenizer", "tokenizer.bin"]) == 2
+    assert "is no tokenizer for transformers, allowed .model and .json" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
 
 
 # --- What is refused

@@ -6,7 +6,6 @@ Left out on purpose: what all sources share (test_export.py), logits of the fami
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -19,11 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import write_pieces
-from test_huggingface import Program, assert_same, logits_in_transformers, model_of
+from test_huggingface import Program, assert_same, llama3_tokenizer, logits_in_transformers, model_of
 from test_model import fresh, tokens
 
 import export
-import tokenizer as tokenizers
 from export import BadInput, export_folder, open_source
 from model import Config, Llama, RopeScaling
 
@@ -189,13 +187,6 @@ def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path, capsys):
     assert export.main(arguments) == 0
     assert export.main([*arguments, "--tokenizer", str(beside)]) == 3
     assert capsys.readouterr().err == message
-
-
-def llama3_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """256 bytes and Llama 3's special tokens: 512 in all."""
-    lines = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
-    path.write_text("".join(lines))
-    return tokenizers.load(path)
 
 
 def test_stop_ids_and_template_of_a_folder_are_those_of_its_tokenizer(folder, tmp_path):
