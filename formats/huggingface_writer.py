@@ -24,11 +24,11 @@ from formats.source import (
     EMBEDDING,
     Source,
     chunks,
+    find,
     is_finite,
     name_problems,
     refuse,
     sum_of_squares,
-    take,
     tensor_shapes,
 )
 from model import Config
@@ -94,7 +94,7 @@ def write_tensor(
     file: BinaryIO, source: Source, name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> float:
     """Writes a tensor as transformers has it, and returns the relative error of its rounding."""
-    tensor = take(source, name, shape)
+    tensor = find(source, name, shape)
     if heads := rotated_heads(name, source.config):
         tensor = pairs_to_halves(tensor, heads)
     exact, total, error = dtype in (tensor.dtype, torch.float32), 0.0, 0.0

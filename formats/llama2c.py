@@ -18,10 +18,10 @@ from formats.source import (
     EMBEDDING,
     Source,
     chunks,
+    find,
     name_problems,
     refuse,
     sum_of_squares,
-    take,
     tensor_shapes,
 )
 from model import Config
@@ -116,7 +116,7 @@ def fitting_group_size(config: Config, group_size: int | None) -> int:
 
 def parts_of(source: Source, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """A tensor as float32, in parts."""
-    return chunks(source, name, take(source, name, shape), torch.float32)
+    return chunks(source, name, find(source, name, shape), torch.float32)
 
 
 def write_floats(file: BinaryIO, parts: Iterable[Tensor]) -> None:

@@ -109,12 +109,17 @@ def refuse(source: Source, problems: list[str]) -> None:
     raise BadInput(f"{source.name}: {'; '.join(problems[:PROBLEMS_SHOWN] + more)}")
 
 
-def take(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
+def find(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
     """One tensor of a source, as it is, on the CPU. Raises BadInput if it has another shape."""
     tensor = source.tensors[name].detach()
     if problem := tensor_problem(name, tensor, shape):
         refuse(source, [problem])
     return tensor.cpu()
+
+
+def take(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
+    """One tensor of a source, contiguous float32 on the CPU. Raises BadInput if it has another shape."""
+    return find(source, name, shape).to(torch.float32).contiguous()
 
 
 def is_finite(values: Tensor) -> bool:
@@ -125,8 +130,7 @@ def is_finite(values: Tensor) -> bool:
 
 def sum_of_squares(values: Tensor) -> float:
     """Of contiguous float32, in one pass: of the few million values of a chunk it is right to 1e-5."""
-    flat = values.view(-1)
-    return torch.dot(flat, flat).item()
+    return torch.dot(values.view(-1), values.view(-1)).item()
 
 
 def chunks(source: Source, name: str, tensor: Tensor, dtype: torch.dtype, rows: int = 1) -> Iterator[Tensor]:

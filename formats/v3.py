@@ -5,6 +5,7 @@ docs/format.md has the layout byte by byte; the reader is llama/csrc/checkpoint_
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,11 +23,9 @@ from formats.source import (
     EMBEDDING,
     Source,
     chunks,
-    is_finite,
+    find,
     name_problems,
     refuse,
-    sum_of_squares,
-    take,
     tensor_shapes,
 )
 from formats.tiles import Errors
@@ -130,7 +129,10 @@ def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_byte
 
 
 def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
-    """The bytes of a tensor of float32. Raises ValueError for values that its type can't hold."""
+    """The bytes of a matrix of float32 or bfloat16, or of a norm of float32.
+
+    Raises ValueError for values that its type can't hold.
+    """
     if entry.rows == 1:
         yield weight.numpy().data.cast("B")
     elif entry.dtype in ("fp32", "bf16"):
@@ -143,13 +145,17 @@ def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
 def write_tensor(file: BinaryIO, source: Source, entry: Entry, shape: tuple[int, ...]) -> None:
     """Writes a tensor at its place and notes its checksum. Raises BadInput."""
     file.write(bytes(entry.offset - file.tell()))
-    for part in chunks(source, entry.name, take(source, entry.name, shape), torch.float32, tiles.ROWS):
+    tensor = find(source, entry.name, shape)
+    mapped = tensor.dtype == torch.bfloat16 and entry.rows > 1  # is packed as it lies
+    for part in chunks(source, entry.name, tensor, tensor.dtype if mapped else torch.float32, tiles.ROWS):
         try:
             for piece in pieces(part, entry):
                 entry.crc = zlib.crc32(piece, entry.crc)
                 file.write(piece)
         except ValueError as error:
             refuse(source, [f"{entry.name} {error}"])
+    if not math.isfinite(entry.errors.error):
+        refuse(source, [f"{entry.name} has values too large for {entry.dtype}"])
 
 
 def write_bin(
