@@ -1,7 +1,7 @@
 """Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
 
-int8 and int4 are packed in C, on all processors: llama/csrc/pack_group.h says which scale 32 neighbouring
-weights of a row share. The C engine is imported when it is needed: training and files of floats do without.
+They are packed in C, on all processors: llama/csrc/pack_group.h says which scale 32 neighbouring weights of a
+row share in int8 and int4. The C engine is imported when it is needed: training does without.
 """
 
 from __future__ import annotations
@@ -30,29 +30,8 @@ class Errors:
         return math.sqrt(self.error / self.total) if self.total else 0.0
 
 
-def float_bytes(rows: int, cols: int, size: int) -> int:
-    """Bytes of a matrix of floats of `size` bytes in tiles."""
-    return math.ceil(rows / ROWS) * ROWS * math.ceil(cols * size / 4) * 4
-
-
-def pack_floats(weight: Tensor, dtype: torch.dtype, errors: Errors) -> Iterator[Tensor]:
-    """Bytes of a matrix (rows, cols) of float32 in tiles of dtype, float32 or bfloat16, as pack does it."""
-    cols = weight.shape[1]
-    together = 4 // dtype.itemsize  # columns in four bytes
-    step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
-    for part in weight.split(step):
-        tiles, places = math.ceil(len(part) / ROWS), math.ceil(cols / together)
-        padded = torch.zeros(tiles * ROWS, places * together, dtype=dtype)
-        padded[: len(part), :cols] = part
-        if dtype != torch.float32:
-            errors.total += part.double().square().sum().item()
-            errors.error += (padded[: len(part), :cols].double() - part).square().sum().item()
-        columns = padded.view(tiles, ROWS, places, together).transpose(1, 2).contiguous()
-        yield columns.view(torch.uint8)
-
-
 def packed_bytes(dtype: str, rows: int, cols: int) -> int:
-    """Bytes of a matrix in tiles of "int8" or "int4"."""
+    """Bytes of a matrix in tiles of "fp32", "bf16", "int8" or "int4"."""
     from llama.pack import packed_bytes
 
     return packed_bytes(dtype, rows, cols)

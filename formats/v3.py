@@ -87,8 +87,6 @@ def tensor_bytes(dtype: str, rows: int, cols: int) -> int:
     """Bytes of a tensor in the file."""
     if rows == 1:
         return cols * 4
-    if dtype in ("fp32", "bf16"):
-        return tiles.float_bytes(rows, cols, 4 if dtype == "fp32" else 2)
     return tiles.packed_bytes(dtype, rows, cols)
 
 
@@ -135,9 +133,6 @@ def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
     """
     if entry.rows == 1:
         yield weight.numpy().data.cast("B")
-    elif entry.dtype in ("fp32", "bf16"):
-        kind = torch.float32 if entry.dtype == "fp32" else torch.bfloat16
-        yield from (part.numpy().data.cast("B") for part in tiles.pack_floats(weight, kind, entry.errors))
     else:
         yield from tiles.pack(weight, entry.dtype, entry.errors)
 

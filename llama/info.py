@@ -27,6 +27,7 @@ from llama.command import run_command
 from llama.engine import SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
 from llama.errors import BadFileError, UsageError
 from llama.headers import Tensor
+from llama.pack import packed_bytes
 
 ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
 TEMPLATES = ("none", "llama2", "llama3")  # LLAMA_CHAT_NONE ...
@@ -71,20 +72,12 @@ class Info:
 # --- Sizes
 
 
-def tile_bytes(rows: int, cols: int, bits: int) -> int:
-    """Bytes of an int8 or int4 matrix of a v3 file (docs/format.md)."""
-    groups = -(-cols // 32)
-    return -(-rows // 16) * (-(-groups // 2) * 64 + groups * 64 * bits)
-
-
 def bytes_as(tensor: Tensor, kind: str) -> int:
     """Bytes of a tensor in a v3 file whose layers have a type; the ends of an int4 file are int8."""
-    if len(tensor.shape) != 2 or kind == "fp32":
+    if len(tensor.shape) != 2:
         return 4 * tensor.values
-    if kind == "bf16":
-        return 2 * tensor.values
     is_end = not re.search(r"\blayers\.", tensor.name)
-    return tile_bytes(*tensor.shape, 8 if kind == "int8" or is_end else 4)
+    return packed_bytes("int8" if kind == "int4" and is_end else kind, *tensor.shape)
 
 
 def weights_of(tensors: Iterable[Tensor], tied: bool) -> list[Tensor]:

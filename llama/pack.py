@@ -1,4 +1,4 @@
-"""Floats to int8 and int4 in the tiles of a v3 file: the Python face of llama_pack (llama/csrc/llama.h).
+"""Floats to the tiles of a v3 file: the Python face of llama_pack (llama/csrc/llama.h).
 
 Left out on purpose: files, which export.py writes.
 """
@@ -11,19 +11,19 @@ from llama._engine import ffi, lib
 from llama.engine import call, invoke, struct
 from llama.errors import UsageError
 
-TYPES = {"int8": lib.LLAMA_INT8, "int4": lib.LLAMA_INT4}
+TYPES = {"fp32": lib.LLAMA_FP32, "bf16": lib.LLAMA_BF16, "int8": lib.LLAMA_INT8, "int4": lib.LLAMA_INT4}
 FORMATS = {"f": lib.LLAMA_FP32, "h": lib.LLAMA_BF16, "H": lib.LLAMA_BF16}  # of buffers: bf16 has no letter
 
 
 def type_number(dtype: str) -> int:
     """What C calls a type. Raises UsageError."""
     if dtype not in TYPES:
-        raise UsageError(f"dtype = {dtype!r}, allowed {' and '.join(TYPES)}")
+        raise UsageError(f"dtype = {dtype!r}, allowed {', '.join(TYPES)}")
     return TYPES[dtype]
 
 
 def packed_bytes(dtype: str, rows: int, cols: int) -> int:
-    """Bytes of a matrix in tiles of "int8" or "int4". Raises UsageError."""
+    """Bytes of a matrix in tiles of "fp32", "bf16", "int8" or "int4". Raises UsageError."""
     return invoke(lib.llama_packed_bytes, type_number(dtype), rows, cols)
 
 

@@ -1,4 +1,4 @@
-"""int8 and int4 in tiles: the same bytes as numpy's, on every instruction set and any number of threads.
+"""Matrices in tiles: the same bytes as numpy's, on every instruction set and any number of threads.
 
 The reference says in numpy what llama/csrc/pack_group.h and docs/format.md say, and shares nothing with them.
 """
@@ -83,6 +83,17 @@ def reference(values: np.ndarray, dtype: str) -> bytes:
 def dequantised(values: np.ndarray, dtype: str) -> np.ndarray:
     q, scales = quantise(values, dtype)
     return (q * scales[..., None].astype(np.float64)).reshape(len(q), -1)[: len(values), : values.shape[1]]
+
+
+FLOATS = ("fp32", "bf16")
+
+
+def reference_floats(values: np.ndarray, dtype: str) -> bytes:
+    size = 1 if dtype == "fp32" else 2  # columns side by side
+    rounded = torch.from_numpy(values.copy()).to(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    bits = rounded.view(torch.int32 if dtype == "fp32" else torch.int16).numpy()
+    padded = np.pad(bits, ((0, -len(bits) % 16), (0, -bits.shape[1] % size)))
+    return padded.reshape(-1, 16, padded.shape[1] // size, size).transpose(0, 2, 1, 3).tobytes()
 
 
 # --- What is packed
@@ -227,6 +238,35 @@ def test_the_other_weights_of_a_group_do_not_make_a_scale_too_large():
     assert packed(values, "int4")[0] == reference(values, "int4")
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_floats_are_as_pytorch_rounds_them(monkeypatch, shape, dtype):
+    for values in (normal(shape), awkward(shape)):
+        for isa in isas():
+            monkeypatch.setenv("LLAMA_ISA", isa)
+            data, error_squares, squares = packed(values, dtype, threads=2)
+            assert data == reference_floats(values, dtype)
+            rounded = (
+                values if dtype == "fp32" else torch.from_numpy(values).to(torch.bfloat16).double().numpy()
+            )
+            assert math.isclose(squares, np.square(values, dtype=np.float64).sum(), rel_tol=1e-5)
+            assert math.isclose(
+                error_squares,
+                np.square(rounded - values.astype(np.float64)).sum(),
+                rel_tol=1e-4,
+                abs_tol=1e-9 * squares,
+            )
+        assert packed(bf16(values), dtype)[0] == reference_floats(widened(bf16(values)), dtype)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("fp32", math.inf), ("fp32", math.nan), ("bf16", 3.4e38)])
+def test_floats_that_their_type_does_not_have_are_refused(dtype, value):
+    values = normal((20, 40))
+    values[17, 5] = value
+    with pytest.raises(llama.BadFileError, match="row 17, column 5: is "):
+        packed(values, dtype)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -246,8 +286,8 @@ def test_other_arguments_are_refused():
     values = np.zeros((16, 64), np.float32)
     with pytest.raises(llama.UsageError, match="out has 1087 bytes, allowed 1088"):
         pack(bytearray(1087), values, "int8")
-    with pytest.raises(llama.UsageError, match="dtype = 'fp32', allowed int8 and int4"):
-        pack(bytearray(1088), values, "fp32")
+    with pytest.raises(llama.UsageError, match="dtype = 'fp16', allowed fp32, bf16, int8, int4"):
+        pack(bytearray(1088), values, "fp16")
     with pytest.raises(llama.UsageError, match="threads = -1, allowed 0 or more"):
         pack(bytearray(1088), values, "int8", threads=-1)
     with pytest.raises((TypeError, BufferError, llama.UsageError)):

@@ -235,7 +235,7 @@ int32_t llama_generation_position(const LlamaGeneration *generation);
 const LlamaStats *llama_generation_stats(const LlamaGeneration *generation); // since the last feed
 
 // ---------------------------------------------------------------------------------------------------------
-// Packing: rows of floats to int8 or int4 in the tiles of a v3 file (docs/format.md).
+// Packing: rows of floats to the tiles of a v3 file (docs/format.md), of any type.
 
 typedef struct {
     const void *values;  // (rows, cols)
@@ -249,11 +249,11 @@ typedef struct {
     double error_squares; // sum over what packing changed in them
 } LlamaPacked;
 
-// Bytes of a matrix in tiles of LLAMA_INT8 or LLAMA_INT4.
+// Bytes of a matrix in tiles of a type, LLAMA_FP32 ...; 0 for one that can't be.
 uint64_t llama_packed_bytes(int32_t type, int32_t rows, int32_t cols);
 // Packs a strip of rows of a matrix, all but its last strip a multiple of 16. out: llama_packed_bytes. threads, 0:
 // the processors at hand; the result does not depend on them, nor on the CPU. An error where a value is not finite,
-// or too large for a scale in half precision; out then holds nothing of use.
+// or too large for the type; out then holds nothing of use.
 int llama_pack(const LlamaStrip *strip, int32_t type, int32_t threads, uint8_t *out, LlamaPacked *packed,
                LlamaError *error);
 

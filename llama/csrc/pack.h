@@ -1,10 +1,12 @@
-// pack.h: floats to int8 and int4 in tiles (tiles.h draws them), as export.py writes them into v3 files.
+// pack.h: rows of floats to tiles of any type (tiles.h draws them), as export.py writes them into v3 files.
 #ifndef LLAMA_PACK_H
 #define LLAMA_PACK_H
 
 #include "kernels.h"    // kernels_find, AVX2, AVX512
 #include "pack_group.h" // PackGroup: the work on a group
 #include "threads.h"    // team_run, team_range
+
+#include <float.h> // FLT_MAX
 
 enum { PACK_CHUNKS = 64 }; // parts of a strip over which errors are summed, whatever the number of threads
 
@@ -17,14 +19,22 @@ typedef struct {
 // ---------------------------------------------------------------------------------------------------------
 // A tile
 
-// The largest magnitude of which a half, 65504 at most, can be the scale. The scales that int4 tries are less than
-// a quarter of it, whatever the other weights of the group are.
+// The largest magnitude that a type holds. For int8 and int4 that of which a half, 65504 at most, can be the scale.
+// The scales that int4 tries are less than a quarter of it, whatever the other weights of the group are.
 static float pack_limit(int32_t type) {
-    return 65504.0f * (type == TILES_INT8 ? 127 : 4);
+    switch (type) {
+    case TILES_FP32: return FLT_MAX;
+    case TILES_BF16: return 0x1.fep127f;
+    default: return 65504.0f * (type == TILES_INT8 ? 127 : 4);
+    }
 }
 
-PASS void pack_group(PackGroup *g, uint8_t *tile, int32_t group, int32_t type) {
-    if (type == TILES_INT8) {
+PASS void pack_group(PackGroup *g, uint8_t *tile, int32_t group, int32_t cols, int32_t type) {
+    if (type == TILES_FP32) {
+        pack_store_floats(g, tile, group * TILE_GROUP, cols, TILES_FP32);
+    } else if (type == TILES_BF16) {
+        pack_store_floats(g, tile, group * TILE_GROUP, cols, TILES_BF16);
+    } else if (type == TILES_INT8) {
         pack_scales_int8(g);
         pack_quantise(g, -127, 127);
         pack_store(g, tile, group, TILES_INT8);
@@ -50,10 +60,11 @@ PASS void pack_tile(uint8_t *tile, const LlamaStrip *strip, int32_t row, int32_t
         pack_largest(&g);
         for (int32_t r = TILE_ROWS; r-- > 0;)
             if (!(fabsf(g.largest[r]) <= pack_limit(type))) sums->bad_row = MIN(sums->bad_row, row + r);
-        pack_group(&g, tile, i, type);
+        pack_group(&g, tile, i, cols, type);
         pack_count(&g, squares, error_squares);
     }
-    if (groups % 2) memset((uint8_t *)group_scales(tile, groups, type), 0, TILE_SCALES / 2);
+    if (type_is_quantised(type) && groups % 2)
+        memset((uint8_t *)group_scales(tile, groups, type), 0, TILE_SCALES / 2);
     for (int32_t r = 0; r < TILE_ROWS; r++) {
         sums->squares += squares[r];
         sums->error_squares += error_squares[r];
@@ -112,8 +123,8 @@ static void pack_chunks(void *data, const Team *team) {
 }
 
 static int strip_check(const LlamaStrip *s, int32_t type, int32_t threads, LlamaError *error) {
-    if (type != LLAMA_INT8 && type != LLAMA_INT4)
-        return fail(error, LLAMA_ERROR_USAGE, "type = %d, allowed int8 and int4", type);
+    if (type < LLAMA_FP32 || type > LLAMA_INT4)
+        return fail(error, LLAMA_ERROR_USAGE, "type = %d, allowed %d to %d", type, LLAMA_FP32, LLAMA_INT4);
     if (s->values_type != LLAMA_FP32 && s->values_type != LLAMA_BF16)
         return fail(error, LLAMA_ERROR_USAGE, "values_type = %d, allowed fp32 and bf16", s->values_type);
     if (s->rows < 1 || s->cols < 1)
@@ -136,11 +147,12 @@ static int strip_refuse(const LlamaStrip *s, int32_t row, int32_t type, LlamaErr
 }
 
 static Tensor strip_tiles(int32_t type, int32_t rows, int32_t cols) {
-    int32_t tiles = type == LLAMA_INT8 ? TILES_INT8 : TILES_INT4;
-    return (Tensor){.type = tiles, .rows = rows, .cols = cols, .group_size = TILE_GROUP};
+    static const int32_t types[] = {TILES_FP32, TILES_INT8, TILES_BF16, TILES_INT4}; // LLAMA_FP32, LLAMA_INT8 ...
+    return (Tensor){.type = types[type], .rows = rows, .cols = cols, .group_size = TILE_GROUP};
 }
 
 uint64_t llama_packed_bytes(int32_t type, int32_t rows, int32_t cols) {
+    if (type < LLAMA_FP32 || type > LLAMA_INT4 || rows < 1 || cols < 1) return 0;
     Tensor tiles = strip_tiles(type, rows, cols);
     return tensor_bytes(&tiles);
 }

@@ -154,6 +154,32 @@ PASS void pack_store(const PackGroup *g, uint8_t *tile, int32_t group, const int
     }
 }
 
+// The upper half of a float, rounded to the nearest, to even among two.
+PASS uint32_t nearest_bf16(float x) {
+    uint32_t bits = select_bits(x);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// Stores columns [begin, begin + cols) of a tile of floats. What they are rounded to counts as quants, of scale 1.
+PASS void pack_store_floats(PackGroup *g, uint8_t *tile, int32_t begin, int32_t cols, const int32_t type) {
+    for (int32_t r = 0; r < TILE_ROWS; r++) g->scales[r] = 1;
+    memcpy(g->quants, g->values, sizeof g->quants);
+    if (type == TILES_FP32) {
+        memcpy(tile + (int64_t)begin * sizeof(PackLanes), g->values, (size_t)cols * sizeof(PackLanes));
+        return;
+    }
+    for (int32_t k = 0; k < cols; k += 2) {
+        uint32_t pairs[TILE_ROWS];
+        for (int32_t r = 0; r < TILE_ROWS; r++) {
+            uint32_t low = nearest_bf16(g->values[k][r]), high = nearest_bf16(g->values[k + 1][r]);
+            g->quants[k][r] = select_float(low << 16);
+            g->quants[k + 1][r] = select_float(high << 16);
+            pairs[r] = low | high << 16;
+        }
+        memcpy(tile + (int64_t)(begin + k) / 2 * (int64_t)sizeof pairs, pairs, sizeof pairs);
+    }
+}
+
 // squares, error_squares: (16)
 PASS void pack_count(const PackGroup *g, double *squares, double *error_squares) {
     for (int32_t r = 0; r < TILE_ROWS; r++) {
