@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROWS, GROUP = 16, 32
-CHUNK_VALUES = 1 << 20  # packed at once: what comes out is still in the cache when it is written
+CHUNK_VALUES = 1 << 22  # packed at once: enough that threads rarely wait, little memory
 
 
 @dataclass

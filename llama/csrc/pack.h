@@ -106,13 +106,14 @@ typedef struct {
     Tensor tiles; // what the strip becomes
     uint8_t *out;
     PackTile *pack;
+    atomic_int next; // chunk to be taken: a thread that is held up leaves more to the others
     PackSums sums[PACK_CHUNKS];
 } PackJob;
 
 static void pack_chunks(void *data, const Team *team) {
     PackJob *job = data;
-    Range chunks = team_range(team, PACK_CHUNKS, 1);
-    for (int32_t c = chunks.begin; c < chunks.end; c++) {
+    (void)team;
+    for (int32_t c; (c = atomic_fetch_add(&job->next, 1)) < PACK_CHUNKS;) {
         Range rows = team_range(&(Team){.thread = c, .threads = PACK_CHUNKS}, job->strip->rows, TILE_ROWS);
         job->sums[c] = (PackSums){.bad_row = INT32_MAX};
         for (int32_t row = rows.begin; row < rows.end; row += TILE_ROWS) {
