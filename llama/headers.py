@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from llama.errors import BadFileError
 
 MAX_HEADER = 1 << 27  # bytes of a header or a pickle; those of the largest models have a few MB
+MAX_SIZE, MAX_DIMENSIONS = 1 << 63, 8  # of a shape
 
 DTYPES = {  # of safetensors: name and bytes
     "F64": ("fp64", 8),
@@ -73,6 +74,19 @@ class Weights:
     notes: list[str] = field(default_factory=list)
 
 
+def printable(text: object, limit: int = 200) -> str:
+    """What a file says, fit for a line of a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit])
+
+
+def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
+    """Raises ValueError for what is no shape, and for one whose product could not be printed."""
+    sizes = tuple(shape)
+    if len(sizes) > MAX_DIMENSIONS or not all(isinstance(n, int) and 0 <= n < MAX_SIZE for n in sizes):
+        raise ValueError("a shape that can't be")
+    return sizes
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BadFileError."""
     try:
@@ -91,10 +105,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def safetensors_tensor(path: Path, name: str, entry: Any, room: int) -> Tensor:
     """The tensor that an entry of a header describes. Raises BadFileError."""
+    name = printable(name)
     try:
-        (begin, end), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), str(entry["dtype"])
-        if not all(isinstance(n, int) and n >= 0 for n in (begin, end, *shape)):
-            raise ValueError
+        begin, end = checked_shape(entry["data_offsets"])
+        shape, dtype = checked_shape(entry["shape"]), printable(entry["dtype"])
     except (TypeError, KeyError, ValueError):
         raise BadFileError(f"{path}: {name}: has no dtype, shape and data_offsets") from None
     kind, item = DTYPES.get(dtype, (dtype, 0))
@@ -147,7 +161,7 @@ def rebuild_parameter(tensor: Tensor, *rest: Any) -> Tensor:
 
 def rebuild_tensor(storage: Storage, offset: int, shape: Iterable[int], *rest: Any) -> Tensor:
     """What stands for torch._utils._rebuild_tensor_v2."""
-    shape = tuple(int(n) for n in shape)
+    shape = checked_shape(shape)
     return Tensor("", storage.type, shape, math.prod(shape) * storage.item)
 
 
@@ -196,7 +210,7 @@ def pickled(path: Path) -> Any:
     except OSError as error:
         raise BadFileError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # a broken pickle may fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(error) or type(error).__name__
         raise BadFileError(f"{path}: its pickle is not read: {reason}") from None
 
 
@@ -204,7 +218,7 @@ def named(tree: Any, prefix: str = "") -> Iterator[Tensor]:
     """The tensors of a dict, also in dicts inside it, with the names joined by dots."""
     for key, value in tree.items():
         if isinstance(value, Tensor):
-            yield Tensor(f"{prefix}{key}", value.type, value.shape, value.bytes)
+            yield Tensor(printable(f"{prefix}{key}"), value.type, value.shape, value.bytes)
         elif isinstance(value, dict):
             yield from named(value, f"{prefix}{key}.")
 
@@ -217,7 +231,7 @@ def torch_zip(path: Path) -> tuple[list[Tensor], dict[str, Any], list[str]]:
     model, config, rest = tree, {}, []
     if isinstance(tree.get("model"), dict):
         model, config = tree["model"], tree.get("model_args")
-        rest = sorted(str(key) for key in tree if key not in ("model", "model_args"))
+        rest = sorted(printable(key) for key in tree if key not in ("model", "model_args"))
     try:
         tensors = list(named(model))
     except RecursionError:
@@ -278,9 +292,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def one_file(path: Path) -> Weights:
     """A .safetensors or a .pth. Raises BadFileError."""
-    if not path.is_file():
-        raise BadFileError(f"{path}: No such file or directory")
-    if zipfile.is_zipfile(path):
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror}") from None
+    if is_zip:
         tensors, config, notes = torch_zip(path)
         return Weights("PyTorch", tensors, config, [path], notes)
     tensors, metadata = safetensors(path)
@@ -365,10 +382,10 @@ def configuration(weights: Weights) -> dict[str, Any]:
             found[name] = value
     output = shape_of(weights.tensors, "output.weight", "lm_head.weight")
     found.setdefault("tied", bool(embedding[0]) and not output[0])
-    n_heads = found.get("n_heads")
-    if isinstance(n_heads, int) and n_heads > 0:
+    dim, n_heads = found.get("dim"), found.get("n_heads")
+    if isinstance(dim, int) and isinstance(n_heads, int) and n_heads > 0:
         found["n_kv_heads"] = found.get("n_kv_heads") or n_heads
-        found["head_dim"] = found.get("head_dim") or found.get("dim", 0) // n_heads
+        found["head_dim"] = found.get("head_dim") or dim // n_heads
     return {name: found[name] for name in FIELDS if name in found}
 
 
@@ -384,7 +401,7 @@ def tokenizer(folder: Path) -> dict[str, Any] | None:
         return None
     core = read_json(data).get("model")
     core = core if isinstance(core, dict) and isinstance(core.get("vocab"), dict) else {"vocab": {}}
-    kind = f"{core.get('type', 'unknown')} of Hugging Face"
+    kind = f"{printable(core.get('type', 'unknown'))} of Hugging Face"
     return {"file": data.name, "kind": kind, "vocab_size": len(core["vocab"])}
 
 

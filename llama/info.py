@@ -26,7 +26,7 @@ from llama.bench import aligned
 from llama.command import run_command
 from llama.engine import SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
 from llama.errors import BadFileError, UsageError
-from llama.headers import Tensor
+from llama.headers import Tensor, printable
 from llama.pack import packed_bytes
 
 ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
@@ -196,7 +196,7 @@ def is_foreign(path: Path) -> bool:
 def cache_bytes(config: dict[str, Any], context: int) -> int | None:
     """Bytes of the keys and values of one sequence, None where the configuration does not say it."""
     sizes = [config.get(name) for name in ("n_layers", "n_kv_heads", "head_dim")]
-    if not context or not all(isinstance(size, int) and size > 0 for size in sizes):
+    if not context or not all(isinstance(size, int) and 0 < size < 1 << 32 for size in sizes):
         return None
     layers, heads, width = sizes
     return 2 * 4 * layers * heads * width * -(-context // KEY_BLOCK) * KEY_BLOCK
@@ -223,7 +223,7 @@ def of_headers(path: str, context: int) -> Info:
     config = headers.configuration(found)
     tensors = weights_of(found.tensors, bool(config.get("tied")))
     longest = config.get("max_seq_len")
-    longest = longest if isinstance(longest, int) else 0
+    longest = longest if isinstance(longest, int) and 0 < longest < 1 << 32 else 0
     if longest and context > longest:
         raise UsageError(f"--context = {context}, allowed 1 to {longest}, the model's max_seq_len")
     size, context = sum(tensor.bytes for tensor in tensors), context or longest
@@ -271,7 +271,8 @@ def size_text(size: float) -> str:
 
 def rope_text(config: dict[str, Any]) -> str:
     """RoPE's base and scaling in words."""
-    scaling, text = config.get("rope_scaling"), f"theta {config.get('rope_theta', 10000.0):.10g}"
+    scaling, theta = config.get("rope_scaling"), config.get("rope_theta", 10000.0)
+    text = f"theta {theta:.10g}" if isinstance(theta, float) else f"theta {theta}"
     if not isinstance(scaling, dict):
         return text
     names = {"low_freq_factor": "low", "high_freq_factor": "high", "original_max_seq_len": "original context"}
@@ -337,7 +338,8 @@ def text(found: Info, fold: bool = True) -> str:
     size = f"{size_text(found.bytes)}, {found.parameters / 1e6:.1f} M parameters"
     head = f"{found.path}: {found.kind}, {found.type}, {size}"
     table = aligned(list(tensor_rows(found.tensors, fold)))
-    return "\n".join([head, "", *(f"{name:<12} {value}" for name, value in lines), "", *table])
+    facts = (printable(f"{name:<12} {value}") for name, value in lines)
+    return "\n".join([printable(head, 5000), "", *facts, "", *table])
 
 
 # --- The program

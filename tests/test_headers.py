@@ -271,6 +271,9 @@ GOOD = '{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
         (header(GOOD.replace("[0,16]", "[0,1e99]")), "w: has no dtype"),
         (header(GOOD.replace("[2,2]", "[99999999999,99999999999]"), rest=bytes(16)), "does not fit"),
         (header(GOOD.replace("[0,16]", "[16,0]"), rest=bytes(16)), "does not fit"),
+        (header(GOOD.replace("[2,2]", "[1,1,1,1,1,1,1,1,4]"), rest=bytes(16)), "w: has no dtype"),
+        (header(GOOD.replace("w", "a\\nb\\u001b[2J\\ud800"), rest=bytes(1)), r"a\?b\?\[2J\?: F32 of shape"),
+        (header(GOOD.replace("F32", "\\n")), r"w: \? of shape"),
         (header("{" * 60_000), "its header is not JSON"),
         (header('{"a":' * 60_000), "its header is not JSON"),
     ],
@@ -319,6 +322,9 @@ def test_a_bad_folder_is_one_line(tmp_path, monkeypatch, capsys, files, message)
 def test_odd_configurations_are_shown_as_far_as_they_go(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(header(GOOD, rest=bytes(16)))
     for config in (
+        {"rope_theta": "x\ny", "dim": "a", "n_heads": 2},
+        {"rope_theta": 10**400, "max_seq_len": 10**400, "n_layers": 10**400, "dim": 8, "n_heads": 2},
+        {"hidden_size": 8, "num_attention_heads": 2, "rope_theta": None, "eos_token_id": "\x1b"},
         {"hidden_size": "big", "num_attention_heads": 0, "rope_scaling": 5},
         {"dim": None},
         {"n_heads": -1},
