@@ -16,9 +16,9 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from llama import hub
 from llama.engine import SHIPPED, call, create, encode, ffi, lib, model_open, score
 from llama.errors import BadFileError, LlamaError, ResourceError
 
@@ -100,6 +100,10 @@ def string(pointer: Any) -> bytes | None:
 def files(options: Any) -> tuple[bytes, Any]:
     """The model, downloaded where a name stands for it, and its tokenizer, NULL where it is to be found."""
     path = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
+    if Path(os.fsdecode(path)).exists():
+        return path, options.tokenizer
+    from llama import hub  # most runs do without
+
     path, tokenizer = hub.find(path, string(options.tokenizer))
     return os.fsencode(path), ffi.NULL if tokenizer is None else os.fsencode(tokenizer)
 

@@ -433,5 +433,5 @@ def test_a_path_imports_nothing_that_downloads(tmp_path, model, tokenizer):
         timeout=60,
         check=True,
     )
-    for name in ("huggingface_hub", "httpx", "sentencepiece", "argparse", "numpy"):
+    for name in ("llama.hub", "huggingface_hub", "httpx", "sentencepiece", "argparse", "numpy"):
         assert f"'{name}'" not in result.stdout
