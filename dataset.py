@@ -7,7 +7,7 @@
 A folder of tokens:
 
     meta.json            vocabulary, what was read and how, and, once all is there, the totals of each split
-    tokenizer.model      the tokenizer's file; tokenizer.bin for the C engine beside it, if it can have one
+    tokenizer.model      the tokenizer's file; tokenizer.bin for the C engine beside it
     train/00000.tokens   shards, in the order of the text
     val/00000.tokens
 
@@ -342,9 +342,8 @@ def begin_folder(folder: Path, tokenizer: Tokenizer, source: dict[str, Any]) -> 
 
 def copy_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     with write_aside(folder / "tokenizer.model") as file:
-        file.write(tokenizer.path.read_bytes())
-    if tokenizer.kind == "sentencepiece":
-        tokenizers.export_bin(tokenizer, folder / "tokenizer.bin")
+        file.write(tokenizer.data)
+    tokenizers.export_bin(tokenizer, folder / "tokenizer.bin")
 
 
 def describe(selection: Selection) -> dict[str, Any]:

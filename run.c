@@ -20,7 +20,10 @@
 #include "llama/csrc/checkpoint.h" // LlamaModel, Layer: llama_open
 #include "llama/csrc/context.h"    // LlamaContext: the cache and the scratch memory of forward
 #include "llama/csrc/utf8.h"       // utf8_length: where characters end
+#include "llama/csrc/pieces.h"     // the tokens of a model, and how a piece of text is found among them
+#include "llama/csrc/split.h"      // text into words, by the patterns of Llama 3 and GPT-2
 #include "llama/csrc/vocabulary.h" // LlamaTokenizer: llama_tokenizer_open
+#include "llama/csrc/merge.h"      // byte pair encoding
 #include "llama/csrc/tokenizer.h"  // llama_encode, llama_token_bytes_of
 #include "llama/csrc/stream.h"     // LlamaStream: bytes of tokens to whole characters
 #include "llama/csrc/select.h"     // Selection: the most likely tokens, without sorting the vocabulary

@@ -1,12 +1,16 @@
-"""Tokenizers: train a sentencepiece BPE on any text, read one or Llama 3's, write tokenizer.bin.
+"""Tokenizers: train a sentencepiece BPE on any text, read and convert those of Llama models.
 
     python tokenizer.py train --input books/ --vocab_size 4096 --output tok4096.model
-    python tokenizer.py export tok4096.model             # writes tok4096.bin beside it
+    python tokenizer.py export tok4096.model             # writes tok4096.bin beside it, as llama2.c has it
+    python tokenizer.py export tok4096.model --indexed   # the engine's own form, which opens at once
+    python tokenizer.py export Meta-Llama-3-8B/original/tokenizer.model --output llama3.bin
+    python tokenizer.py export SmolLM-135M/tokenizer.json --output tokenizer.bin
     python tokenizer.py encode tok4096.model "Once upon a time"
     python tokenizer.py decode tok4096.model 403 407 261
     python tokenizer.py info tok4096.model
 
-From Python:
+It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (byte fallback as
+Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and what export writes. From Python:
 
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
@@ -15,7 +19,7 @@ A vocabulary trained here has llama2.c's options, but keeps whitespace as it is,
 can't know better from a tokenizer.bin, gives the same ids. Text in .txt, .json, .jsonl and .parquet files is
 read here too, for training and for dataset.py.
 
-Left out on purpose: Unigram models and their text normalisation, which the engine does not have; chat.
+Left out on purpose: Unigram models and text normalisation, which the engine does not have; chat.
 """
 
 from __future__ import annotations
@@ -27,15 +31,18 @@ import hashlib
 import io
 import os
 import re
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+from formats import sentencepiece_model, tokenizer_json
+from formats import vocabulary as tokens
+from formats.vocabulary import Vocabulary
 from training.command import BadInput, Parser, run_command, write_aside
 from training.text import add_text_options, sample, text_files, text_format, well_formed
 
@@ -48,15 +55,28 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # "sentencepiece" or "llama3"
-    hash: str  # sha256 of the file
+    kind: str  # "sentencepiece", "llama3", "tokenizer.json" or "tokenizer.bin"
+    data: bytes = field(
+        repr=False
+    )  # a file that says all of it: the one at path, or for a tokenizer.json the indexed form
     vocab_size: int
     bos_id: int  # -1: none
     eos_id: int  # -1: none
-    special: Mapping[str, int]  # tokens that text can be asked to mean (Llama 3)
-    model: Any  # SentencePieceProcessor or tiktoken.Encoding
-    encode_text: Callable[[str], list[int]]
+    special: Mapping[str, int]  # tokens that text can be asked to mean
+    model: Any  # SentencePieceProcessor, or the engine's Tokenizer
+    encode_text: Callable[[str, bool], list[int]]  # of text, special
     decode_ids: Callable[[list[int]], str]
+    read: Callable[[], Vocabulary]
+
+    @cached_property
+    def hash(self) -> str:
+        """The sha256 of data."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens themselves. Raises BadInput for a model that the engine can't have."""
+        return self.read()
 
     def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """The ids of text, between BOS and EOS where asked for.
@@ -68,12 +88,8 @@ class Tokenizer:
             raise BadInput(
                 f"{self.path}: the vocabulary has no {'BOS' if bos and self.bos_id < 0 else 'EOS'}"
             )
-        parts = [well_formed(text)]
-        if special and self.special:
-            parts = re.split("(" + "|".join(map(re.escape, self.special)) + ")", parts[0])
         ids = [self.bos_id] if bos else []
-        for n, part in enumerate(parts):
-            ids += [self.special[part]] if n % 2 else self.encode_text(part)
+        ids += self.encode_text(well_formed(text), special)
         return ids + [self.eos_id] if eos else ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -86,30 +102,106 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer in a file, told by content, or tokenizer.model in a folder. Raises BadInput, OSError."""
+    """The tokenizer in a file, told by content, or tokenizer.model or tokenizer.json in a folder.
+
+    Raises BadInput, OSError.
+    """
     path = Path(path)
-    path = path / "tokenizer.model" if path.is_dir() else path
+    if path.is_dir():
+        names = (path / "tokenizer.model", path / "tokenizer.json")
+        path = next((name for name in names if name.exists()), names[0])
     data = path.read_bytes()
+    if tokens.is_indexed(data):
+        return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
-        return load_llama3(path, data)
-    return load_sentencepiece(path, data)
+        return load_vocabulary(path, "llama3", data, read_llama3(path, data))
+    if data.lstrip()[:1] == b"{" and path.suffix == ".json":
+        vocabulary = tokenizer_json.read(path, data)
+        return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
+    return load_sentencepiece(path, data) or load_llama2c(path, data)
+
+
+def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:
+    """A tokenizer whose work the engine does. Raises BadInput."""
+    from llama import LlamaError
+    from llama import Tokenizer as Engine
+
+    try:
+        model = Engine.from_bytes(vocabulary.indexed, path)
+    except LlamaError as error:
+        raise BadInput(str(error)) from None
+
+    def encode(text: str, special: bool) -> list[int]:
+        return model.encode(text, bos=False, special=special)
+
+    v = vocabulary
+    ends, work = (v.bos, v.eos), (encode, model.decode, lambda: v)
+    return Tokenizer(path, kind, data, len(v), *ends, v.special, model, *work)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # sentencepiece
 
 
-def load_sentencepiece(path: Path, data: bytes) -> Tokenizer:
-    """A sentencepiece model. Raises BadInput."""
+def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
+    """A sentencepiece model, None for another file."""
     try:
         sp = SentencePieceProcessor(model_proto=data) if data else None
     except RuntimeError:
         sp = None
     if sp is None or sp.vocab_size() == 0:
-        raise BadInput(f"{path}: is neither a sentencepiece model nor Llama 3's tokenizer.model")
-    sha = hashlib.sha256(data).hexdigest()
-    size, bos, eos = sp.vocab_size(), sp.bos_id(), sp.eos_id()
-    return Tokenizer(path, "sentencepiece", sha, size, bos, eos, {}, sp, sp.encode, sp.decode)
+        return None
+    control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
+    special = {sp.id_to_piece(i): i for i in control}
+    names = sorted(map(re.escape, special), key=len, reverse=True)
+
+    def encode(text: str, parse_special: bool) -> list[int]:
+        parts = re.split(f"({'|'.join(names)})", text) if parse_special and names else [text]
+        return [i for n, part in enumerate(parts) for i in ([special[part]] if n % 2 else sp.encode(part))]
+
+    ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
+    return Tokenizer(path, "sentencepiece", data, sp.vocab_size(), *ends, special, sp, *work)
+
+
+TYPES = {  # of sentencepiece's pieces
+    sentencepiece_model.NORMAL: tokens.TEXT,
+    sentencepiece_model.UNKNOWN: tokens.UNKNOWN,
+    sentencepiece_model.CONTROL: tokens.CONTROL,
+    sentencepiece_model.USER_DEFINED: tokens.USER,
+    sentencepiece_model.BYTE: tokens.BYTE,
+}
+
+
+def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
+    """The tokens of a sentencepiece model. Raises BadInput for one that changes text before it splits it.
+
+    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
+    """
+    changed = sp.normalize("\ufb01 \u00b2A")
+    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
+        raise BadInput(f"{path}: normalisation changes text, allowed identity with a space in front")
+    flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
+    n = sp.vocab_size()
+    types = [TYPES.get(kind) for kind in sentencepiece_model.piece_types(sp.serialized_model_proto())]
+    if None in types:
+        raise BadInput(f"{path}: piece {types.index(None)} is unused, allowed are pieces in use")
+    pieces = [sp.id_to_piece(i).replace("\u2581", " ").encode() for i in range(n)]
+    pieces = [
+        bytes([int(piece[3:5], 16)]) if kind == tokens.BYTE else piece
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
+    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
+    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ends, flags=flags)
+
+
+def load_llama2c(path: Path, data: bytes) -> Tokenizer:
+    """A tokenizer.bin of llama2.c. Raises BadInput."""
+    try:
+        vocabulary = tokens.read_llama2c(path, data)
+    except BadInput:
+        kinds = "a sentencepiece model nor Llama 3's tokenizer.model, a tokenizer.json or a tokenizer.bin"
+        raise BadInput(f"{path}: is neither {kinds}") from None
+    return load_vocabulary(path, "tokenizer.bin", data, vocabulary)
 
 
 LINE_MAX = 4192  # bytes; sentencepiece drops what is longer
@@ -161,72 +253,36 @@ def train(
     return load(path)
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Files for the engine
+
+
 def to_bin(tokenizer: Tokenizer) -> bytes:
-    """The bytes of a tokenizer.bin: u32 longest piece, then of each token f32 score, i32 length and bytes.
-
-    Raises BadInput for what the file can't say: Llama 3's, and models that change text before they split it.
-    (One that removes extra whitespace, such as llama2.c's tok512, is written; its .bin keeps it.)
-    """
-    sp = tokenizer.model
-    if tokenizer.kind != "sentencepiece":
-        raise BadInput(
-            f"{tokenizer.path}: kind = {tokenizer.kind}, allowed sentencepiece for a tokenizer.bin"
-        )
-    if sp.normalize("\ufb01 \u00b2A") != "\u2581\ufb01\u2581\u00b2A":
-        raise BadInput(
-            f"{tokenizer.path}: normalisation changes text, allowed identity with a space in front"
-        )
-    names = {tokenizer.bos_id: "\n<s>\n", tokenizer.eos_id: "\n</s>\n"}
-    pieces = [names.get(i, sp.id_to_piece(i)).replace("\u2581", " ").encode() for i in range(sp.vocab_size())]
-    records = (struct.pack("<fi", sp.get_score(i), len(piece)) + piece for i, piece in enumerate(pieces))
-    return struct.pack("<I", max(map(len, pieces))) + b"".join(records)
+    """The indexed form of any tokenizer, which the engine uses as it lies. Raises BadInput."""
+    return tokenizer.vocabulary.indexed
 
 
-def export_bin(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Writes tokenizer.bin. Raises BadInput, as to_bin does."""
-    data = to_bin(tokenizer)
+def to_llama2c_bin(tokenizer: Tokenizer) -> bytes:
+    """The bytes of a tokenizer.bin as llama2.c has it. Raises BadInput for all but sentencepiece's BPE."""
+    return tokens.write_llama2c(tokenizer.vocabulary, tokenizer.path)
+
+
+def export_bin(tokenizer: Tokenizer, path: str | Path, indexed: bool = False) -> None:
+    """Writes a tokenizer.bin: llama2.c's, unless the indexed form is asked for or needed. Raises BadInput."""
+    fits = not indexed and tokens.fits_llama2c(tokenizer.vocabulary)
+    data = to_llama2c_bin(tokenizer) if fits else to_bin(tokenizer)
     with write_aside(Path(path)) as file:
         file.write(data)
 
 
-def count_bin(path: Path, data: bytes) -> int:
-    """The number of tokens of a tokenizer.bin. Raises BadInput where its records do not fill it."""
-    at, n = 4, 0
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from("<i", data, at + 4)
-        at, n = at + 8 + max(0, length), n + 1
-    if at != len(data):
-        raise BadInput(f"{path}: is not a whole tokenizer.bin")
-    return n
-
-
 # ---------------------------------------------------------------------------------------------------------
-# Llama 3: byte pairs by rank, split by a pattern; the tiktoken library does the work
+# Llama 3: byte pairs by rank, split by a pattern
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 LLAMA3_SPECIAL = [  # the first of 256; the others are reserved
     *["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"],
     *["<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"],
     *["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"],
 ]
-BLOCK_MAX, RUN_MAX = (
-    400_000,
-    25_000,
-)  # characters that the matcher takes, at once and of one class; Meta's figures
-
-
-def matchable(text: str) -> Iterator[str]:
-    """Text in parts that the matcher takes without running out of stack, cut as Meta's code does."""
-    for start in range(0, len(text), BLOCK_MAX):
-        block, begin = text[start : start + BLOCK_MAX], 0
-        for run in re.finditer(r"\s+|\S+", block) if len(block) > RUN_MAX else ():
-            for end in range(run.start() + RUN_MAX, run.end(), RUN_MAX):
-                yield block[begin:end]
-                begin = end
-        yield block[begin:]
 
 
 def read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
@@ -245,28 +301,16 @@ def read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def load_llama3(path: Path, data: bytes) -> Tokenizer:
+def read_llama3(path: Path, data: bytes) -> Vocabulary:
     """A Llama 3 model, of any number of ranks; 256 special tokens follow. Raises BadInput."""
-    try:
-        import tiktoken
-    except ImportError:
-        raise BadInput(f"{path}: is a Llama 3 tokenizer; to read it: pip install tiktoken") from None
     ranks = read_ranks(path, data)
     names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{i}|>" for i in range(2, 247))]
-    special = {name: len(ranks) + i for i, name in enumerate(names)}
-    model = tiktoken.Encoding(
-        path.name, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=special
-    )
-
-    def encode(text: str) -> list[int]:
-        return [i for part in matchable(text) for i in model.encode_ordinary(part)]
-
-    def decode(ids: list[int]) -> str:
-        return model.decode([i for i in ids if i < len(ranks)])
-
-    size, sha = len(ranks) + len(special), hashlib.sha256(data).hexdigest()
-    bos, eos = special["<|begin_of_text|>"], special["<|end_of_text|>"]
-    return Tokenizer(path, "llama3", sha, size, bos, eos, special, model, encode, decode)
+    pieces = [*sorted(ranks, key=ranks.__getitem__), *(name.encode() for name in names)]
+    types = [tokens.TEXT] * len(ranks) + [tokens.CONTROL] * len(names)
+    scores = [-float(i) for i in range(len(pieces))]
+    ends = (len(ranks), len(ranks) + 1)
+    pattern, flags = tokens.LLAMA3, tokens.WHOLE_WORDS
+    return Vocabulary(tokens.BYTES, pieces, scores, types, *ends, pattern=pattern, flags=flags)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -291,9 +335,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("info", "print what it is"),
     ):
         command = commands.add_parser(name, help=about)
-        command.add_argument("model", type=Path, help="a file, or a folder with tokenizer.model")
+        command.add_argument("model", type=Path, help="a file, or a folder with tokenizer.model or .json")
         if name == "export":
             command.add_argument("--output", type=Path, help="default: beside the model, with .bin")
+            command.add_argument(
+                "--indexed", action="store_true", help="not llama2.c's form, but the engine's"
+            )
         elif name == "encode":
             command.add_argument("text", nargs="?", help="default: standard input")
             for flag in ("bos", "eos", "special"):
@@ -306,6 +353,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def print_info(tokenizer: Tokenizer) -> None:
     for name in ("path", "kind", "vocab_size", "bos_id", "eos_id", "hash"):
         print(f"{name:12}{getattr(tokenizer, name)}")
+    v, special = tokenizer.vocabulary, [*tokenizer.special]
+    print(
+        f"{'merges':12}{('characters', 'bytes')[v.kind]} by {'pairs' if v.merges is not None else 'scores'}"
+    )
+    print(f"{'special':12}{len(special)}: {' '.join(special[:4])}{' ...' if special[4:] else ''}")
 
 
 def main(arguments: list[str]) -> None:
@@ -317,7 +369,7 @@ def main(arguments: list[str]) -> None:
         return print_info(tokenizer)
     tokenizer = load(options.model)
     if options.command == "export":
-        export_bin(tokenizer, options.output or tokenizer.path.with_suffix(".bin"))
+        export_bin(tokenizer, options.output or tokenizer.path.with_suffix(".bin"), options.indexed)
     elif options.command == "encode":
         text = sys.stdin.read() if options.text is None else options.text
         print(*tokenizer.encode(text, options.bos, options.eos, options.special))

@@ -29,6 +29,7 @@ from formats.source import (
     tensor_shapes,
 )
 from formats.tiles import Errors
+from formats.vocabulary import checked_part
 from model import Config
 from training.command import check_room
 
@@ -55,7 +56,7 @@ LAYER = (  # in the order in which a pass uses them
 class Extras:
     """What a file holds besides the weights.
 
-    tokenizer: the bytes of a tokenizer.bin, none for a model that is given one when it runs. stops: ids that
+    tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. stops: ids that
     end a text, besides the tokenizer's EOS. bos: -1 where the tokenizer knows. template: of chats.
     """
 
@@ -172,7 +173,8 @@ def write_bin(
             write_tensor(file, source, entry, shapes[entry.name])
             progress.update(file.tell() - progress.n)
     head = header(source.config, dtype, extras, n_tensors, file_bytes)
-    rest = b"".join(entry.pack() for entry in entries) + extras.tokenizer
+    rest = b"".join(entry.pack() for entry in entries)
+    checked = rest + checked_part(extras.tokenizer)
     file.seek(0)
-    file.write(head + struct.pack("<I", zlib.crc32(rest, zlib.crc32(head))) + rest)
+    file.write(head + struct.pack("<I", zlib.crc32(checked, zlib.crc32(head))) + rest + extras.tokenizer)
     return {entry.name: entry.errors.relative for entry in entries if entry.dtype != "fp32"}

@@ -35,6 +35,7 @@ FREE = {
     "LlamaSampler": lib.llama_sampler_free,
     "LlamaGeneration": lib.llama_generation_free,
 }
+NEW_UNCLEARED = ffi.new_allocator(should_clear_after_alloc=False)
 SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
 
 
@@ -121,23 +122,29 @@ def alive(handle: Any, name: str) -> Any:
     return handle
 
 
-def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool) -> list[int]:
+def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool, special: bool = False) -> list[int]:
     """The ids of UTF-8 text by a C tokenizer."""
-    ids = ffi.new("int32_t[]", lib.llama_encode_bound(len(text)))
+    ids = NEW_UNCLEARED("int32_t[]", lib.llama_encode_bound(len(text)))
     n = ffi.new("size_t *")
-    call(lib.llama_encode, tokenizer, text, len(text), bos, eos, ids, n)
+    call(lib.llama_encode_special, tokenizer, text, len(text), bos, eos, special, ids, n)
     return ffi.unpack(ids, n[0])
 
 
-def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
-    """The bytes of a token after `previous` (-1: none). Raises UsageError for an id not in the vocabulary."""
-    length = ffi.new("size_t *")
-    text = invoke(lib.llama_token_bytes_of, tokenizer, previous, token, length)
+def known(tokenizer: Any, token: int, text: Any, length: Any) -> bytes:
+    """A copy of what C said of a token. Raises UsageError for NULL: the id is not in the vocabulary."""
     if text == ffi.NULL:
         raise UsageError(
             f"token id {token} is not in the vocabulary of {lib.llama_vocab_size(tokenizer)} tokens"
         )
     return c_text(text, length[0])
+
+
+def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
+    """The bytes of a token after `previous` (-1: none). Raises UsageError for an id not in the vocabulary."""
+    length = ffi.new("size_t *")
+    return known(
+        tokenizer, token, invoke(lib.llama_token_bytes_of, tokenizer, previous, token, length), length
+    )
 
 
 def whole_text(data: bytes) -> str:
@@ -151,13 +158,20 @@ def whole_text(data: bytes) -> str:
 
 
 class Tokenizer:
-    """The tokens of a model, from a tokenizer.bin. May be shared between models and threads.
+    """The tokens of a model. May be shared between models and threads.
 
-    path: the file. Raises BadFileError if it is not a tokenizer.
+    path: a tokenizer.bin, as llama2.c or tokenizer.py writes it. Raises BadFileError for another file.
     """
 
     def __init__(self, path: StrPath) -> None:
         self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: StrPath = "tokenizer") -> Tokenizer:
+        """The tokenizer in the bytes of a file. name: for messages. Raises BadFileError."""
+        self, copy = cls.__new__(cls), ffi.new("char[]", data)
+        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open_bytes, copy, len(data), c_path(name))
+        return self
 
     @classmethod
     def find(cls, path: StrPath | None, model: Any) -> Tokenizer:
@@ -188,19 +202,36 @@ class Tokenizer:
         """The token that ends a text, -1 where there is none."""
         return lib.llama_eos(self.handle)
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """The ids of text, between BOS and EOS where asked for. A lone surrogate counts as U+FFFD."""
-        return encode(self.handle, c_bytes(text), bos, eos)
+    def encode(self, text: str, bos: bool = True, eos: bool = False, special: bool = False) -> list[int]:
+        """The ids of text, between BOS and EOS where asked for. A lone surrogate counts as U+FFFD.
+
+        special: names such as <|eot_id|> in the text mean the token. Off, they are plain text, so that no
+        user of a chat can forge a message.
+        """
+        return encode(self.handle, c_bytes(text), bos, eos, special)
+
+    def name(self, token: int) -> str:
+        """What spells a token: its text with every space, or the name of a special one.
+
+        Raises UsageError for an id outside the vocabulary.
+        """
+        length = ffi.new("size_t *")
+        name = invoke(lib.llama_token_name, self.handle, token, length)
+        return known(self.handle, token, name, length).decode(errors="replace")
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token has a name but no text, such as BOS and EOS."""
+        return bool(invoke(lib.llama_token_is_special, self.handle, token))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, as sentencepiece has it: BOS and EOS are empty, what is not UTF-8 is U+FFFD.
+        """The text of ids, as sentencepiece has it: special tokens are empty, what is not UTF-8 is U+FFFD.
 
         Raises UsageError for an id outside the vocabulary.
         """
         handle, previous, runs = self.handle, -1, [b""]
         for token in ids:
             piece = token_bytes(handle, previous, token)
-            if token in (self.bos_id, self.eos_id):
+            if lib.llama_token_is_special(handle, token):
                 runs.append(b"")  # no character reaches across
             else:
                 runs[-1] += piece
@@ -370,9 +401,9 @@ class Llama:
             self._tokenizer = Tokenizer.find(None, self._model)
         return self._tokenizer
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+    def encode(self, text: str, bos: bool = True, eos: bool = False, special: bool = False) -> list[int]:
         """The ids of text (Tokenizer.encode)."""
-        return self.tokenizer.encode(text, bos, eos)
+        return self.tokenizer.encode(text, bos, eos, special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids (Tokenizer.decode)."""

@@ -2,15 +2,16 @@
 
 import base64
 import json
-import sys
 
 import pytest
+from helpers import write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
 import tokenizer as tokenizers
+from formats.tokenizer_json import LLAMA3_PATTERN
 from training import command
 from training import text as reading
 from training.command import BadInput
@@ -43,7 +44,6 @@ def engine(trained):
 @pytest.fixture(scope="module")
 def llama3(tmp_path_factory):
     """A tokenizer.model in Llama 3's form: the 256 bytes and some merges."""
-    pytest.importorskip("tiktoken")
     merges = [b"th", b"the", b" t", b" the", b"ll", b"llo", b"he", b"hello", b"  ", b"12", b"123"]
     tokens = [bytes([byte]) for byte in range(256)] + merges
     path = tmp_path_factory.mktemp("llama3") / "tokenizer.model"
@@ -137,8 +137,11 @@ def test_an_id_outside_the_vocabulary_is_refused(trained):
 @settings(max_examples=200, deadline=None)
 @given(text=anything)
 def test_llama3_ids_are_those_of_tiktoken_and_decode_back(llama3, text):
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {piece: i for i, piece in enumerate(llama3.vocabulary.pieces[:267])}
+    library = tiktoken.Encoding("l", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
     ids = llama3.encode(text, bos=True, eos=True)
-    assert ids[1:-1] == llama3.model.encode_ordinary(text)
+    assert ids[1:-1] == library.encode_ordinary(text)
     assert llama3.decode(ids) == text
 
 
@@ -150,43 +153,76 @@ def test_llama3_special_tokens_follow_the_ranks_in_metas_order(llama3):
     assert llama3.special["<|reserved_special_token_246|>"] == llama3.vocab_size - 1
 
 
-def test_llama3_special_names_are_text_unless_asked_for(llama3):
+def test_special_names_are_text_unless_asked_for(llama3, trained, engine):
     text = "the<|eot_id|>hello"
     assert max(llama3.encode(text)) < 267
     assert llama3.encode(text, special=True) == [*llama3.encode("the"), 267 + 9, *llama3.encode("hello")]
-
-
-def test_llama3_takes_a_million_characters_without_a_space(llama3):
-    text = "a" * 1_000_000
-    assert llama3.decode(llama3.encode(text)) == text
-
-
-def test_parts_for_the_matcher_are_the_text_and_none_has_a_long_run():
-    text = "a" * 60_000 + " " * 30_000 + "word " * 100_000
-    parts = list(tokenizers.matchable(text))
-    assert "".join(parts) == text
-    assert max(len(part) for part in parts) <= 400_000
-    assert len(parts[0]) == 25_000
-
-
-def test_llama3_without_tiktoken_says_what_to_install(llama3, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(BadInput, match="pip install tiktoken"):
-        tokenizers.load(llama3.path)
-
-
-def test_llama3_can_not_become_a_tokenizer_bin(llama3, tmp_path):
-    with pytest.raises(BadInput, match="kind = llama3"):
-        tokenizers.export_bin(llama3, tmp_path / "tokenizer.bin")
+    text, ids = "the</s> cat<s>", [*trained.encode("the"), 2, *trained.encode(" cat"), 1]
+    assert trained.encode(text, special=True) == engine.encode(text, bos=False, special=True) == ids
 
 
 @pytest.mark.parametrize("damage", [b"IQ== 0\nIQ==\n", b"IQ== 0\nIg== 5\n", b"IQ== 0\n*** 1\n", b"IQ== 0\n"])
 def test_a_damaged_llama3_file_is_refused(tmp_path, damage):
-    pytest.importorskip("tiktoken")
     path = tmp_path / "tokenizer.model"
     path.write_bytes(damage)
     with pytest.raises(BadInput, match=r"tokenizer\.model: "):
         tokenizers.load(path)
+
+
+# --- Files for the engine
+
+
+@pytest.mark.parametrize("form", ["llama2c", "indexed"])
+def test_every_form_has_the_same_ids_and_becomes_the_others(trained, llama3, tmp_path, form):
+    for tokenizer in (trained, llama3):
+        path = tmp_path / "tokenizer.bin"
+        tokenizers.export_bin(tokenizer, path, indexed=form == "indexed")
+        read = tokenizers.load(path)
+        assert (read.kind, read.vocab_size) == ("tokenizer.bin", tokenizer.vocab_size)
+        assert (read.bos_id, read.eos_id, read.special) == (
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+            tokenizer.special,
+        )
+        assert [read.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+        assert tokenizers.to_bin(read) == tokenizers.to_bin(tokenizer)
+        assert tokenizers.count_bin(path, path.read_bytes()) == tokenizer.vocab_size
+
+
+def test_a_tokenizer_bin_is_llama2cs_where_it_can_be(trained, llama3, tmp_path):
+    path = tmp_path / "tokenizer.bin"
+    tokenizers.export_bin(trained, path)
+    assert (
+        path.read_bytes()
+        == tokenizers.to_llama2c_bin(trained)
+        == write_tokenizer(path, trained.model).read_bytes()
+    )
+    with pytest.raises(BadInput, match=r"tokenizer\.model: can't be a tokenizer\.bin of llama2\.c"):
+        tokenizers.to_llama2c_bin(llama3)
+
+
+def test_pieces_of_sentencepiece_that_are_user_defined_are_found_in_any_text(tmp_path):
+    model = tmp_path / "t.model"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3),
+        model_prefix=str(model.with_suffix("")),
+        model_type="bpe",
+        vocab_size=330,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<sep>", " big", "ll"],
+        control_symbols=["<pad>"],
+        minloglevel=2,
+    )
+    tokenizer = tokenizers.load(model)
+    engine = llama.Tokenizer.from_bytes(tokenizers.to_bin(tokenizer))
+    for text in (*TEXTS, "a<sep> big<sep><pad>ball", "<sep>", " big big", "lll<s>ll", "big"):
+        assert engine.encode(text, bos=False) == tokenizer.model.encode(text)
+        assert engine.encode(text, bos=False, special=True) == tokenizer.encode(text, special=True)
+        assert engine.decode(tokenizer.encode(text)) == text
+    with pytest.raises(BadInput, match="can't be a tokenizer.bin of llama2.c"):
+        tokenizers.to_llama2c_bin(tokenizer)
 
 
 # --- Reading text
@@ -274,6 +310,9 @@ def test_the_commands_train_export_encode_decode_and_info_work_together(tmp_path
     assert ids[0] == "1"
     assert run("decode", model, *ids) == "the  cat\n"
     assert "vocab_size  330" in run("info", model)
+    run("export", model, "--output", tmp_path / "x.bin", "--indexed")
+    assert run("encode", tmp_path / "x.bin", "the  cat", "--bos").split() == ids
+    assert "merges      characters by scores\nspecial     2: <s> </s>\n" in run("info", tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage garbage", b"\x0a\x01"])

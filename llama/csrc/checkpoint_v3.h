@@ -4,8 +4,9 @@
 #ifndef LLAMA_CHECKPOINT_V3_H
 #define LLAMA_CHECKPOINT_V3_H
 
-#include "tiles.h" // Tensor
-#include "util.h"  // Mapping
+#include "pieces.h" // VOCABULARY_MAGIC
+#include "tiles.h"  // Tensor
+#include "util.h"   // Mapping
 
 enum { HEADER_V3 = 256, ENTRY_V3 = 32, ALIGN_V3 = 64, CHECKSUM_AT = 252 };
 
@@ -109,6 +110,13 @@ static int read_floats_v3(const char *path, const uint8_t *header, LlamaConfig *
     return LLAMA_OK;
 }
 
+// The bytes of the tokenizer that the checksum covers. An indexed one is megabytes: its header alone, in which
+// there is a checksum of the rest. Opening it checks whatever could do harm.
+static uint64_t tokenizer_checked_v3(const uint8_t *tokenizer, uint64_t bytes) {
+    bool indexed = bytes >= VOCABULARY_HEADER && load_i32(tokenizer) == VOCABULARY_MAGIC;
+    return indexed ? VOCABULARY_HEADER : bytes;
+}
+
 // The sections before the tensors: their bounds and their checksum.
 static int check_sections_v3(const char *path, const Mapping *file, LlamaError *error) {
     const uint8_t *header = file->data;
@@ -124,7 +132,7 @@ static int check_sections_v3(const char *path, const Mapping *file, LlamaError *
                     (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)table_end,
                     (unsigned long long)size);
     uint32_t crc = crc32_of(0, header, CHECKSUM_AT), stored = (uint32_t)load_i32(header + CHECKSUM_AT);
-    crc = crc32_of(crc, header + HEADER_V3, at + bytes - HEADER_V3);
+    crc = crc32_of(crc, header + HEADER_V3, at - HEADER_V3 + tokenizer_checked_v3(header + at, bytes));
     if (crc != stored)
         return fail(error, LLAMA_ERROR_FILE, "%s: checksum of header, table and tokenizer = %08x, stored is %08x",
                     path, crc, stored);

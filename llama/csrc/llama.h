@@ -131,11 +131,15 @@ int llama_forward(LlamaContext *context, const LlamaRow *rows, int32_t n, float 
 int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
-// Tokenizer: sentencepiece BPE with byte fallback, from a tokenizer.bin.
+// Tokenizer: sentencepiece BPE with byte fallback, as Llama 2 has it, or byte-level BPE, as Llama 3 has it, from a
+// tokenizer.bin of llama2.c or a file of our own (docs/format.md).
 
 typedef struct LlamaTokenizer LlamaTokenizer;
 
 int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaError *error);
+// From a file in memory, which must stay, aligned to 4 bytes. name: for messages.
+int llama_tokenizer_open_bytes(const void *data, uint64_t size, const char *name, LlamaTokenizer **tokenizer,
+                               LlamaError *error);
 void llama_tokenizer_close(LlamaTokenizer *tokenizer);
 int32_t llama_vocab_size(const LlamaTokenizer *tokenizer);
 int32_t llama_bos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
@@ -149,10 +153,18 @@ size_t llama_encode_bound(size_t length);
 // UTF-8 and may hold any byte, NUL included; an invalid byte counts as U+FFFD.
 int llama_encode(const LlamaTokenizer *tokenizer, const char *text, size_t length, int bos, int eos, int32_t *ids,
                  size_t *n, LlamaError *error);
-// The bytes of a token that follows `previous` (-1 for none: the token starts a text). After BOS and at the start
-// of a text one leading space is dropped; a byte token is its byte; BOS and EOS are empty. The bytes belong to
-// the tokenizer and live as long as it. NULL and length 0 for an id outside the vocabulary.
+// The same; special: names of special tokens in the text, such as <|eot_id|>, mean the tokens. Otherwise they are
+// plain text, so that no user of a chat can forge a message.
+int llama_encode_special(const LlamaTokenizer *tokenizer, const char *text, size_t length, int bos, int eos,
+                         int special, int32_t *ids, size_t *n, LlamaError *error);
+// The bytes of a token that follows `previous` (-1 for none: the token starts a text). Where the vocabulary puts a
+// space in front of text, it is dropped after BOS and at the start of a text; a byte token is its byte; special
+// tokens, BOS and EOS among them, are empty. The bytes belong to the tokenizer and live as long as it. NULL and
+// length 0 for an id outside the vocabulary.
 const char *llama_token_bytes_of(const LlamaTokenizer *tokenizer, int32_t previous, int32_t token, size_t *length);
+// The bytes that spell a token: as above with every space, and the name of a special token. NULL as above.
+const char *llama_token_name(const LlamaTokenizer *tokenizer, int32_t token, size_t *length);
+int llama_token_is_special(const LlamaTokenizer *tokenizer, int32_t token); // 1: its text is empty, 0: it is not
 
 // Stream: bytes of tokens in, whole UTF-8 characters out. An unfinished character is held back until it is whole;
 // a byte that can't be part of one becomes U+FFFD. Text that may be the beginning of a stop string is held back

@@ -1,202 +1,160 @@
-// vocabulary.h: the tokens of a tokenizer.bin, checked, and the index that finds a piece of text among them.
-//
-// A tokenizer.bin cannot say which of its pieces are user-defined, unused or control pieces besides BOS and EOS;
-// they are text here.
+// vocabulary.h: opens a tokenizer. Our own file has the arrays of pieces.h ready, and is mapped and used
+// as it lies; docs/format.md has it byte by byte. Without its magic number a file is a tokenizer.bin of llama2.c.
 #ifndef LLAMA_VOCABULARY_H
 #define LLAMA_VOCABULARY_H
 
-#include "util.h" // fail, Mapping
+#include "split.h"         // PATTERNS
+#include "pieces.h"        // LlamaTokenizer
+#include "tokenizer_bin.h" // llama2c_read
 
-#include <math.h> // isfinite
-
-enum { PIECE_MAX = 16384, VOCABULARY_MAX = 1 << 24 }; // bounds on what a file may claim: bytes, tokens
-
-typedef struct {
-    const char *bytes; // (length) what the token prints, in the mapped file for text
-    float score;       // the pair that makes the piece with the highest score merges first
-    uint16_t length;
-    bool is_text; // neither BOS, EOS, unknown nor a byte: these never match text
-} Piece;
+enum { VOCABULARY_VERSION = 1, JOINED_BYTES = 8192 };
 
 typedef struct {
-    uint32_t hash;
-    int32_t id; // -1: empty
-} Slot;
-
-struct LlamaTokenizer {
-    Mapping file;
-    bool borrowed;         // the file is a model's
-    Piece *pieces;         // (vocab_size)
-    Slot *slots;           // (slot_mask + 1) index of the text pieces: open addressing, at most half full
-    bool joined[256][256]; // [a][b]: some text piece has byte b right after byte a
-    char byte_values[256]; // what the byte tokens print
-    int32_t byte_ids[256]; // -1 where there is none
+    uint32_t magic, version, kind, pattern, flags;
     int32_t vocab_size, bos, eos, unknown;
-    uint32_t slot_mask;
-    uint32_t longest; // bytes of the longest text piece
-    bool has_bytes;   // all 256 byte tokens: a character without a piece is spelt in bytes
-};
+    uint32_t n_specials, n_slots, longest, n_bytes, zeros[2], checksum;
+} VocabularyHeader;
 
-// FNV-1a.
-static uint32_t hash_bytes(const char *bytes, size_t length) {
-    uint32_t hash = 2166136261u;
-    for (size_t i = 0; i < length; i++) hash = (hash ^ (uint8_t)bytes[i]) * 16777619u;
-    return hash;
+static int check_field(const char *path, const char *name, int64_t value, int64_t min, int64_t max,
+                       LlamaError *error) {
+    if (value >= min && value <= max) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: %s = %lld, allowed %lld to %lld", path, name,
+                (long long)value, (long long)min, (long long)max);
 }
 
-// The slot that holds these bytes, or the empty one where they belong.
-static Slot *vocabulary_slot(const LlamaTokenizer *t, const char *bytes, size_t length, uint32_t hash) {
-    for (uint32_t i = hash & t->slot_mask;; i = (i + 1) & t->slot_mask) {
-        Slot *slot = &t->slots[i];
-        if (slot->id < 0) return slot;
-        const Piece *piece = &t->pieces[slot->id];
-        if (slot->hash == hash && piece->length == length && memcmp(piece->bytes, bytes, length) == 0) return slot;
-    }
+static int check_header(const char *path, const VocabularyHeader *h, LlamaError *error) {
+    int32_t last = h->vocab_size - 1;
+    struct {
+        const char *name;
+        int64_t value, min, max;
+    } fields[] = {
+        {"version", h->version, VOCABULARY_VERSION, VOCABULARY_VERSION},
+        {"kind", h->kind, KIND_CHARACTERS, KIND_BYTES},
+        {"pattern", h->pattern, PATTERN_NONE, PATTERNS - 1},
+        {"flags", h->flags, 0, FLAGS_ALL},
+        {"vocab_size", h->vocab_size, 1, VOCABULARY_MAX},
+        {"bos", h->bos, -1, last},
+        {"eos", h->eos, -1, last},
+        {"unknown", h->unknown, -1, last},
+        {"number of special tokens", h->n_specials, 0, h->vocab_size},
+    };
+    int code = LLAMA_OK;
+    for (size_t i = 0; i < COUNT(fields) && code == LLAMA_OK; i++)
+        code = check_field(path, fields[i].name, fields[i].value, fields[i].min, fields[i].max, error);
+    if (code != LLAMA_OK) return code;
+    if (h->n_slots > 1u << 26 || h->n_slots == 0 || h->n_slots & (h->n_slots - 1))
+        return fail(error, LLAMA_ERROR_FILE,
+                    "%s: tokenizer: number of slots = %u, allowed are powers of two up to %u", path, h->n_slots,
+                    1u << 26);
+    return LLAMA_OK;
 }
 
-// The id of a piece of text, -1 if there is none.
-static int32_t vocabulary_find(const LlamaTokenizer *t, const char *bytes, size_t length) {
-    if (length > t->longest) return -1;
-    return vocabulary_slot(t, bytes, length, hash_bytes(bytes, length))->id;
+// The next n values of `size` bytes each.
+static const void *section(const uint8_t **at, uint64_t n, uint64_t size) {
+    const uint8_t *begin = *at;
+    *at += n * size;
+    return begin;
 }
 
-// Makes a piece of text findable. Of equal pieces the first counts.
-static void vocabulary_add(LlamaTokenizer *t, int32_t id) {
-    const Piece *piece = &t->pieces[id];
-    uint32_t hash = hash_bytes(piece->bytes, piece->length);
-    Slot *slot = vocabulary_slot(t, piece->bytes, piece->length, hash);
-    if (slot->id < 0) *slot = (Slot){hash, id};
-    t->longest = MAX(t->longest, piece->length);
-    for (uint32_t i = 1; i < piece->length; i++)
-        t->joined[(uint8_t)piece->bytes[i - 1]][(uint8_t)piece->bytes[i]] = true;
+static uint64_t sections_bytes(const VocabularyHeader *h) {
+    uint64_t n = (uint64_t)h->vocab_size;
+    uint64_t words = 256 + (n + 1) + n + h->n_specials + h->n_slots;
+    if (h->flags & FLAG_RANKED) words += h->n_bytes;
+    return VOCABULARY_HEADER + JOINED_BYTES + 4 * words + n + h->n_bytes;
+}
+
+// Points the arrays into the file.
+static void sections_map(LlamaTokenizer *t, const VocabularyHeader *h) {
+    const uint8_t *at = t->file.data + VOCABULARY_HEADER;
+    uint64_t n = (uint64_t)h->vocab_size;
+    t->byte_ids = section(&at, 256, 4);
+    t->stored.joined = section(&at, JOINED_BYTES, 1);
+    t->offsets = section(&at, n + 1, 4);
+    t->scores = section(&at, n, 4);
+    t->specials = section(&at, h->n_specials, 4);
+    t->stored.slots = section(&at, h->n_slots, 4);
+    if (h->flags & FLAG_RANKED) t->ranks = section(&at, h->n_bytes, 4);
+    t->types = section(&at, n, 1);
+    t->bytes = section(&at, h->n_bytes, 1);
+    t->stored.mask = h->n_slots - 1;
+    t->stored.longest = h->longest;
+    t->index = &t->stored;
+}
+
+// The arrays whose values are places in other arrays. The long loops have no way out, so that they become vectors.
+static int check_sections(const LlamaTokenizer *t, const char *path, LlamaError *error) {
+    const uint32_t *offsets = t->offsets;
+    const uint8_t *types = t->types;
+    int32_t n = t->vocab_size, falls = offsets[0] != 0 || offsets[n] != t->n_bytes, strange = 0, outside = 0;
+    for (int32_t i = 0; i < n; i++) falls |= offsets[i] > offsets[i + 1];
+    for (int32_t i = 0; i < n; i++) strange |= types[i] >= TOKEN_TYPES;
+    for (uint32_t i = 0; i < t->n_specials; i++) outside |= t->specials[i] >= (uint32_t)n;
+    for (int b = 0; b < 256; b++) outside |= t->byte_ids[b] < -1 || t->byte_ids[b] >= n;
+    if (!falls && !strange && !outside) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: %s", path,
+                falls     ? "offsets of tokens, allowed are ascending ones from 0 to the number of bytes"
+                : strange ? "types of tokens, allowed are 0 to 4"
+                          : "special or byte tokens, allowed are ids of the vocabulary");
+}
+
+static int stored_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
+    VocabularyHeader h;
+    if (t->file.size < VOCABULARY_HEADER)
+        return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: has %d bytes, needed are at least %d", path,
+                    (int)t->file.size, VOCABULARY_HEADER);
+    memcpy(&h, t->file.data, sizeof h);
+    int code = check_header(path, &h, error);
+    if (code != LLAMA_OK) return code;
+    if (t->file.size != sections_bytes(&h))
+        return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: has %llu bytes, its header says %llu", path,
+                    (unsigned long long)t->file.size, (unsigned long long)sections_bytes(&h));
+    t->kind = (int32_t)h.kind, t->pattern = (int32_t)h.pattern, t->flags = h.flags;
+    t->vocab_size = h.vocab_size, t->bos = h.bos, t->eos = h.eos, t->unknown = h.unknown;
+    t->n_specials = h.n_specials, t->n_bytes = h.n_bytes;
+    sections_map(t, &h);
+    return check_sections(t, path, error);
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Reading tokenizer.bin: u32 length of the longest piece (a hint, not used), then to the end of the file, for each
-// token: f32 score, i32 length, bytes, in which a space stands for U+2581.
+// Either file
 
-enum { HEADER_BYTES = 4, RECORD_BYTES = 8 };
-
-// Checks every record and counts them.
-static int records_count(const Mapping *file, const char *path, int32_t *count, LlamaError *error) {
-    int32_t n = 0;
-    for (uint64_t at = HEADER_BYTES; at < file->size; n++) {
-        uint64_t left = file->size - at;
-        if (n == VOCABULARY_MAX) return fail(error, LLAMA_ERROR_FILE, "%s: has more than %d tokens", path, n);
-        if (left < RECORD_BYTES)
-            return fail(error, LLAMA_ERROR_FILE, "%s: token %d has %d bytes of its record, needed are at least %d",
-                        path, n, (int)left, RECORD_BYTES);
-        float score = load_f32(file->data + at);
-        int32_t length = load_i32(file->data + at + 4);
-        if (!isfinite(score))
-            return fail(error, LLAMA_ERROR_FILE, "%s: token %d has score = %f, allowed are finite numbers", path, n,
-                        (double)score);
-        if (length < 0 || length > PIECE_MAX)
-            return fail(error, LLAMA_ERROR_FILE, "%s: token %d has length = %d, allowed 0 to %d", path, n, length,
-                        PIECE_MAX);
-        if ((uint64_t)length > left - RECORD_BYTES)
-            return fail(error, LLAMA_ERROR_FILE, "%s: token %d has length = %d, but the file ends after %d bytes",
-                        path, n, length, (int)(left - RECORD_BYTES));
-        at += RECORD_BYTES + (uint64_t)length;
+// Notes what special tokens begin with. Those looked for in raw text need two bytes, so that the ids of a text fit
+// in the room that llama_encode_bound promises.
+static int specials_note(LlamaTokenizer *t, const char *path, LlamaError *error) {
+    for (uint32_t i = 0; i < t->n_specials; i++) {
+        int32_t id = (int32_t)t->specials[i];
+        size_t length;
+        const char *name = token_bytes(t, id, &length);
+        bool raw = t->types[id] != TOKEN_USER || t->flags & FLAG_USER_FIRST;
+        if (length == 1 && raw)
+            return fail(error, LLAMA_ERROR_FILE, "%s: special token %d has 1 byte, allowed are 2 and more", path,
+                        id);
+        t->special_types |= 1u << t->types[id];
+        if (length > 0) t->begins[(uint8_t)name[0]] = true;
     }
-    if (n == 0) return fail(error, LLAMA_ERROR_FILE, "%s: has no tokens", path);
-    *count = n;
     return LLAMA_OK;
 }
 
-// Points the pieces at their bytes, in a file that records_count has checked.
-static void records_read(LlamaTokenizer *t) {
-    const uint8_t *at = t->file.data + HEADER_BYTES;
-    for (int32_t i = 0; i < t->vocab_size; i++) {
-        uint16_t length = (uint16_t)load_i32(at + 4);
-        t->pieces[i] = (Piece){(const char *)at + RECORD_BYTES, load_f32(at), length, true};
-        at += RECORD_BYTES + length;
-    }
-}
-
-static bool piece_is(const Piece *piece, const char *text) {
-    return piece->length == strlen(text) && memcmp(piece->bytes, text, piece->length) == 0;
-}
-
-static int hex_value(char digit) {
-    static const char digits[] = "0123456789ABCDEF";
-    const char *found = digit ? strchr(digits, digit) : NULL;
-    return found ? (int)(found - digits) : -1;
-}
-
-// The byte that a piece such as <0x0A> stands for, -1 if it is none.
-static int piece_byte(const Piece *piece) {
-    const char *p = piece->bytes;
-    if (piece->length != 6 || memcmp(p, "<0x", 3) != 0 || p[5] != '>') return -1;
-    int high = hex_value(p[3]), low = hex_value(p[4]);
-    return high < 0 || low < 0 ? -1 : high << 4 | low;
-}
-
-static void piece_make_special(Piece *piece, int32_t id, int32_t *first, const char *bytes, uint16_t length) {
-    piece->is_text = false;
-    piece->bytes = bytes;
-    piece->length = length;
-    if (*first < 0) *first = id;
-}
-
-// Sorts the tokens into special ones, which get the bytes they print, and text, which gets into the index.
-static void vocabulary_index(LlamaTokenizer *t) {
-    for (int32_t id = 0; id < t->vocab_size; id++) {
-        Piece *piece = &t->pieces[id];
-        int byte = piece_byte(piece);
-        if (piece_is(piece, "<unk>")) {
-            piece_make_special(piece, id, &t->unknown, " \xe2\x81\x87 ", 5); // sentencepiece's unk_surface
-        } else if (piece_is(piece, "\n<s>\n") || piece_is(piece, "<s>")) {
-            piece_make_special(piece, id, &t->bos, "", 0);
-        } else if (piece_is(piece, "\n</s>\n") || piece_is(piece, "</s>")) {
-            piece_make_special(piece, id, &t->eos, "", 0);
-        } else if (byte >= 0) {
-            piece_make_special(piece, id, &t->byte_ids[byte], &t->byte_values[byte], 1);
-        } else {
-            vocabulary_add(t, id);
-        }
-    }
+static int tokenizer_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
+    bool stored = t->file.size >= 4 && load_i32(t->file.data) == VOCABULARY_MAGIC;
+    int code = stored ? stored_read(t, path, error) : llama2c_read(t, path, error);
+    if (code == LLAMA_OK) code = specials_note(t, path, error);
+    if (code != LLAMA_OK) return code;
     t->has_bytes = true;
     for (int b = 0; b < 256; b++) t->has_bytes &= t->byte_ids[b] >= 0;
-}
-
-static int vocabulary_alloc(LlamaTokenizer *t, LlamaError *error) {
-    uint32_t n_slots = 2;
-    while (n_slots < 2 * (uint32_t)t->vocab_size) n_slots *= 2;
-    t->pieces = calloc((size_t)t->vocab_size, sizeof *t->pieces);
-    t->slots = malloc(n_slots * sizeof *t->slots);
-    if (!t->pieces || !t->slots) return fail_memory(error, (uint64_t)t->vocab_size * 32);
-    memset(t->slots, 0xff, n_slots * sizeof *t->slots); // every id -1
-    t->slot_mask = n_slots - 1;
-    return LLAMA_OK;
-}
-
-// Reads the tokenizer at t->file. path: for messages.
-static int tokenizer_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
-    t->bos = t->eos = t->unknown = -1;
-    for (int b = 0; b < 256; b++) t->byte_values[b] = (char)b, t->byte_ids[b] = -1;
-    int code = records_count(&t->file, path, &t->vocab_size, error);
-    // Only now, since a right file may begin with any length, such as 123, which reads "{".
-    const char *kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
-    if (kind) return fail(error, code, "%s: can't be read as a tokenizer: it is %s", path, kind);
-    if (code == LLAMA_OK) code = vocabulary_alloc(t, error);
-    if (code != LLAMA_OK) return code;
-    records_read(t);
-    vocabulary_index(t);
-    if (!t->has_bytes && t->unknown < 0)
-        return fail(error, LLAMA_ERROR_FILE, "%s: has neither <unk> nor the byte tokens <0x00> to <0xFF>", path);
-    return LLAMA_OK;
+    if (t->has_bytes || (t->unknown >= 0 && t->kind == KIND_CHARACTERS)) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_FILE, "%s: has neither <unk> nor the byte tokens <0x00> to <0xFF>", path);
 }
 
 void llama_tokenizer_close(LlamaTokenizer *t) {
     if (!t) return;
-    free(t->slots);
-    free(t->pieces);
+    if (t->index != &t->stored) free(t->index);
+    free(t->unpacked);
     if (!t->borrowed) mapping_free(&t->file);
     free(t);
 }
 
-// Opens the file at path, or for path NULL the part of another one, which must stay.
+// Opens the file at path, or for path NULL a part of another one, which must stay.
 static int tokenizer_open(const char *path, const Mapping *part, const char *name, LlamaTokenizer **tokenizer,
                           LlamaError *error) {
     *tokenizer = NULL;
@@ -215,6 +173,15 @@ static int tokenizer_open(const char *path, const Mapping *part, const char *nam
 
 int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaError *error) {
     return tokenizer_open(path, NULL, path, tokenizer, error);
+}
+
+int llama_tokenizer_open_bytes(const void *data, uint64_t size, const char *name, LlamaTokenizer **tokenizer,
+                               LlamaError *error) {
+    *tokenizer = NULL;
+    if (size == 0) return fail(error, LLAMA_ERROR_FILE, "%s: is empty", name);
+    if ((uintptr_t)data % sizeof(uint32_t))
+        return fail(error, LLAMA_ERROR_USAGE, "%s: bytes of a tokenizer must be aligned to 4", name);
+    return tokenizer_open(NULL, &(Mapping){data, size}, name, tokenizer, error);
 }
 
 int32_t llama_vocab_size(const LlamaTokenizer *t) {
