@@ -228,15 +228,15 @@ class Tokenizer:
 
         Raises UsageError for an id outside the vocabulary.
         """
-        handle, previous, runs = self.handle, -1, [b""]
+        handle, previous, runs = self.handle, -1, [bytearray()]
         for token in ids:
             piece = token_bytes(handle, previous, token)
             if lib.llama_token_is_special(handle, token):
-                runs.append(b"")  # no character reaches across
+                runs.append(bytearray())  # no character reaches across
             else:
                 runs[-1] += piece
                 previous = token
-        return "".join(map(whole_text, runs))
+        return "".join(whole_text(bytes(run)) for run in runs)
 
     def close(self) -> None:
         """Lets go of the tokenizer; a Llama that uses it can't make text any more. May be called twice."""

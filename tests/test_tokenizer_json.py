@@ -105,7 +105,7 @@ def gpt2(digits: bool = False) -> dict[str, Any]:
 
 @copied
 def sentencepiece_as_json() -> dict[str, Any]:
-    """The tokenizer.json that the sentencepiece model of Llama 2 becomes: a pair for each way to cut a piece."""
+    """What the sentencepiece model of Llama 2 becomes there: a pair for each way to cut a piece."""
     import sentencepiece
 
     sp = sentencepiece.SentencePieceProcessor(model_proto=shared_model("llama2_tokenizer.model"))
