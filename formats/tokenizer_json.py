@@ -208,7 +208,7 @@ def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None
 
 
 def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], byte_level: bool) -> bool:
-    """Whether merging by this list comes to the same as merging any two tokens whose bytes make one, pieces in
+    """Whether merging by this list is as merging any two tokens whose bytes make one, pieces in
     the order in which the list makes them, the leftmost pair first.
 
     It does if the pairs of a piece stand together, after those of its parts; if every pair of tokens, or

@@ -12,7 +12,7 @@ import tiktoken
 
 SURROGATES = range(0xD800, 0xE000)
 CLASSES = {1: r"\p{L}", 2: r"\p{N}", 3: r"\s"}  # 0: none of these
-COLUMNS = 10
+COLUMNS = 11
 
 HEAD = """\
 // unicode.h: letters, numbers and whitespace of Unicode {version}, as tiktoken {library} has them.
