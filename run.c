@@ -13,8 +13,10 @@
 #include "llama/csrc/llama.h"      // the public interface: what every function below promises
 #include "llama/csrc/util.h"       // fail, pages_alloc, mapping_init, seconds
 #include "llama/csrc/threads.h"    // team_run, barrier_wait, team_range
+#include "llama/csrc/half.h"       // half_to_float, float_to_half: floats of 16 bits
 #include "llama/csrc/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
 #include "llama/csrc/tiles.h"      // int8 and int4 weights in tiles of 16 rows, as v3 files have them
+#include "llama/csrc/cache.h"      // what the KV cache is made of: fp32, bf16 or fp16
 #include "llama/csrc/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
 #include "llama/csrc/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/checkpoint.h" // LlamaModel, Layer: llama_open
@@ -47,14 +49,11 @@ typedef struct {
     float *logits; // (n_wanted, vocab_size)
 } Pass;
 
-static float *cached_keys(const LlamaContext *ctx, int32_t layer, int32_t sequence, int32_t head) {
+// The part of ctx->keys or ctx->values that one head of a sequence has.
+static void *cached_head(const LlamaContext *ctx, void *cache, int32_t layer, int32_t sequence, int32_t head) {
     const LlamaConfig *c = &ctx->model->config;
     int64_t plane = ((int64_t)layer * ctx->options.sequences + sequence) * c->n_kv_heads + head;
-    return ctx->keys + plane * ctx->positions * c->head_dim; // (positions / KEY_BLOCK, head_dim, KEY_BLOCK)
-}
-
-static float *cached_values(const LlamaContext *ctx, int32_t layer, int32_t sequence, int32_t head) {
-    return ctx->values + (cached_keys(ctx, layer, sequence, head) - ctx->keys); // (positions, head_dim)
+    return (uint8_t *)cache + plane * ctx->positions * c->head_dim * (int64_t)kv_size(ctx->options.kv);
 }
 
 static void embed(const Pass *pass, const Team *team) {
@@ -158,11 +157,12 @@ static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const 
     barrier_wait(team);
 }
 
-// Rotates the pairs (2 j, 2 j + 1) of a head by the angles of a position.
+// Rotates the pairs (2 j, 2 j + 1) of a head by the angles of a position. A difference beside a sum is what gcc 12
+// fuses into vfmaddsub even with -ffp-contract=off, so it is written as a sum.
 static void rotate(float *head, const float *rope, int32_t head_dim) {
     for (int32_t j = 0; j < head_dim; j += 2) {
         float a = head[j], b = head[j + 1], cosine = rope[j], sine = rope[j + 1];
-        head[j] = a * cosine - b * sine;
+        head[j] = a * cosine + b * -sine;
         head[j + 1] = a * sine + b * cosine;
     }
 }
@@ -178,11 +178,19 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
     for (int32_t h = 0; h < share; h++) rotate(q + (int64_t)h * c->head_dim, rope, c->head_dim);
     int64_t at = ((int64_t)i * c->n_kv_heads + head) * c->head_dim;
     rotate(ctx->k + at, rope, c->head_dim);
-    float *block = cached_keys(ctx, layer, row->sequence, head) +
-                   (int64_t)(row->position / KEY_BLOCK) * KEY_BLOCK * c->head_dim + row->position % KEY_BLOCK;
-    for (int32_t d = 0; d < c->head_dim; d++) block[d * KEY_BLOCK] = ctx->k[at + d];
-    memcpy(cached_values(ctx, layer, row->sequence, head) + (int64_t)row->position * c->head_dim, ctx->v + at,
-           (size_t)c->head_dim * sizeof(float));
+    void *keys = cached_head(ctx, ctx->keys, layer, row->sequence, head);
+    void *values = cached_head(ctx, ctx->values, layer, row->sequence, head);
+    int64_t block = row->position / KEY_BLOCK, lane = row->position % KEY_BLOCK;
+    Store *store = kv_store[ctx->options.kv];
+    store(keys, block * KEY_BLOCK * c->head_dim + lane, KEY_BLOCK, ctx->k + at, c->head_dim);
+    store(values, (int64_t)row->position * c->head_dim, 1, ctx->v + at, c->head_dim);
+}
+
+static void attend_head(const LlamaContext *ctx, const Query *queries, int32_t n, int32_t layer, int32_t sequence,
+                        int32_t head) {
+    const void *keys = cached_head(ctx, ctx->keys, layer, sequence, head);
+    const void *values = cached_head(ctx, ctx->values, layer, sequence, head);
+    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, ctx->model->config.head_dim);
 }
 
 // The outputs of `count` query heads from `head` on, which share keys and values, for rows [begin, end): a few rows
@@ -197,8 +205,7 @@ static void attend_rows(const Pass *pass, const Team *team, int32_t layer, Range
         const LlamaRow *row = &pass->rows[i / count];
         int64_t at = (int64_t)(head + i % count) * c->head_dim, q_dim = (int64_t)c->n_heads * c->head_dim;
         if (n == MAX_QUERIES || row->sequence != sequence) {
-            ctx->kernels->attend(queries, n, cached_keys(ctx, layer, sequence, kv_head),
-                                 cached_values(ctx, layer, sequence, kv_head), c->head_dim);
+            attend_head(ctx, queries, n, layer, sequence, kv_head);
             n = 0;
             sequence = row->sequence;
         }
@@ -208,8 +215,7 @@ static void attend_rows(const Pass *pass, const Team *team, int32_t layer, Range
                     ctx->scores + (int64_t)(team->thread * MAX_QUERIES + n) * ctx->positions, row->position + 1};
         n++;
     }
-    ctx->kernels->attend(queries, n, cached_keys(ctx, layer, sequence, kv_head),
-                         cached_values(ctx, layer, sequence, kv_head), c->head_dim);
+    attend_head(ctx, queries, n, layer, sequence, kv_head);
 }
 
 // How the heads of a layer are dealt out. Where they divide evenly, each thread takes the same ones through all
@@ -246,10 +252,10 @@ static void cache_all(const Pass *pass, const Deal *deal, int32_t layer) {
 static void attend_all(const Pass *pass, const Team *team, const Deal *deal, int32_t layer) {
     const LlamaConfig *c = &pass->ctx->model->config;
     int32_t share = c->n_heads / c->n_kv_heads, heads = MIN(share, MAX_QUERIES), step = MAX_QUERIES / heads;
-    int32_t parts = (share + heads - 1) / heads, kv_heads = deal->heads.end - deal->heads.begin;
-    int32_t per_step = kv_heads * parts;
-    for (int32_t i = deal->first; i < (pass->n + step - 1) / step * per_step; i += deal->stride) {
-        int32_t part = i % parts, kv_head = deal->heads.begin + i / parts % kv_heads, begin = i / per_step * step;
+    int32_t parts = (share + heads - 1) / heads, steps = (pass->n + step - 1) / step;
+    int32_t kv_heads = deal->heads.end - deal->heads.begin;
+    for (int32_t i = deal->first; i < kv_heads * steps * parts; i += deal->stride) {
+        int32_t part = i % parts, begin = i / parts % steps * step, kv_head = deal->heads.begin + i / parts / steps;
         Range rows = {begin, MIN(begin + step, pass->n)};
         attend_rows(pass, team, layer, rows, kv_head * share + part * heads, MIN(heads, share - part * heads));
     }
@@ -605,11 +611,12 @@ static int write_text(Run *run, int32_t *finish, LlamaError *error) {
 static void write_stats(const Run *run) {
     const LlamaContextOptions *o = llama_context_options(run->ctx);
     if (!run->options.stats) return;
-    fprintf(stderr,
-            "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB cache and scratch\n",
-            run->options.model, (double)llama_parameters(run->model) / 1e6,
-            llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
-            (double)llama_context_bytes(run->ctx) / (1 << 20));
+    fprintf(
+        stderr,
+        "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %s cache, %.1f MiB with scratch\n",
+        run->options.model, (double)llama_parameters(run->model) / 1e6,
+        llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels, llama_kv_name(o->kv),
+        (double)llama_context_bytes(run->ctx) / (1 << 20));
     fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
 }
 

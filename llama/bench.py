@@ -28,7 +28,7 @@ from typing import Any
 
 from llama import hub
 from llama.command import run_command
-from llama.engine import SHIPPED, call, check, context_init, ffi, lib, model_config, model_open
+from llama.engine import KV, SHIPPED, call, check, context_init, ffi, lib, model_config, model_open
 from llama.errors import UsageError
 
 PREFILL, SEQUENCES = (128, 512), (1, 8, 32)
@@ -84,9 +84,9 @@ class Work:
     steps: passes that the tokens take. width: rows of a pass. bytes: cache and scratch.
     """
 
-    def __init__(self, model: Any, case: Case, threads: int = 0) -> None:
+    def __init__(self, model: Any, case: Case, threads: int = 0, kv: str = "fp32") -> None:
         vocab_size = lib.llama_config(model).vocab_size
-        self._context = context_init(model, case.prompt + case.tokens, threads, case.sequences)
+        self._context = context_init(model, case.prompt + case.tokens, threads, case.sequences, kv)
         self._logits = ffi.new("float[]", case.sequences * vocab_size)  # (sequences, vocab_size)
         self._error = ffi.new("LlamaError *")
         self._next = 0
@@ -149,6 +149,7 @@ class Report:
     file_bytes: int
     token_bytes: int  # of weights that one decoded token reads
     kernels: str
+    kv: str
     processors: int
     open_seconds: list[float]
     results: list[Result]
@@ -161,7 +162,7 @@ class Report:
         head = (
             f"{self.path}: v{c['version']}, {c['weight_type']}, {self.parameters / 1e6:.1f} M parameters, "
             f"{self.file_bytes / 1e6:.1f} MB, a token reads {self.token_bytes / 1e6:.1f} MB\n"
-            f"{self.kernels} kernels, {self.processors} processors, "
+            f"{self.kernels} kernels, {self.kv} cache, {self.processors} processors, "
             f"opened in {statistics.median(opened):.2f} ms ({min(opened):.2f}-{max(opened):.2f})"
         )
         titles = ("", "threads", "tokens/s", "range", "GB/s", "MiB")
@@ -208,9 +209,9 @@ def cases(options: argparse.Namespace, max_seq_len: int) -> list[Case]:
     return decoding + [Case(n, at_once=True) for n in prefill]
 
 
-def measure(model: Any, wanted: Sequence[Case], threads: int, repeats: int) -> list[Result]:
+def measure(model: Any, wanted: Sequence[Case], threads: int, repeats: int, kv: str) -> list[Result]:
     """The cases, in turns. Raises UsageError, ResourceError."""
-    works = [Work(model, case, threads) for case in wanted]
+    works = [Work(model, case, threads, kv) for case in wanted]
     results = [Result(case, threads, work.bytes) for case, work in zip(wanted, works, strict=True)]
     for work in works:  # touches its memory
         for _ in range(work.steps):
@@ -237,10 +238,11 @@ def bench(options: argparse.Namespace) -> Report:
     opened = [open_seconds(path, wanted[0].prompt + wanted[0].tokens) for _ in range(options.repeats)]
     context = context_init(model, 1)
     kernels = ffi.string(lib.llama_context_options(context).kernels).decode()
-    measured = [measure(model, wanted, threads, options.repeats) for threads in options.threads]
+    repeats, kv = options.repeats, options.kv
+    measured = [measure(model, wanted, threads, repeats, kv) for threads in options.threads]
     results = [result for of_threads in measured for result in of_threads]
     sizes = (lib.llama_parameters(model), Path(path).stat().st_size, lib.llama_token_bytes(model))
-    return Report(path, asdict(config), *sizes, kernels, processors(), opened, results)
+    return Report(path, asdict(config), *sizes, kernels, kv, processors(), opened, results)
 
 
 # --- The program
@@ -278,6 +280,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sequences", type=numbers, metavar="N,N", default=SEQUENCES, help="(1,8,32)")
     parser.add_argument("--prefill", type=numbers, metavar="N,N", help="lengths of prompts (128,512)")
     parser.add_argument("-j", "--threads", type=numbers, metavar="N,N", help="(1 and all)")
+    parser.add_argument("--kv", choices=KV, default=KV[0], help="type of keys and values (%(default)s)")
     parser.add_argument("-r", "--repeats", type=at_least(1), metavar="N", default=5, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 
 FINISH = (None, "stop_token", "stop_string", "length")  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+KV = ("fp32", "bf16", "fp16")  # LLAMA_KV_FP32, LLAMA_KV_BF16, ... in their order
 FREE = {
     "LlamaModel": lib.llama_close,
     "LlamaContext": lib.llama_context_free,
@@ -286,10 +287,14 @@ def model_config(model: Any) -> Config:
     return Config(**fields)
 
 
-def context_init(model: Any, context: int = 0, threads: int = 0, sequences: int = 0, **options: Any) -> Any:
+def context_init(
+    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, kv: str = "fp32", **options: Any
+) -> Any:
     """A C context, of any options that llama.h has. 0: the defaults. Raises UsageError, ResourceError."""
+    if kv not in KV:
+        raise UsageError(f"kv = {kv!r}, allowed are {', '.join(KV)}")
     sizes = {"context": context, "threads": threads, "sequences": sequences}
-    options = struct("LlamaContextOptions", **sizes, **options)
+    options = struct("LlamaContextOptions", **sizes, kv=KV.index(kv), **options)
     return create("LlamaContext", lib.llama_context_init, model, options)
 
 
@@ -354,8 +359,9 @@ class Llama:
     context: positions a text may have, prompt included; at most and by default the model's max_seq_len.
     exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
     rope_theta: base of RoPE's angles; None: the file's. v0, v1 and v2 files can't say it: 1e6 for Code Llama.
+    kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
 
-    The attributes path, config, parameters (the number of weights), context, threads and kernels (the
+    The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
     instruction set: "scalar", "avx2", "avx512", "neon") say what it came to. Raises BadFileError, UsageError,
     ResourceError. One thread at a time is inside the engine; others wait.
     """
@@ -368,6 +374,7 @@ class Llama:
         context: int | None = None,
         exact: bool = False,
         rope_theta: float | None = None,
+        kv: str = "fp32",
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
         self._model: Any = model_open(self.path)
@@ -375,12 +382,13 @@ class Llama:
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:
             self._tokenizer = self._checked(tokenizer)
-        special = {"exact": int(exact), "rope_theta": rope_theta or 0.0}
+        special = {"kv": kv, "exact": int(exact), "rope_theta": rope_theta or 0.0}
         self._context: Any = context_init(self._model, context or 0, threads or 0, **special)
         options = lib.llama_context_options(self._context)
         self.parameters: int = lib.llama_parameters(self._model)
         self.context: int = options.context
         self.threads: int = options.threads
+        self.kv = kv
         self.kernels: str = ffi.string(options.kernels).decode()
         self._lock = threading.Lock()
         self._turn = 0  # counts what used the context: a generation is good while it is the last

@@ -27,7 +27,7 @@ from typing import Any
 
 from llama import hub
 from llama.command import run_command
-from llama.engine import Llama
+from llama.engine import KV, Llama
 from llama.errors import BadFileError, UsageError
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
@@ -155,13 +155,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
+    parser.add_argument("--kv", choices=KV, default=KV[0], help="type of keys and values (%(default)s)")
     parser.add_argument("--exact", action="store_true", help="keep activations in fp32 (slower)")
     parser.add_argument("--rope-theta", type=float, metavar="X", help="of RoPE (default: the file's)")
     parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
     options = parser.parse_args(arguments)
     files = hub.find(options.model, options.tokenizer)
-    special = {"exact": options.exact, "rope_theta": options.rope_theta}
+    special = {"kv": options.kv, "exact": options.exact, "rope_theta": options.rope_theta}
     with Llama(*files, options.threads, options.context, **special) as llama:
         result = measure(llama, documents(options.text, options.field))
     if not result.tokens:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.engine import SHIPPED, call, create, encode, ffi, lib, model_open, score
+from llama.engine import KV, SHIPPED, call, create, encode, ffi, lib, model_open, score
 from llama.errors import BadFileError, LlamaError, ResourceError
 
 
@@ -177,7 +177,7 @@ def stats_lines(run: Run) -> str:
         f"model: {os.fsdecode(run.path)}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
         f"parameters, {kind}, context {resolved.context}, {resolved.threads} threads, "
         f"{os.fsdecode(ffi.string(resolved.kernels))} kernels, "
-        f"{lib.llama_context_bytes(run.context) / 2**20:.1f} MiB cache and scratch\n"
+        f"{KV[resolved.kv]} cache, {lib.llama_context_bytes(run.context) / 2**20:.1f} MiB with scratch\n"
         f"opened in {1e3 * run.open_seconds:.1f} ms"
     )
 

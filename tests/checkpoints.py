@@ -260,9 +260,15 @@ def attention(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
 
 
 def reference_logits(
-    shape: Shape, weights: Weights, ids: list[int], dtype: torch.dtype = torch.float64, group_size: int = 0
+    shape: Shape,
+    weights: Weights,
+    ids: list[int],
+    dtype: torch.dtype = torch.float64,
+    group_size: int = 0,
+    kv: torch.dtype | None = None,
 ) -> np.ndarray:
-    """Logits (T, vocab_size). group_size > 0: activations are quantised before each matmul."""
+    """Logits (T, vocab_size). group_size > 0: activations are quantised before each matmul. kv: keys and values are
+    rounded to this type."""
     w = {name: torch.from_numpy(np.asarray(values)).to(dtype) for name, values in weights.items()}
 
     def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -272,7 +278,8 @@ def reference_logits(
     for layer in range(shape.n_layers):
         h = rmsnorm(x, w["attention_norm"][layer])
         q, k, v = (linear(h, w[n][layer]).reshape(len(ids), -1, shape.head_dim) for n in ("wq", "wk", "wv"))
-        x = x + linear(attention(shape, rotate(q), rotate(k), v), w["wo"][layer])
+        k, v = (y if kv is None else y.to(kv).to(dtype) for y in (rotate(k), v))
+        x = x + linear(attention(shape, rotate(q), k, v), w["wo"][layer])
         h = rmsnorm(x, w["ffn_norm"][layer])
         gated = torch.nn.functional.silu(linear(h, w["w1"][layer])) * linear(h, w["w3"][layer])
         x = x + linear(gated, w["w2"][layer])

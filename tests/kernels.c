@@ -100,6 +100,44 @@ static bool near(const float *a, const float *b, int64_t n, float absolute, floa
 #define ROUNDING 0x1p-24f // largest relative error of one rounded operation
 
 // ---------------------------------------------------------------------------------------------------------
+// Floats of 16 bits: every one of them, what lies halfway to its neighbour, and what lies just beside that.
+
+static float float_of(uint32_t bits) {
+    return load_f32(&bits);
+}
+
+static void check_fp16(void) {
+    for (int32_t half = 0; half < 0x7c00; half++) {
+        int32_t exponent = half >> 10, fraction = half & 1023;
+        float low = half_to_float((uint16_t)half),
+              high = half == 0x7bff ? 65536 : half_to_float((uint16_t)(half + 1));
+        float middle = (low + high) / 2,
+              value = exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
+        check(low == value && half_to_float((uint16_t)(half | 0x8000)) == -value, "fp16", "to float", half, 0, 0);
+        check(float_to_half(low) == half && float_to_half(-low) == (half | 0x8000) &&
+                  float_to_half(middle) == half + half % 2 && float_to_half(nextafterf(middle, 0)) == half &&
+                  float_to_half(nextafterf(middle, INFINITY)) == half + 1,
+              "fp16", "from float", half, 0, 0);
+    }
+    check(float_to_half(INFINITY) == 0x7c00 && float_to_half(-1e30f) == 0xfc00, "fp16", "infinity", 0, 0, 0);
+    check(half_to_float(0xfc00) == -INFINITY && isnan(half_to_float(0x7c01)), "fp16", "infinity or NaN", 0, 0, 0);
+}
+
+static void check_bf16(void) {
+    for (uint32_t half = 0; half < 0x7f80; half++) {
+        uint32_t low = half << 16;
+        check(float_to_bf16(float_of(low)) == half && float_to_bf16(float_of(low | 0x7fff)) == half &&
+                  float_to_bf16(float_of(low | 0x8000)) == half + half % 2 &&
+                  float_to_bf16(-float_of(low | 0x8001)) == (half + 1) + 0x8000,
+              "bf16", "from float", half, 0, 0);
+    }
+    for (uint32_t bits = 0x7f800001; bits < 0x7fffff00; bits += 255) // only the last bits may say that it is a NaN
+        check(isnan(bf16_to_float(float_to_bf16(float_of(bits)))) &&
+                  isnan(half_to_float(float_to_half(float_of(bits)))),
+              "bf16 or fp16", "loses a NaN", bits, 0, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Matmul. Weights and activations, or their quants x scales, are at most 1 each, and either kernel rounds a sum at
 // most once a column.
 
@@ -266,37 +304,46 @@ static void check_swiglu(const Kernels *kernels, int32_t n, float limit) {
     free_arrays(0);
 }
 
+// x (n) as the cache keeps it.
+static void *cache_of(const float *x, int64_t n, int32_t kv) {
+    void *cache = array(n * (int64_t)kv_size(kv));
+    kv_store[kv](cache, 0, 1, x, (int32_t)n);
+    return cache;
+}
+
 // Keys of positions that are not there yet are NaN, as array() leaves them.
 // Queries of n, n - 1 ... positions, which share keys and values: as scalar, and together as alone.
-static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim) {
-    int64_t blocks = ((int64_t)n + KEY_BLOCK - 1) / KEY_BLOCK;
-    float *keys = array(blocks * KEY_BLOCK * head_dim * 4), *values = floats((int64_t)n * head_dim, -1, 1);
-    float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0), *q = floats(head_dim, -2, 2);
+static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim, int32_t kv) {
+    int64_t blocks = ((int64_t)n + KEY_BLOCK - 1) / KEY_BLOCK, n_keys = blocks * KEY_BLOCK * head_dim;
+    float *fp32_keys = array(n_keys * 4), *fp32_values = floats((int64_t)n * head_dim, -1, 1);
     for (int32_t t = 0; t < n; t++)
         for (int32_t d = 0; d < head_dim; d++)
-            keys[(t / KEY_BLOCK * head_dim + d) * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
+            fp32_keys[(t / KEY_BLOCK * head_dim + d) * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
+    void *keys = cache_of(fp32_keys, n_keys, kv), *values = cache_of(fp32_values, (int64_t)n * head_dim, kv);
+    float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0), *q = floats(head_dim, -2, 2);
     int32_t count = 1 + (int32_t)(random_bits() % MAX_QUERIES);
     Query queries[MAX_QUERIES];
     for (int32_t i = 0; i < count; i++) {
         float *room = array(blocks * KEY_BLOCK * 4), *out = floats(head_dim, 0, 0);
         queries[i] = (Query){out, i == 0 ? q : floats(head_dim, -2, 2), room, MAX(1, n - (i * 5 + 3) % 7 % n)};
     }
-    kernels->attend(queries, count, keys, values, head_dim);
+    kernels->attend[kv](queries, count, keys, values, head_dim);
     for (int32_t i = 0; i < count; i++) {
         Query query = queries[i];
         query.out = expected;
-        kernels_scalar.attend(&query, 1, keys, values, head_dim);
+        kernels_scalar.attend[kv](&query, 1, keys, values, head_dim);
         check(near(queries[i].out, expected, head_dim, 32 * ROUNDING, 0), kernels->name,
-              "attend differs: positions, head_dim, query", query.n, head_dim, i);
+              "attend differs: type, positions, head_dim", kv, query.n, head_dim);
         query.out = alone;
-        kernels->attend(&query, 1, keys, values, head_dim);
-        check(memcmp(alone, queries[i].out, (size_t)head_dim * 4) == 0, kernels->name,
-              "attend depends on the queries beside it: positions, head_dim, query", query.n, head_dim, i);
+        kernels->attend[kv](&query, 1, keys, values, head_dim);
+        check(same_bits(alone, queries[i].out, head_dim), kernels->name,
+              "attend depends on the queries beside it: type, positions, head_dim", kv, query.n, head_dim);
     }
     q[random_bits() % (uint32_t)head_dim] = NAN;
-    kernels->attend(queries, count, keys, values, head_dim);
+    kernels->attend[kv](queries, count, keys, values, head_dim);
     for (int32_t d = 0; d < head_dim; d++)
-        check(isnan(queries[0].out[d]), kernels->name, "attend loses a NaN: positions, head_dim", n, head_dim, 0);
+        check(isnan(queries[0].out[d]), kernels->name, "attend loses a NaN: type, positions, head_dim", kv, n,
+              head_dim);
     free_arrays(0);
 }
 
@@ -354,11 +401,14 @@ static void check_kernels(const Kernels *kernels) {
         check_swiglu(kernels, sizes[i], 2);
     }
     for (int32_t n = 1; n <= 100; n++)
-        for (size_t i = 0; i < COUNT(head_dims); i++) check_attend(kernels, n, head_dims[i]);
+        for (size_t i = 0; i < COUNT(head_dims); i++)
+            for (int32_t kv = 0; kv < N_KV; kv++) check_attend(kernels, n, head_dims[i], kv);
     if (n_failed == before) printf("%s: all as scalar\n", kernels->name);
 }
 
 int main(int argc, char **argv) {
+    check_fp16();
+    check_bf16();
     for (size_t i = 0; argc == 1 && i < COUNT(all_kernels); i++)
         if (all_kernels[i]->available()) check_kernels(all_kernels[i]);
     for (int i = 1; i < argc; i++) {

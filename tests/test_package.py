@@ -189,13 +189,13 @@ def test_config_is_frozen(model):
 
 def test_options_come_back(folder):
     with llama.Llama(folder / "model.bin", threads=2, context=10) as model:
-        assert (model.threads, model.context) == (2, 10)
+        assert (model.threads, model.context, model.kv) == (2, 10, "fp32")
         assert model.kernels in ("scalar", "avx2", "avx512", "neon")
         assert f"context 10, 2 threads, {model.kernels}" in repr(model)
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}]
+    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}, {"kv": "int8"}]
 )
 def test_options_out_of_range_are_refused(folder, options):
     with pytest.raises(llama.UsageError, match=next(iter(options))):

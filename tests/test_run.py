@@ -154,6 +154,7 @@ def test_every_option_in_the_help_is_taken(noise):
         "T": ["0", "0.5", "1e3"],
         "P": ["0", "0.5", "1"],
         "R": ["0.5", "1.5"],
+        "TYPE": ["fp32", "fp16", "bf16"],
         "": [None],
     }
     for names, kind in help_lines():
@@ -222,6 +223,8 @@ FLAGS = [
     ["-t", "0", "-c", "7"],
     ["-t", "0", "-c", "100", "-n", "0"],
     ["-t", "0", "-j", "1", "--stats"],
+    ["-t", "0", "--kv", "fp16", "--stats"],
+    ["-s", "1", "--kv=bf16"],
     ["-s", "1", "-j", "2", "--stats"],
     ["-s", "1", "-j", "4", "--stats", "-i", "the tin"],
     ["-s", "1", "-z", "tokenizer.bin", "-m", "generate"],
@@ -426,7 +429,7 @@ def test_stats_say_what_ran(noise, program):
     lines = without_times(result.stderr).decode().splitlines()
     start = f"model: v2.bin, {millions:.1f} M parameters, int8, context 10, 2 threads, {kernels} kernels, "
     assert lines[0].startswith(start)
-    assert re.fullmatch(r"\d+\.\d MiB cache and scratch", lines[0].removeprefix(start))
+    assert re.fullmatch(r"fp32 cache, \d+\.\d MiB with scratch", lines[0].removeprefix(start))
     assert lines[1:2] == ["opened in # ms"]
     assert re.fullmatch(
         r"prompt: 1 tokens, # tokens/s; generated: \d+ tokens, # tokens/s; first token: # ms; # GB/s",
@@ -626,6 +629,7 @@ USAGE = [
     (["-s", "word"], f"--seed = word, {INTEGERS} 0 to 18446744073709551615"),
     (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
     (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
+    (["--kv", "int8"], "--kv = int8, allowed fp32, fp16 and bf16"),
     (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
     (["-n", "0", "-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
     (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),

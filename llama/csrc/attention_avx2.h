@@ -17,69 +17,139 @@ AVX2_INLINE float softmax_avx2(float *scores, int32_t n, float max) {
     return reduce_add_avx2(sum);
 }
 
-// Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
-AVX2_INLINE void scores_avx2(const Query *queries, float *max, const float *keys, int32_t head_dim, const int c) {
+// The first n of 8 values of the cache from number `at` on, all for n >= 8; the other lanes are zeros.
+AVX2_INLINE __m256 load_cached_avx2(const void *cache, int64_t at, int64_t n, const int kv) {
+    const float *floats = (const float *)cache + at;
+    if (kv == LLAMA_KV_FP32) return n >= 8 ? _mm256_loadu_ps(floats) : _mm256_maskload_ps(floats, mask_avx2(n));
+    const uint16_t *from = (const uint16_t *)cache + at;
+    uint16_t last[8] = {0};
+    if (n < 8) from = memcpy(last, from, (size_t)n * sizeof *from);
+    __m128i halves = _mm_loadu_si128((const __m128i *)from);
+    if (kv == LLAMA_KV_FP16) return _mm256_cvtph_ps(halves);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+// Scores of c queries against b halves of a block of keys from position t on, and the maximum of each lane.
+AVX2_INLINE void score_avx2(__m256 *most, const Query *queries, const void *keys, int32_t t, int32_t head_dim,
+                            const int c, const int b, const int kv) {
     const __m256 scale = _mm256_set1_ps(1 / sqrtf((float)head_dim));
-    int32_t n = most_positions(queries, c);
-    __m256 most[2];
-    EACH (i, c) most[i] = _mm256_set1_ps(-INFINITY);
-    for (int32_t t = 0; t < n; t += 8) { // half a block of keys
-        const float *half = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
-        __m256 even[2], odd[2]; // head_dim is even
-        EACH (i, c) even[i] = odd[i] = _mm256_setzero_ps();
-        for (int32_t d = 0; d < head_dim; d += 2) {
-            __m256 first = _mm256_loadu_ps(half + d * KEY_BLOCK);
-            __m256 second = _mm256_loadu_ps(half + (d + 1) * KEY_BLOCK);
-            EACH (i, c) even[i] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d]), first, even[i]);
-            EACH (i, c) odd[i] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d + 1]), second, odd[i]);
+    int64_t block = (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+    __m256 even[MAX_QUERIES][2], odd[MAX_QUERIES][2]; // head_dim is even
+    EACH (i, c)
+        EACH (j, b) even[i][j] = odd[i][j] = _mm256_setzero_ps();
+    for (int32_t d = 0; d < head_dim; d += 2)
+        EACH (j, b) {
+            int64_t at = block + d * KEY_BLOCK + j * 8;
+            __m256 first = load_cached_avx2(keys, at, 8, kv);
+            __m256 second = load_cached_avx2(keys, at + KEY_BLOCK, 8, kv);
+            EACH (i, c) even[i][j] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d]), first, even[i][j]);
+            EACH (i, c) odd[i][j] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].q[d + 1]), second, odd[i][j]);
         }
-        EACH (i, c) {
-            __m256 score = _mm256_mul_ps(_mm256_add_ps(even[i], odd[i]), scale);
-            __m256 mask = _mm256_castsi256_ps(mask_avx2(queries[i].n - t));
-            _mm256_storeu_ps(queries[i].scores + t, score);
+    EACH (i, c)
+        EACH (j, b) {
+            __m256 score = _mm256_mul_ps(_mm256_add_ps(even[i][j], odd[i][j]), scale);
+            __m256 mask = _mm256_castsi256_ps(mask_avx2(queries[i].n - t - j * 8));
+            _mm256_storeu_ps(queries[i].scores + t + j * 8, score);
             most[i] = _mm256_blendv_ps(most[i], _mm256_max_ps(most[i], score), mask);
         }
-    }
+}
+
+// Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
+AVX2_INLINE void scores_avx2(const Query *queries, float *max, const void *keys, int32_t head_dim, const int c,
+                             const int kv) {
+    const int b = c <= 2 ? 2 : 1;
+    int32_t n = most_positions(queries, c);
+    __m256 most[MAX_QUERIES];
+    EACH (i, c) most[i] = _mm256_set1_ps(-INFINITY);
+    for (int32_t t = 0; t < n; t += b * 8) score_avx2(most, queries, keys, t, head_dim, c, b, kv);
     EACH (i, c) max[i] = reduce_max_avx2(most[i]);
 }
 
-// Adds `steps` positions from t on to the sums of one query, of positions 0, 1, 2, 3 modulo 4; or all to the first.
-AVX2_INLINE void mix_avx2(__m256 sum[4], const Query *query, const float *values, int32_t t, int32_t head_dim,
-                          __m256i mask, const int steps) {
-    EACH (j, steps) {
-        __m256 value = _mm256_maskload_ps(values + (int64_t)(t + j) * head_dim, mask);
-        sum[j] = _mm256_fmadd_ps(_mm256_set1_ps(query->scores[t + j]), value, sum[j]);
+// Adds position t to sums of c queries: v vectors each of `lanes` values, from number d on.
+AVX2_INLINE void mix_avx2(__m256 sum[MAX_QUERIES][2], const Query *queries, const void *values, int32_t t,
+                          int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v, const int kv) {
+    EACH (k, v) {
+        __m256 value = load_cached_avx2(values, (int64_t)t * head_dim + d + 8 * k, lanes, kv);
+        EACH (i, c) sum[i][k] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].scores[t]), value, sum[i][k]);
     }
 }
 
-AVX2_INLINE void attend_some_avx2(const Query *queries, const float *keys, const float *values, int32_t head_dim,
-                                  const int c) {
-    float inverse[2];
-    scores_avx2(queries, inverse, keys, head_dim, c);
-    EACH (i, c) inverse[i] = 1 / softmax_avx2(queries[i].scores, queries[i].n, inverse[i]);
-    int32_t shared = fewest_positions(queries, c) / 4 * 4;
-    for (int32_t d = 0; d < head_dim; d += 8) {
-        __m256i mask = mask_avx2(head_dim - d);
-        __m256 sum[2][4];
-        EACH (i, c)
-            EACH (j, 4) sum[i][j] = _mm256_setzero_ps();
-        for (int32_t t = 0; t < shared; t += 4)
-            EACH (i, c) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 4);
-        EACH (i, c) {
-            int32_t t = shared, n = queries[i].n;
-            for (; t + 4 <= n; t += 4) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 4);
-            for (; t < n; t++) mix_avx2(sum[i], &queries[i], values + d, t, head_dim, mask, 1);
-            __m256 total = _mm256_add_ps(_mm256_add_ps(sum[i][0], sum[i][1]), _mm256_add_ps(sum[i][2], sum[i][3]));
-            _mm256_maskstore_ps(queries[i].out + d, mask, _mm256_mul_ps(total, _mm256_set1_ps(inverse[i])));
-        }
+// Four sums for each of c queries, over positions 0, 1, 2 and 3 modulo 4 of the first n, a multiple of 4. Registers
+// hold g of the four at a time.
+AVX2_INLINE void mix_all_avx2(__m256 sum[MAX_QUERIES][4][2], const Query *queries, const void *values, int32_t n,
+                              int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v, const int kv) {
+    const int g = c * v <= 2 ? 4 : c * v <= 4 ? 2 : 1;
+    for (int32_t part = 0; part < 4; part += g) { // not EACH: sums that are done wait in memory
+        __m256 some[4][MAX_QUERIES][2];
+        EACH (j, g)
+            EACH (i, c)
+                EACH (k, v) some[j][i][k] = _mm256_setzero_ps();
+        for (int32_t t = part; t < n; t += 4)
+            EACH (j, g) mix_avx2(some[j], queries, values, t + j, d, head_dim, lanes, c, v, kv);
+        EACH (j, g)
+            EACH (i, c)
+                EACH (k, v) sum[i][part + j][k] = some[j][i][k];
     }
 }
 
-AVX2 static void attend_avx2(const Query *queries, int32_t count, const float *keys, const float *values,
-                             int32_t head_dim) {
-    int32_t i = 0;
-    for (; i + 2 <= count; i += 2) attend_some_avx2(queries + i, keys, values, head_dim, 2);
-    if (i < count) attend_some_avx2(queries + i, keys, values, head_dim, 1);
+// Adds what is left of the positions to the four sums of a query, those that are no whole four to the first, and
+// writes its outputs.
+AVX2_INLINE void finish_avx2(__m256 sum[4][2], const Query *query, float inverse, const void *values, int32_t t,
+                             int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+    for (; t < query->n; t++) {
+        int32_t j = t < query->n / 4 * 4 ? t % 4 : 0;
+        mix_avx2(&sum[j], query, values, t, d, head_dim, lanes, 1, v, kv);
+    }
+    EACH (k, v) {
+        __m256 first = _mm256_add_ps(sum[0][k], sum[1][k]), last = _mm256_add_ps(sum[2][k], sum[3][k]);
+        __m256 out = _mm256_mul_ps(_mm256_add_ps(first, last), _mm256_set1_ps(inverse));
+        _mm256_maskstore_ps(query->out + d + 8 * k, mask_avx2(lanes), out);
+    }
+}
+
+// v vectors of `lanes` values of the outputs of all queries, from number d on.
+AVX2_INLINE void outputs_avx2(const Query *queries, int32_t count, const float *inverse, const void *values,
+                              int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+    int32_t n = fewest_positions(queries, count) / 4 * 4;
+    __m256 sum[MAX_QUERIES][4][2];
+    switch (count) {
+    case 1: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 1, v, kv); break;
+    case 2: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 2, v, kv); break;
+    case 3: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 3, v, kv); break;
+    default: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 4, v, kv);
+    }
+    for (int32_t i = 0; i < count; i++)
+        finish_avx2(sum[i], &queries[i], inverse[i], values, n, d, head_dim, lanes, v, kv);
+}
+
+AVX2_INLINE void attend_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
+                             int32_t head_dim, const int kv) {
+    float inverse[MAX_QUERIES];
+    switch (count) {
+    case 1: scores_avx2(queries, inverse, keys, head_dim, 1, kv); break;
+    case 2: scores_avx2(queries, inverse, keys, head_dim, 2, kv); break;
+    case 3: scores_avx2(queries, inverse, keys, head_dim, 3, kv); break;
+    default: scores_avx2(queries, inverse, keys, head_dim, 4, kv);
+    }
+    for (int32_t i = 0; i < count; i++) inverse[i] = 1 / softmax_avx2(queries[i].scores, queries[i].n, inverse[i]);
+    int32_t d = 0;
+    for (; d + 16 <= head_dim; d += 16) outputs_avx2(queries, count, inverse, values, d, head_dim, 8, 2, kv);
+    for (; d < head_dim; d += 8) outputs_avx2(queries, count, inverse, values, d, head_dim, head_dim - d, 1, kv);
+}
+
+AVX2 static void attend_fp32_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
+                                  int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_FP32);
+}
+
+AVX2 static void attend_bf16_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
+                                  int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_BF16);
+}
+
+AVX2 static void attend_fp16_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
+                                  int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_FP16);
 }
 
 #endif

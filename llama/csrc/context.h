@@ -14,8 +14,8 @@ struct LlamaContext {
     int32_t processors;          // at hand when the context was made
     int32_t positions;           // options.context, rounded up to whole blocks of keys
     float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
-    // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim), keys in blocks (kernels.h)
-    float *keys, *values;
+    // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim) of options.kv, keys in blocks (cache.h)
+    void *keys, *values;
     int32_t *lengths; // (sequences) positions that the cache holds
     int32_t *before;  // (sequences) the same before the pass
     int32_t *pass_of; // (sequences) number of the last pass with a row of this sequence
@@ -65,8 +65,8 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     int64_t B = o->batch, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
     int64_t cache = (int64_t)c->n_layers * o->sequences * ctx->positions * kv_dim;
     ctx->rope = arena_take(arena, (int64_t)o->context * c->head_dim, sizeof(float));
-    ctx->keys = arena_take(arena, cache, sizeof(float));
-    ctx->values = arena_take(arena, cache, sizeof(float));
+    ctx->keys = arena_take(arena, cache, kv_size(o->kv));
+    ctx->values = arena_take(arena, cache, kv_size(o->kv));
     ctx->lengths = arena_take(arena, o->sequences, sizeof(int32_t));
     ctx->before = arena_take(arena, o->sequences, sizeof(int32_t));
     ctx->pass_of = arena_take(arena, o->sequences, sizeof(int32_t));
@@ -138,6 +138,8 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
     if (!(o->rope_theta > 0 && o->rope_theta < INFINITY))
         return fail(error, LLAMA_ERROR_USAGE, "rope_theta = %g, allowed finite numbers above 0",
                     (double)o->rope_theta);
+    if (o->kv < 0 || o->kv >= N_KV)
+        return fail(error, LLAMA_ERROR_USAGE, "kv = %d, allowed 0 to %d", o->kv, N_KV - 1);
     ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
     int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
     if (code == LLAMA_OK) o->kernels = ctx->kernels->name;
@@ -154,7 +156,7 @@ void llama_context_free(LlamaContext *ctx) {
 static double cache_bytes(const LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
     return 2.0 * c->n_layers * ctx->options.sequences * ctx->positions * c->n_kv_heads * c->head_dim *
-           sizeof(float);
+           (double)kv_size(ctx->options.kv);
 }
 
 static int context_allocate(LlamaContext *ctx, LlamaError *error) {

@@ -9,12 +9,9 @@
 #ifndef LLAMA_KERNELS_H
 #define LLAMA_KERNELS_H
 
+#include "cache.h"  // KEY_BLOCK, cached
 #include "passes.h" // pass_extremes, pass_likelihoods, pass_collect
 #include "tiles.h"  // Tensor, Rows
-
-// Keys are cached in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are computed
-// side by side without a horizontal sum. Values are cached as rows, (positions, head_dim).
-enum { KEY_BLOCK = 16 };
 
 // One query head of one row, on its way through attention.
 typedef struct {
@@ -30,6 +27,11 @@ enum { MAX_QUERIES = 4 }; // that share keys and values in one call
 typedef void MatmulKernel(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                           int32_t end);
 
+// out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries. keys
+// and values: those of one head in the cache.
+typedef void AttendKernel(const Query *queries, int32_t count, const void *keys, const void *values,
+                          int32_t head_dim);
+
 typedef struct {
     const char *name;
     bool (*available)(void);
@@ -40,8 +42,7 @@ typedef struct {
     void (*rmsnorm)(float *out, const float *x, const float *weight, int32_t k, float eps);
     // h1 = silu(h1) * h3 with silu(h) = h / (1 + exp(-h)), both (n)
     void (*swiglu)(float *h1, const float *h3, int32_t n);
-    // out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries
-    void (*attend)(const Query *queries, int32_t count, const float *keys, const float *values, int32_t head_dim);
+    AttendKernel *attend[N_KV];
     // over the logits of a vocabulary: passes.h
     Extremes (*extremes)(const float *x, int32_t n);
     double (*likelihoods)(float *x, double *mass, int32_t n, float max, float scale);
@@ -126,26 +127,36 @@ static void swiglu_scalar(float *h1, const float *h3, int32_t n) {
     for (int32_t i = 0; i < n; i++) h1[i] = h1[i] / (1 + exp_scalar(-h1[i])) * h3[i];
 }
 
-static void attend_one_scalar(const Query *query, const float *keys, const float *values, int32_t head_dim) {
+static void attend_one_scalar(const Query *query, const void *keys, const void *values, int32_t head_dim, int kv) {
     float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0, *scores = query->scores;
     for (int32_t t = 0; t < query->n; t++) {
-        const float *block = keys + (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+        int64_t at = (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
         float dot = 0;
-        for (int32_t d = 0; d < head_dim; d++) dot += query->q[d] * block[d * KEY_BLOCK];
+        for (int32_t d = 0; d < head_dim; d++) dot += query->q[d] * cached(keys, at + d * KEY_BLOCK, kv);
         scores[t] = dot * scale;
         max = fmaxf(max, scores[t]);
     }
     for (int32_t t = 0; t < query->n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
     for (int32_t d = 0; d < head_dim; d++) {
         float dot = 0;
-        for (int32_t t = 0; t < query->n; t++) dot += scores[t] * values[(int64_t)t * head_dim + d];
+        for (int32_t t = 0; t < query->n; t++) dot += scores[t] * cached(values, (int64_t)t * head_dim + d, kv);
         query->out[d] = dot / sum;
     }
 }
 
-static void attend_scalar(const Query *queries, int32_t count, const float *keys, const float *values,
-                          int32_t head_dim) {
-    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim);
+static void attend_fp32_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+                               int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_FP32);
+}
+
+static void attend_bf16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+                               int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_BF16);
+}
+
+static void attend_fp16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+                               int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_FP16);
 }
 
 // Positions that all queries attend to, and those of the one that attends to most.
@@ -189,7 +200,9 @@ static const Kernels kernels_scalar = {
     .quantise = quantise,
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
-    .attend = attend_scalar,
+    .attend = {[LLAMA_KV_FP32] = attend_fp32_scalar,
+               [LLAMA_KV_BF16] = attend_bf16_scalar,
+               [LLAMA_KV_FP16] = attend_fp16_scalar},
     .extremes = extremes_scalar,
     .likelihoods = likelihoods_scalar,
     .collect = collect_scalar,

@@ -2,7 +2,7 @@
 #ifndef LLAMA_KERNELS_AVX2_H
 #define LLAMA_KERNELS_AVX2_H
 
-#include "attention_avx2.h" // attend_avx2
+#include "attention_avx2.h" // attend_fp32_avx2 ...
 #include "kernels.h"
 #include "vector_avx2.h" // mask_avx2, exp_avx2
 #include "tiles_avx2.h"  // AVX2, matmul_tiles_int8_avx2
@@ -208,7 +208,9 @@ static const Kernels kernels_avx2 = {
     .quantise = quantise_avx2,
     .rmsnorm = rmsnorm_avx2,
     .swiglu = swiglu_avx2,
-    .attend = attend_avx2,
+    .attend = {[LLAMA_KV_FP32] = attend_fp32_avx2,
+               [LLAMA_KV_BF16] = attend_bf16_avx2,
+               [LLAMA_KV_FP16] = attend_fp16_avx2},
     .extremes = extremes_avx2,
     .likelihoods = likelihoods_avx2,
     .collect = collect_avx2,

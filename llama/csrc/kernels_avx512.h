@@ -2,7 +2,7 @@
 #ifndef LLAMA_KERNELS_AVX512_H
 #define LLAMA_KERNELS_AVX512_H
 
-#include "attention_avx512.h" // attend_avx512
+#include "attention_avx512.h" // attend_fp32_avx512 ...
 #include "kernels.h"
 #include "kernels_avx2.h"  // group sizes below 64
 #include "vector_avx512.h" // mask_avx512, exp_avx512
@@ -206,7 +206,9 @@ static const Kernels kernels_avx512 = {
     .quantise = quantise_avx512,
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,
-    .attend = attend_avx512,
+    .attend = {[LLAMA_KV_FP32] = attend_fp32_avx512,
+               [LLAMA_KV_BF16] = attend_bf16_avx512,
+               [LLAMA_KV_FP16] = attend_fp16_avx512},
     .extremes = extremes_avx512,
     .likelihoods = likelihoods_avx512,
     .collect = collect_avx512,

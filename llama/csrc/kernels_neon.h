@@ -4,7 +4,7 @@
 #ifndef LLAMA_KERNELS_NEON_H
 #define LLAMA_KERNELS_NEON_H
 
-#include "attention_neon.h" // attend_neon
+#include "attention_neon.h" // attend_fp32_neon ...
 #include "kernels.h"
 #include "vector_neon.h" // mask_neon, exp_neon
 #include "tiles_neon.h"  // NEON_INLINE, Dot, store_neon, matmul_tiles_int8_neon
@@ -201,7 +201,9 @@ static const Kernels kernels_neon = {
     .quantise = quantise_neon,
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
-    .attend = attend_neon,
+    .attend = {[LLAMA_KV_FP32] = attend_fp32_neon,
+               [LLAMA_KV_BF16] = attend_bf16_neon,
+               [LLAMA_KV_FP16] = attend_fp16_neon},
     .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
     .likelihoods = likelihoods_scalar,
     .collect = collect_scalar,
@@ -219,7 +221,9 @@ static const Kernels kernels_dotprod = {
     .quantise = quantise_neon,
     .rmsnorm = rmsnorm_neon,
     .swiglu = swiglu_neon,
-    .attend = attend_neon,
+    .attend = {[LLAMA_KV_FP32] = attend_fp32_neon,
+               [LLAMA_KV_BF16] = attend_bf16_neon,
+               [LLAMA_KV_FP16] = attend_fp16_neon},
     .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
     .likelihoods = likelihoods_scalar,
     .collect = collect_scalar,

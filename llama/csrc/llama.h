@@ -86,6 +86,8 @@ int llama_check_tensor(const LlamaModel *model, int32_t index, LlamaError *error
 
 typedef struct LlamaContext LlamaContext;
 
+enum { LLAMA_KV_FP32 = 0, LLAMA_KV_BF16 = 1, LLAMA_KV_FP16 = 2 }; // types of the cache's keys and values
+
 typedef struct {         // 0 in any field: the default
     int32_t context;     // positions a sequence may have, at most (and by default) max_seq_len
     int32_t sequences;   // sequences held side by side (1)
@@ -94,6 +96,7 @@ typedef struct {         // 0 in any field: the default
     int32_t exact;       // 1: activations stay fp32, also where int8 or int4 weights would have them as int8 (0)
     const char *kernels; // "scalar", "avx2", "avx512", "neon" (NULL: $LLAMA_ISA, else the best this CPU runs)
     float rope_theta;    // base of RoPE's angles (the file's, 10000 for v0, v1 and v2, which can't say it)
+    int32_t kv;          // LLAMA_KV_FP32 ...
 } LlamaContextOptions;
 
 int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
@@ -101,6 +104,7 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
 void llama_context_free(LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
+const char *llama_kv_name(int32_t kv);                     // "fp32", "bf16", "fp16"
 uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
 
 typedef struct {
@@ -292,6 +296,7 @@ typedef struct {
     int32_t steps;   // -n, 0: to the end of the context
     int32_t context; // -c, 0: not given
     int32_t threads; // -j, 0: not given
+    int32_t kv;      // --kv, LLAMA_KV_FP32 ...
     int32_t samples; // --samples
     int32_t exact;   // --exact
     int32_t chat;    // -m chat

@@ -2,6 +2,7 @@
 #ifndef LLAMA_OPTIONS_H
 #define LLAMA_OPTIONS_H
 
+#include "cache.h"      // llama_kv_name
 #include "checkpoint.h" // LlamaModel
 #include "tokenizer.h"  // llama_tokenizer_open
 
@@ -42,6 +43,7 @@ static const char run_help[] =
     "  -z, --tokenizer FILE       default: the model's own, else tokenizer.bin or tok<vocabulary>.bin beside it,\n"
     "                             then here\n"
     "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
+    "      --kv TYPE              keep keys and values as fp32 (default), fp16 or bf16: half the memory\n"
     "  -j, --threads N            default: by the size of the model and the processors at hand\n"
     "      --exact                keep activations in fp32 beside int8 and int4 weights: slower, closer to fp32\n"
     "      --rope-theta X         base of RoPE's angles, for old files of Code Llama: 1e6 (default: the file's)\n"
@@ -71,7 +73,7 @@ const char *llama_run_help(void) {
 // ---------------------------------------------------------------------------------------------------------
 // The options
 
-typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE } OptionKind;
+typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE, KV } OptionKind;
 
 typedef struct {
     const char *letter, *name; // -t, --temperature; letter "" for none
@@ -102,6 +104,7 @@ static const Option run_options[] = {
     {"-y", "--system", TEXT, FIELD(system), 0, 0},
     {"-z", "--tokenizer", TEXT, FIELD(tokenizer), 0, 0},
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
+    {"", "--kv", KV, FIELD(kv), 0, 0},
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
     {"", "--exact", ON, FIELD(exact), 0, 0},
     {"", "--rope-theta", FLOAT, FIELD(rope_theta), 1, 1e9},
@@ -141,6 +144,12 @@ static int set_seed(const char *value, uint64_t *seed, LlamaError *error) {
                 (unsigned long long)UINT64_MAX);
 }
 
+static int set_kv(const char *value, int32_t *kv, LlamaError *error) {
+    for (*kv = 0; *kv < N_KV; ++*kv)
+        if (strcmp(value, llama_kv_name(*kv)) == 0) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_USAGE, "--kv = %.64s, allowed fp32, fp16 and bf16", value);
+}
+
 static int set_option(const Option *option, LlamaRunOptions *options, const char *value, LlamaError *error) {
     void *field = (char *)options + option->field;
     switch (option->kind) {
@@ -149,6 +158,7 @@ static int set_option(const Option *option, LlamaRunOptions *options, const char
     case INT:
     case FLOAT: return set_number(option, value, field, error);
     case SEED: return set_seed(value, field, error);
+    case KV: return set_kv(value, field, error);
     case ON: *(int32_t *)field = 1; return LLAMA_OK;
     case OFF: *(int32_t *)field = 0; return LLAMA_OK;
     case MODE: *(int32_t *)field = strcmp(value, "chat") == 0;
@@ -220,8 +230,11 @@ int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, L
         return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
                     max);
     if (options->steps > 0) wanted = MIN(wanted, options->steps);
-    *context = (LlamaContextOptions){
-        .context = wanted, .threads = options->threads, .exact = options->exact, .rope_theta = options->rope_theta};
+    *context = (LlamaContextOptions){.context = wanted,
+                                     .threads = options->threads,
+                                     .exact = options->exact,
+                                     .kv = options->kv,
+                                     .rope_theta = options->rope_theta};
     return LLAMA_OK;
 }
 

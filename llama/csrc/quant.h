@@ -11,6 +11,7 @@
 #ifndef LLAMA_QUANT_H
 #define LLAMA_QUANT_H
 
+#include "half.h" // bf16_to_float
 #include "util.h"
 
 #include <math.h> // fabsf, rintf
@@ -58,10 +59,6 @@ static inline const float *tensor_row_fp32(const Tensor *w, int32_t row) {
 
 static inline const int8_t *tensor_row_int8(const Tensor *w, int32_t row) {
     return (const int8_t *)w->data + (int64_t)row * w->cols;
-}
-
-static inline float bf16_to_float(uint16_t half) {
-    return load_f32(&(uint32_t){(uint32_t)half << 16});
 }
 
 static inline const uint8_t *tensor_row_scales(const Tensor *w, int32_t row) {

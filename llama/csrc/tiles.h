@@ -74,15 +74,6 @@ static inline int32_t group_weight(const uint8_t *weights, int32_t row, int32_t 
     return (column % 8 < 4 ? byte & 15 : byte >> 4) - 8;
 }
 
-// IEEE half precision to float, all values exactly.
-static inline float half_to_float(uint16_t half) {
-    int32_t exponent = half >> 10 & 31, fraction = half & 1023;
-    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
-                      : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                       : ldexpf((float)(fraction + 1024), exponent - 25);
-    return half >> 15 ? -magnitude : magnitude;
-}
-
 static inline float group_scale(const uint8_t *scales, int32_t row) {
     return half_to_float((uint16_t)(scales[2 * row] | scales[2 * row + 1] << 8));
 }
