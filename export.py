@@ -182,11 +182,11 @@ SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
 def read_tokenizer(path: Path, vocab_size: int) -> bytes:
-    """The bytes of a tokenizer.bin from a tokenizer of any kind. Raises BadInput."""
-    data = path.read_bytes() if path.suffix == ".bin" else tokenizers.to_bin(tokenizers.load(path))
-    if (size := tokenizers.count_bin(path, data)) != vocab_size:
-        raise BadInput(f"{path}: has {size} tokens, the model's vocab_size = {vocab_size}")
-    return data
+    """The bytes of an indexed tokenizer from a tokenizer of any kind. Raises BadInput."""
+    known = tokenizers.load(path)
+    if known.vocab_size != vocab_size:
+        raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
+    return tokenizers.to_bin(known)
 
 
 def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tuple[Path | None, bytes]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tokenizer as tokenizers
 from formats.gguf_file import GgufFile, gguf
+from formats.vocabulary import count_bin
 from tokenizer import Tokenizer
 from training.command import BadInput
 
@@ -59,7 +60,7 @@ def piece_type(piece: str) -> TokenType:
 def from_bin(path: Path, data: bytes) -> Vocabulary:
     """A vocabulary from the bytes of a tokenizer.bin. path: for messages. Raises BadInput."""
     tokens, types, scores, at = [], [], [], 4
-    for n in range(tokenizers.count_bin(path, data)):
+    for n in range(count_bin(path, data)):
         score, length = struct.unpack_from("<fi", data, at)
         try:
             piece = data[at + 8 : at + 8 + length].decode()
@@ -75,7 +76,7 @@ def from_bin(path: Path, data: bytes) -> Vocabulary:
 
 def from_sentencepiece(tokenizer: Tokenizer) -> Vocabulary:
     """A vocabulary from a sentencepiece model, which knows the type of every piece. Raises BadInput."""
-    vocabulary, sp = from_bin(tokenizer.path, tokenizers.to_bin(tokenizer)), tokenizer.model
+    vocabulary, sp = from_bin(tokenizer.path, tokenizers.to_llama2c_bin(tokenizer)), tokenizer.model
     tests = {
         TokenType.UNKNOWN: sp.is_unknown,
         TokenType.CONTROL: sp.is_control,

@@ -267,8 +267,10 @@ def reference_logits(
     group_size: int = 0,
     kv: torch.dtype | None = None,
 ) -> np.ndarray:
-    """Logits (T, vocab_size). group_size > 0: activations are quantised before each matmul. kv: keys and values are
-    rounded to this type."""
+    """Logits (T, vocab_size).
+
+    group_size > 0: activations are quantised before each matmul. kv: keys and values are rounded to this type.
+    """
     w = {name: torch.from_numpy(np.asarray(values)).to(dtype) for name, values in weights.items()}
 
     def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Byte-level BPE of the engine (split.h, merge.h) against tiktoken, on Llama 3's vocabulary or one like it."""
+"""The engine's byte-level BPE (split.h, merge.h) against tiktoken, on Llama 3's vocabulary or one like it."""
 
 import base64
 import os
@@ -39,7 +39,7 @@ EDGES = [  # of the patterns: contractions in every case, numbers, newlines, whi
         "'",
         "'x",
         "'é",
-        "'ſ",
+        "'\u017f",
     ],
     *["1", "12", "123", "1234567", " 1", "1a", "a1", "½", "٣٤٥٦", "Ⅷ", "12 345", "二", "x\u0301y", "\u0301x"],
     *[

@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
 import tokenizer as tokenizers
+from formats import vocabulary as tokens
 from formats.tokenizer_json import LLAMA3_PATTERN
 from training import command
 from training import text as reading
@@ -186,7 +187,7 @@ def test_every_form_has_the_same_ids_and_becomes_the_others(trained, llama3, tmp
         )
         assert [read.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
         assert tokenizers.to_bin(read) == tokenizers.to_bin(tokenizer)
-        assert tokenizers.count_bin(path, path.read_bytes()) == tokenizer.vocab_size
+        assert tokens.count_bin(path, path.read_bytes()) == tokenizer.vocab_size
 
 
 def test_a_tokenizer_bin_is_llama2cs_where_it_can_be(trained, llama3, tmp_path):
