@@ -216,7 +216,7 @@ static int32_t sampler_draw_any(const Selection *s, const float *x, double targe
 static int32_t sampler_draw_filtered(LlamaSampler *sampler, const float *x, double mass, double coin) {
     const LlamaSampling *o = &sampler->sampling;
     Selection *s = &sampler->selection;
-    Leaders kept = {0};
+    SelectRun kept = {0};
     if (o->top_k) {
         kept = select_shortest(s, x, SELECT_COUNT, o->top_k - 1, mass);
         if (o->top_p > 0.0f) kept = select_run(s, SELECT_MASS, (double)o->top_p * kept.total[SELECT_MASS]);
@@ -225,7 +225,7 @@ static int32_t sampler_draw_filtered(LlamaSampler *sampler, const float *x, doub
     }
     if (o->min_p > kept.last) kept = select_above(s, x, MAX(FLT_MIN, o->min_p));
     // A coin is below 1 by 2^-24 or more, far more than sums lose: the token is one of those kept.
-    Leaders drawn = select_run(s, SELECT_MASS, coin * kept.total[SELECT_MASS]);
+    SelectRun drawn = select_run(s, SELECT_MASS, coin * kept.total[SELECT_MASS]);
     return select_token(s, x, &drawn);
 }
 

@@ -42,7 +42,7 @@ typedef struct {
     float last;
     int32_t equals;
     double total[2]; // count, mass
-} Leaders;
+} SelectRun;
 
 static void select_free(Selection *s) {
     free(s->mass);
@@ -83,8 +83,8 @@ static void select_spread(const Kernels *kernels, Histogram *h, const float *val
 }
 
 // The run of all values, but for its end.
-static Leaders select_all(const Histogram *h) {
-    Leaders run = {0};
+static SelectRun select_all(const Histogram *h) {
+    SelectRun run = {0};
     for (int b = h->top; b >= 0; b--)
         for (int i = 0; i < 2; i++) run.total[i] += h->bucket[b][i];
     return run;
@@ -93,8 +93,8 @@ static Leaders select_all(const Histogram *h) {
 // The shortest run of candidates whose total exceeds target >= 0, all of them if none does. The bucket in which
 // that happens is looked at again, at the leading bits in which its values differ, until they are equal: time is
 // O(n) whatever the values are, mostly in two rounds.
-static Leaders select_run(Selection *s, int by, double target) {
-    Leaders run = {0};
+static SelectRun select_run(Selection *s, int by, double target) {
+    SelectRun run = {0};
     const Histogram *h = &s->all;
     const float *values = s->candidates;
     int32_t n = s->n_candidates;
@@ -123,7 +123,7 @@ static Leaders select_run(Selection *s, int by, double target) {
 // Candidates
 
 // Takes as candidates the tokens of at least that likelihood, more than 0. Returns the run of all of them.
-static Leaders select_above(Selection *s, const float *x, float lowest) {
+static SelectRun select_above(Selection *s, const float *x, float lowest) {
     int32_t n = 0;
     for (int32_t i = 0; i < s->vocab_size; i += PASS_BLOCK) {
         if (s->mass[i / PASS_BLOCK] < (double)lowest) continue;
@@ -143,20 +143,20 @@ static float select_guess(Selection *s, const float *x, int by, double target, d
     s->n_candidates = s->kernels->collect(s->candidates, s->bucket, n, FLT_MIN, INFINITY);
     if (s->n_candidates == 0) return FLT_MIN;
     select_spread(s->kernels, &s->all, s->candidates, s->n_candidates);
-    Leaders sample = select_all(&s->all);
+    SelectRun sample = select_all(&s->all);
     target = by == SELECT_MASS ? sample.total[by] - 0.75 * (mass - target) / step : 1.5 * target / step + 8;
     return target >= sample.total[by] ? FLT_MIN : select_run(s, by, MAX(0, target)).last;
 }
 
 // The shortest run of all tokens whose total exceeds target >= 0; all that are more than 0 if none does.
-static Leaders select_shortest(Selection *s, const float *x, int by, double target, double mass) {
+static SelectRun select_shortest(Selection *s, const float *x, int by, double target, double mass) {
     float lowest = select_guess(s, x, by, target, mass);
     while (select_above(s, x, lowest).total[by] <= target && lowest > FLT_MIN) lowest = MAX(FLT_MIN, lowest / 4);
     return select_run(s, by, target);
 }
 
 // The last token of a run.
-static int32_t select_token(const Selection *s, const float *x, const Leaders *run) {
+static int32_t select_token(const Selection *s, const float *x, const SelectRun *run) {
     int32_t block = 0, left = run->equals;
     for (;; block += PASS_BLOCK) {
         if (s->mass[block / PASS_BLOCK] < (double)run->last) continue;
