@@ -48,9 +48,10 @@ static inline int32_t select_ordered(int32_t bits) {
 PASS Extremes pass_extremes(const float *x, int32_t n) {
     int32_t min = INT32_MAX, max = INT32_MIN, block = 0;
     for (int32_t i = 0; i < n; i += PASS_BLOCK) {
+        const float *values = x + i; // under -fwrapv, as extensions are built, x[i + j] is not vectorised
         int32_t block_max = INT32_MIN, end = MIN(PASS_BLOCK, n - i);
         for (int32_t j = 0; j < end; j++) {
-            int32_t ordered = select_ordered((int32_t)select_bits(x[i + j]));
+            int32_t ordered = select_ordered((int32_t)select_bits(values[j]));
             min = MIN(min, ordered);
             block_max = MAX(block_max, ordered);
         }
