@@ -269,7 +269,7 @@ def reference_logits(
 ) -> np.ndarray:
     """Logits (T, vocab_size).
 
-    group_size > 0: activations are quantised before each matmul. kv: keys and values are rounded to this type.
+    group_size > 0: activations are quantised before each matmul. kv: keys and values are rounded to it.
     """
     w = {name: torch.from_numpy(np.asarray(values)).to(dtype) for name, values in weights.items()}
 

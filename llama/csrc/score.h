@@ -11,11 +11,12 @@ enum { SCORE_LOGITS = 1 << 22 }; // logits alive at once, in all rows
 static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t token, double *score,
                        LlamaError *error) {
     if (token < 0 || token >= n) return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", token, n - 1);
-    float max = kernels->extremes(logits, n).max;
-    double above = (double)logits[token] - (double)max;
-    *score = above - log(kernels->likelihoods(logits, NULL, n, max, (float)LOG2_E));
-    if (isfinite(*score)) return LLAMA_OK;
-    return fail(error, LLAMA_ERROR_FILE, "a logit of the model is not a finite number");
+    Extremes found = kernels->extremes(logits, n);
+    if (!isfinite(found.min) || !isfinite(found.max))
+        return fail(error, LLAMA_ERROR_FILE, "a logit of the model is not a finite number");
+    double above = (double)logits[token] - (double)found.max;
+    *score = above - log(kernels->likelihoods(logits, NULL, n, found.max, (float)LOG2_E));
+    return LLAMA_OK;
 }
 
 int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error) {
