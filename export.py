@@ -251,15 +251,15 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
 
 HELP = """Write a model as a file for the engine, or as a folder for transformers.
 
-  python export.py out/last model.bin                          fp32, version 0, as llama2.c reads it
-  python export.py out/last model.bin --version 3              fp32, with the tokenizer inside
-  python export.py out/last model.bin --dtype int8             version 3, a quarter of the size
-  python export.py out/last model.bin --dtype int4             an eighth; embedding and classifier as int8
-  python export.py out/last model.bin --dtype int8 --version 2 as llama2.c's runq reads it
+  python export.py out/last model.bin                            fp32, version 0, as llama2.c reads it
+  python export.py out/last model.bin --version 3                fp32, with the tokenizer inside
+  python export.py out/last model.bin --dtype int8               version 3, a quarter of the size
+  python export.py out/last model.bin --dtype int4               an eighth; embedding and classifier as int8
+  python export.py out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
   python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
-  python export.py stories15M.bin small.bin --dtype int8       from v0, v1, v2, and tokenizer.bin beside it
-  python export.py out/last folder                             for transformers, vLLM and their like
-  ./run model.bin                                              what it is for"""
+  python export.py stories15M.bin small.bin --dtype int8         from v0, v1, v2, and tokenizer.bin beside it
+  python export.py out/last folder                               for transformers, vLLM and their like
+  ./run model.bin                                                what it is for"""
 
 VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
 FOLDER_DTYPES = ("fp32", "bf16")

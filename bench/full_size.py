@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import mmap
 import os
 import re
@@ -32,7 +33,7 @@ from bench.shapes import SHAPES
 from export import export_folder
 from formats.source import Source, tensor_shapes
 from model import Config
-from training.command import Parser, UsageError, run_command, sync
+from training.command import BadInput, Parser, UsageError, check_room, run_command, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("RssAnon", "RssShmem")  # of /proc/PID/status: all memory but mapped files
@@ -46,6 +47,7 @@ def make_meta(folder: Path, config: Config) -> None:
     """Meta's layout, as Llama 3.1: a file without values is made, mapped, and the values written into it."""
     path, weights = folder / "consolidated.00.pth", RandomWeights(config)
     shapes = tensor_shapes(config)
+    check_room(path, 2 * sum(map(math.prod, shapes.values())))  # mapped, a full disk would be a signal
     with skip_data():  # what torch.empty gives is never touched, so it takes no memory
         torch.save({name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, path)
     with set_default_mmap_options(mmap.MAP_SHARED):
@@ -63,7 +65,7 @@ def make_huggingface(folder: Path, config: Config) -> None:
 
 
 def make(shape: str, layout: str, folder: Path) -> None:
-    """A random model of bf16 with a tokenizer that its vocabulary fits."""
+    """A random model of bf16, with a tokenizer of its size."""
     config = Config(**SHAPES[shape])
     if folder.exists():
         raise UsageError(f"{folder}: exists already")
@@ -108,7 +110,7 @@ def processor_seconds() -> float:
 
 
 def watched(command: list[str | Path]) -> Measured:
-    """Runs a command, whose output must be short. Raises CalledProcessError."""
+    """Runs a command, whose output must be short. Raises BadInput if it fails, which says why itself."""
     start, used, most = time.perf_counter(), processor_seconds(), 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -117,7 +119,7 @@ def watched(command: list[str | Path]) -> Measured:
         seconds = time.perf_counter() - start
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+        raise BadInput(f"{Path(command[1]).name}: ended with {process.returncode}")
     return Measured(seconds, processor_seconds() - used, most, output)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -614,6 +615,14 @@ def test_the_help_has_examples(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"python export.py out/last model.bin --dtype int8" in result.stdout
+
+
+def test_the_commands_of_the_readme_and_the_help_are_command_lines():
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + export.HELP
+    commands = re.findall(r"^ *python export\.py (.*)$", text, re.MULTILINE)
+    assert len(commands) > 10
+    for command in commands:
+        export.parse(command.split("  ")[0].split())
 
 
 OPTIONS = {

@@ -37,3 +37,5 @@ def test_what_is_measured_is_printed_and_the_copy_is_gone(tmp_path, capsys):
     assert lines[0].startswith(f"{tmp_path / 'model.bin'}: v3, int8")
     assert [line.split(":")[0] for line in lines[-3:]] == ["cp", "export", "memory beyond the page cache"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.bin"]
+    with pytest.raises(BadInput, match=r"export\.py: ended with 2"):
+        full_size.measure(tmp_path / "model", tmp_path / "model.bin", ["--version", "0", "--dtype", "int8"])
