@@ -745,7 +745,7 @@ static int info(Run *run, LlamaError *error) {
 }
 
 static int write_perplexity(const Perplexity *p, double time, LlamaError *error) {
-    char line[256];
+    char line[2048]; // each of three figures may have 300 digits
     double nats = -p->log_probability;
     int n =
         snprintf(line, sizeof line,

@@ -46,7 +46,8 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(-self.log_probability / self.tokens)
+        nats = -self.log_probability / self.tokens
+        return math.exp(nats) if nats < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:

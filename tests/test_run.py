@@ -524,6 +524,19 @@ def test_a_text_that_can_not_be_judged_is_one_line(noise, name, message):
     assert result.stdout == b""
 
 
+def test_a_text_that_can_not_be_has_an_endless_perplexity(tmp_path):
+    model = write_chain(tmp_path, ["a", "b"], {"<s>": "a", "a": "b", "b": "a"})
+    data = bytearray(model.read_bytes())
+    output = np.frombuffer(data, np.float32, offset=len(data) - 4 * 6 * 6)
+    output *= np.float32(1e34)
+    model.write_bytes(data)
+    options = (model, "--perplexity", "-", "-c", "8")
+    native, python = (run(program, *options, cwd=tmp_path, stdin=b"aa") for program in PROGRAMS)
+    assert (native.returncode, native.stderr) == (0, b"")
+    assert b"perplexity inf, " in native.stdout
+    assert without_times(native.stdout) == without_times(python.stdout)
+
+
 # --- Another base of RoPE
 
 
