@@ -50,10 +50,11 @@ PASS float nearest_half(float x) {
     return (x + shift) - shift;
 }
 
-// The bits of a number that half precision holds.
+// The bits of a number that half precision holds. Those below 2^-14 are multiples of 2^-24.
 PASS uint16_t half_bits(float x) {
     uint32_t sign = select_bits(x) >> 16 & 0x8000, magnitude = select_bits(x) & INT32_MAX;
-    uint32_t subnormal = (uint32_t)(select_float(magnitude) * 0x1p24f), normal = (magnitude >> 13) - (112 << 10);
+    uint32_t subnormal = (uint32_t)(MIN(select_float(magnitude), 0x1p-14f) * 0x1p24f);
+    uint32_t normal = (magnitude >> 13) - (112 << 10);
     return (uint16_t)(sign | (magnitude < 113 << 23 ? subnormal : normal));
 }
 
