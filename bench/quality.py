@@ -116,16 +116,8 @@ def measure(
 
 
 def table(rows: Sequence[Quality]) -> str:
-    titles = [
-        "type",
-        "bytes",
-        "bits per weight",
-        "perplexity",
-        "bits per byte",
-        "loss",
-        "max logit error",
-        "rms",
-    ]
+    titles = ["type", "bytes", "bits per weight", "perplexity", "bits per byte", "loss"]
+    titles += ["max logit error", "rms logit error"]
     lines = [heading(titles)]
     for row in rows:
         cells = [row.type, f"{row.bytes:,}", f"{row.bits_per_weight:.2f}", f"{row.perplexity:.4f}"]
@@ -146,6 +138,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     options = parser.parse_args(arguments)
+    if options.documents is not None and options.documents < 1:
+        parser.error(f"--documents = {options.documents}, allowed 1 or more")
     texts = list(itertools.islice(perplexity.documents(options.text), options.documents))
     if not texts:
         raise BadFileError(f"{options.text}: holds no text")

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from training.command import BadInput
 
 ROWS, GROUP = 16, 32
 CHUNK_VALUES = 1 << 22  # packed at once: enough that threads rarely wait, little memory
@@ -30,11 +33,18 @@ class Errors:
         return math.sqrt(self.error / self.total) if self.total else 0.0
 
 
+def engine() -> ModuleType:
+    """The part of the C engine that packs. Raises BadInput where it is not built."""
+    try:
+        import llama.pack
+    except ImportError:
+        raise BadInput("v3 files are packed by the C engine, build it with pip install -e .") from None
+    return llama.pack
+
+
 def packed_bytes(dtype: str, rows: int, cols: int) -> int:
     """Bytes of a matrix in tiles of "fp32", "bf16", "int8" or "int4"."""
-    from llama.pack import packed_bytes
-
-    return packed_bytes(dtype, rows, cols)
+    return engine().packed_bytes(dtype, rows, cols)
 
 
 def pack(weight: Tensor, dtype: str, errors: Errors, first_row: int = 0) -> Iterator[memoryview]:
@@ -44,16 +54,14 @@ def pack(weight: Tensor, dtype: str, errors: Errors, first_row: int = 0) -> Iter
 
     Raises ValueError for values that are not finite or too large, with their row.
     """
-    from llama.pack import pack, packed_bytes
-
     rows, cols = weight.shape
     step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
     out = memoryview(bytearray(packed_bytes(dtype, min(step, rows), cols)))
     for first in range(0, rows, step):
         part = weight[first : first + step]
-        values = part.view(torch.int16) if part.dtype == torch.bfloat16 else part
+        values = (part.view(torch.int16) if part.dtype == torch.bfloat16 else part).numpy()
         piece = out[: packed_bytes(dtype, len(part), cols)]
-        squares, error_squares = pack(piece, values.numpy(), dtype, first_row=first_row + first)
+        squares, error_squares = engine().pack(piece, values, dtype, first_row=first_row + first)
         errors.total += squares
         errors.error += error_squares
         yield piece

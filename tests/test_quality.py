@@ -25,6 +25,7 @@ def source(tmp_path_factory):
     checkpoints.write(folder / "model.bin", SHAPE)
     write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
     (folder / "text.json").write_text(json.dumps(TEXTS))
+    (folder / "empty.txt").write_text(" ")
     return folder / "model.bin"
 
 
@@ -90,7 +91,8 @@ def test_the_command_line(source, capsys):
         (["none.bin", "text.json"], "none.bin"),
         (["model.bin", "none.json"], "none.json"),
         (["model.bin", "text.json", "--types", "int3"], "int3"),
-        (["model.bin", "text.json", "--documents", "0"], "holds no text"),
+        (["model.bin", "text.json", "--documents", "0"], "--documents = 0, allowed 1 or more"),
+        (["model.bin", "empty.txt"], "holds no text"),
     ],
 )
 def test_what_cannot_be_judged_ends_in_a_line_that_says_why(source, monkeypatch, capsys, arguments, message):
@@ -98,7 +100,7 @@ def test_what_cannot_be_judged_ends_in_a_line_that_says_why(source, monkeypatch,
     monkeypatch.setattr("sys.argv", ["quality", *paths])
     try:
         code = run_command(quality.main)
-    except SystemExit as stopped:  # export.py's parser
+    except SystemExit as stopped:  # a parser's
         code = stopped.code
     assert code in (2, 3)
     captured = capsys.readouterr()

@@ -6,6 +6,7 @@ The reference says in numpy what llama/csrc/pack_group.h and docs/format.md say,
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import llama
 from formats import tiles
 from llama.pack import pack, packed_bytes
+from training.command import BadInput
 
 DTYPES = ("int8", "int4")
 LIMITS = {"int8": 127 * 65504.0, "int4": 4 * 65504.0}
@@ -317,3 +319,9 @@ def test_a_piece_names_the_row_of_its_tensor(monkeypatch):
     for first_row in (0, 1600):
         with pytest.raises(ValueError, match=f"row {first_row + 77}, column 3: is nan"):
             list(tiles.pack(weight, "int8", tiles.Errors(), first_row))
+
+
+def test_without_the_engine_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama.pack", None)
+    with pytest.raises(BadInput, match=r"build it with pip install -e \.$"):
+        tiles.packed_bytes("int8", 1, 1)
