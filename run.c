@@ -157,8 +157,8 @@ static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const 
     barrier_wait(team);
 }
 
-// Rotates the pairs (2 j, 2 j + 1) of a head by the angles of a position. A difference beside a sum is what gcc 12
-// fuses into vfmaddsub even with -ffp-contract=off, so it is written as a sum.
+// Rotates the pairs (2 j, 2 j + 1) of a head by the angles of a position. The difference is written as a sum, as
+// gcc fuses a difference beside a sum (vfmaddsub), and so rounds it otherwise, even with -ffp-contract=off.
 static void rotate(float *head, const float *rope, int32_t head_dim) {
     for (int32_t j = 0; j < head_dim; j += 2) {
         float a = head[j], b = head[j + 1], cosine = rope[j], sine = rope[j + 1];
@@ -181,7 +181,7 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
     void *keys = cached_head(ctx, ctx->keys, layer, row->sequence, head);
     void *values = cached_head(ctx, ctx->values, layer, row->sequence, head);
     int64_t block = row->position / KEY_BLOCK, lane = row->position % KEY_BLOCK;
-    Store *store = kv_store[ctx->options.kv];
+    Store *store = ctx->kernels->store[ctx->options.kv];
     store(keys, block * KEY_BLOCK * c->head_dim + lane, KEY_BLOCK, ctx->k + at, c->head_dim);
     store(values, (int64_t)row->position * c->head_dim, 1, ctx->v + at, c->head_dim);
 }
@@ -611,12 +611,11 @@ static int write_text(Run *run, int32_t *finish, LlamaError *error) {
 static void write_stats(const Run *run) {
     const LlamaContextOptions *o = llama_context_options(run->ctx);
     if (!run->options.stats) return;
-    fprintf(
-        stderr,
-        "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %s cache, %.1f MiB with scratch\n",
-        run->options.model, (double)llama_parameters(run->model) / 1e6,
-        llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels, llama_kv_name(o->kv),
-        (double)llama_context_bytes(run->ctx) / (1 << 20));
+    fprintf(stderr,
+            "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB %s cache and scratch\n",
+            run->options.model, (double)llama_parameters(run->model) / 1e6,
+            llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
+            (double)llama_context_bytes(run->ctx) / (1 << 20), llama_kv_name(o->kv));
     fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
 }
 

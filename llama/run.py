@@ -177,7 +177,7 @@ def stats_lines(run: Run) -> str:
         f"model: {os.fsdecode(run.path)}, {lib.llama_parameters(run.model) / 1e6:.1f} M "
         f"parameters, {kind}, context {resolved.context}, {resolved.threads} threads, "
         f"{os.fsdecode(ffi.string(resolved.kernels))} kernels, "
-        f"{KV[resolved.kv]} cache, {lib.llama_context_bytes(run.context) / 2**20:.1f} MiB with scratch\n"
+        f"{lib.llama_context_bytes(run.context) / 2**20:.1f} MiB {KV[resolved.kv]} cache and scratch\n"
         f"opened in {1e3 * run.open_seconds:.1f} ms"
     )
 

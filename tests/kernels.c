@@ -307,8 +307,25 @@ static void check_swiglu(const Kernels *kernels, int32_t n, float limit) {
 // x (n) as the cache keeps it.
 static void *cache_of(const float *x, int64_t n, int32_t kv) {
     void *cache = array(n * (int64_t)kv_size(kv));
-    kv_store[kv](cache, 0, 1, x, (int32_t)n);
+    kernels_scalar.store[kv](cache, 0, 1, x, (int32_t)n);
     return cache;
+}
+
+// As scalar, side by side and apart, and nothing else is written. What is NaN stays so.
+static void check_store(const Kernels *kernels, int32_t n, int32_t stride, int32_t kv) {
+    static const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 6e-8f, 65519, 65520, -1e9f};
+    int64_t places = (int64_t)(n - 1) * stride + 1;
+    float *x = floats(n, -4, 4), *zeros = floats(places, 0, 0);
+    for (int32_t i = 0; i < n; i += 3) x[i] = special[random_bits() % COUNT(special)];
+    void *found = cache_of(zeros, places, kv), *expected = cache_of(zeros, places, kv);
+    kernels->store[kv](found, 0, stride, x, n);
+    kernels_scalar.store[kv](expected, 0, stride, x, n);
+    for (int64_t i = 0; i < places; i++) {
+        float a = cached(found, i, kv), b = cached(expected, i, kv);
+        check(same_bits(&a, &b, 1) || (isnan(a) && isnan(b)), kernels->name, "store differs: type, values, stride",
+              kv, n, stride);
+    }
+    free_arrays(0);
 }
 
 // Keys of positions that are not there yet are NaN, as array() leaves them.
@@ -399,6 +416,10 @@ static void check_kernels(const Kernels *kernels) {
         check_rmsnorm(kernels, sizes[i]);
         check_swiglu(kernels, sizes[i], 100);
         check_swiglu(kernels, sizes[i], 2);
+        for (int32_t kv = 0; kv < N_KV; kv++) {
+            check_store(kernels, sizes[i], 1, kv);
+            check_store(kernels, sizes[i], KEY_BLOCK, kv);
+        }
     }
     for (int32_t n = 1; n <= 100; n++)
         for (size_t i = 0; i < COUNT(head_dims); i++)

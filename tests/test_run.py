@@ -429,7 +429,7 @@ def test_stats_say_what_ran(noise, program):
     lines = without_times(result.stderr).decode().splitlines()
     start = f"model: v2.bin, {millions:.1f} M parameters, int8, context 10, 2 threads, {kernels} kernels, "
     assert lines[0].startswith(start)
-    assert re.fullmatch(r"fp32 cache, \d+\.\d MiB with scratch", lines[0].removeprefix(start))
+    assert re.fullmatch(r"\d+\.\d MiB fp32 cache and scratch", lines[0].removeprefix(start))
     assert lines[1:2] == ["opened in # ms"]
     assert re.fullmatch(
         r"prompt: 1 tokens, # tokens/s; generated: \d+ tokens, # tokens/s; first token: # ms; # GB/s",

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from helpers import ROOT, run
+from helpers import PROGRAMS, ROOT, run
 
 import llama
 from llama import perplexity
@@ -31,6 +31,12 @@ def test_programs_run_it_when_no_model_is_named(tmp_path, program):
     result = run(program, "-s", "1", "-t", "0", "-n", "60", cwd=cwd)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().split()[:3] == ["Once", "upon", "a"]
+
+
+def test_both_programs_tell_the_same_story():
+    """One is compiled for this machine, the other for any: no compiler's flag may change a rounding."""
+    texts = {run(program, "-t", "0", "-n", "300", cwd=ROOT).stdout for program in PROGRAMS}
+    assert len(texts) == 1
 
 
 def test_python_opens_it_when_no_path_is_given():

@@ -137,6 +137,15 @@ AVX2_INLINE void attend_avx2(const Query *queries, int32_t count, const void *ke
     for (; d < head_dim; d += 8) outputs_avx2(queries, count, inverse, values, d, head_dim, head_dim - d, 1, kv);
 }
 
+AVX2 static void store_fp16_avx2(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
+    uint16_t *to = (uint16_t *)cache + at, halves[8];
+    for (int32_t i = 0; i < n; i += 8, to += 8 * stride) {
+        __m256 values = _mm256_maskload_ps(x + i, mask_avx2(n - i));
+        _mm_storeu_si128((__m128i *)halves, _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+        for (int32_t j = 0; j < MIN(8, n - i); j++) to[j * stride] = halves[j];
+    }
+}
+
 AVX2 static void attend_fp32_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
                                   int32_t head_dim) {
     attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_FP32);

@@ -136,6 +136,14 @@ NEON_INLINE void attend_neon(const Query *queries, int32_t count, const void *ke
     for (; d < head_dim; d += 4) outputs_neon(queries, count, inverse, values, d, head_dim, head_dim - d, 1, kv);
 }
 
+static void store_fp16_neon(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
+    uint16_t *to = (uint16_t *)cache + at, halves[4];
+    for (int32_t i = 0; i < n; i += 4, to += 4 * stride) {
+        vst1_u16(halves, vreinterpret_u16_f16(vcvt_f16_f32(load_neon(x + i, n - i))));
+        for (int32_t j = 0; j < MIN(4, n - i); j++) to[j * stride] = halves[j];
+    }
+}
+
 static void attend_fp32_neon(const Query *queries, int32_t count, const void *keys, const void *values,
                              int32_t head_dim) {
     attend_neon(queries, count, keys, values, head_dim, LLAMA_KV_FP32);

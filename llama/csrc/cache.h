@@ -40,12 +40,9 @@ static void store_bf16(void *cache, int64_t at, int64_t stride, const float *x, 
     for (int32_t i = 0; i < n; i++) to[i * stride] = float_to_bf16(x[i]);
 }
 
-static void store_fp16(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
+static void store_fp16_scalar(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
     uint16_t *to = (uint16_t *)cache + at;
     for (int32_t i = 0; i < n; i++) to[i * stride] = float_to_half(x[i]);
 }
-
-static Store *const kv_store[N_KV] = {
-    [LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16};
 
 #endif

@@ -42,6 +42,7 @@ typedef struct {
     void (*rmsnorm)(float *out, const float *x, const float *weight, int32_t k, float eps);
     // h1 = silu(h1) * h3 with silu(h) = h / (1 + exp(-h)), both (n)
     void (*swiglu)(float *h1, const float *h3, int32_t n);
+    Store *store[N_KV]; // cache.h
     AttendKernel *attend[N_KV];
     // over the logits of a vocabulary: passes.h
     Extremes (*extremes)(const float *x, int32_t n);
@@ -200,6 +201,7 @@ static const Kernels kernels_scalar = {
     .quantise = quantise,
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
+    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_scalar},
     .attend = {[LLAMA_KV_FP32] = attend_fp32_scalar,
                [LLAMA_KV_BF16] = attend_bf16_scalar,
                [LLAMA_KV_FP16] = attend_fp16_scalar},

@@ -208,6 +208,7 @@ static const Kernels kernels_avx2 = {
     .quantise = quantise_avx2,
     .rmsnorm = rmsnorm_avx2,
     .swiglu = swiglu_avx2,
+    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_avx2},
     .attend = {[LLAMA_KV_FP32] = attend_fp32_avx2,
                [LLAMA_KV_BF16] = attend_bf16_avx2,
                [LLAMA_KV_FP16] = attend_fp16_avx2},

@@ -213,6 +213,7 @@ static const Kernels kernels_avx512 = {
     .quantise = quantise_avx512,
     .rmsnorm = rmsnorm_avx512,
     .swiglu = swiglu_avx512,
+    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_avx2},
     .attend = {[LLAMA_KV_FP32] = attend_fp32_avx512,
                [LLAMA_KV_BF16] = attend_bf16_avx512,
                [LLAMA_KV_FP16] = attend_fp16_avx512},
