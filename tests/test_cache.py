@@ -22,7 +22,7 @@ from llama.engine import KV
 
 FP32, BF16, FP16 = lib.LLAMA_KV_FP32, lib.LLAMA_KV_BF16, lib.LLAMA_KV_FP16
 TORCH = {BF16: torch.bfloat16, FP16: torch.float16}
-# Relative errors of the logits of a text, beside fp32 and beside a reference in float64, in which a value that lies
+# Relative errors of the logits of a text, beside fp32 and beside a reference in float64, in which a value
 # halfway between two may round to the other one.
 NEAR = {BF16: 1e-2, FP16: 1e-3}
 FLIPS = {BF16: 1e-3, FP16: 2e-4}
