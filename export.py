@@ -181,16 +181,10 @@ BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # 
 SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
-def read_tokenizer(path: Path, vocab_size: int) -> bytes:
-    """The bytes of an indexed tokenizer from a tokenizer of any kind. Raises BadInput."""
-    known = tokenizers.load(path)
-    if known.vocab_size != vocab_size:
-        raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
-    return tokenizers.to_bin(known)
-
-
-def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tuple[Path | None, bytes]:
-    """The tokenizer to put into a file: the one given, or the first in a folder that fits; none has no path.
+def tokenizer_of(
+    given: Path | None, folder: Path, vocab_size: int
+) -> tuple[tokenizers.Tokenizer | None, bytes]:
+    """The tokenizer of a model and its bytes in a v3 file: the one given, or the first in a folder that fits.
 
     Raises BadInput if those that are there do not fit.
     """
@@ -198,7 +192,11 @@ def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tuple[Pat
     problem = None
     for path in [given] if given else filter(Path.exists, beside):
         try:
-            return path, read_tokenizer(path, vocab_size)
+            known = tokenizers.load(path)
+            if known.vocab_size != vocab_size:
+                found = f"has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}"
+                raise BadInput(f"{path}: {found}")
+            return known, tokenizers.to_bin(known)
         except BadInput as error:
             problem = problem or error
     if problem:
@@ -331,8 +329,7 @@ def beside(path: Path) -> Path:
 
 def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A v3 file with its tokenizer."""
-    path, data = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
-    known = tokenizers.load(path) if path and path.suffix != ".bin" else None
+    known, data = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
     source = completed(source, known)
     extras = Extras(data, source.bos, source.stops, options.template or source.template or "none")
     wanted = (options.dtype, options.ends_dtype, extras)

@@ -22,6 +22,7 @@ from test_huggingface import Program, assert_same, llama3_tokenizer, logits_in_t
 from test_model import fresh, tokens
 
 import export
+import llama
 from export import BadInput, export_folder, open_source
 from model import Config, Llama, RopeScaling
 
@@ -194,6 +195,18 @@ def test_stop_ids_and_template_of_a_folder_are_those_of_its_tokenizer(folder, tm
     assert (source.bos, source.template) == (256, "llama3")
     assert source.stops == (257, 256 + 8, 256 + 9)  # end_of_text, eom_id, eot_id
     assert export.completed(open_source(folder), None).template == "none"
+
+
+def test_a_v3_file_of_a_llama_3_is_all_that_a_chat_needs(tmp_path):
+    config, params, _ = FAMILIES["Llama 3"]
+    folder = save(fresh(replace(config, vocab_size=512)), tmp_path / "meta", params | {"vocab_size": 512})
+    tokenizer, out = llama3_tokenizer(folder / "tokenizer.model"), tmp_path / "model.bin"
+    assert export.main([str(folder), str(out), "--dtype", "int8"]) == 0
+    data = out.read_bytes()
+    assert struct.unpack_from("<6i", data, 76) == (256, 3, 257, 264, 265, -1)
+    assert struct.unpack_from("<i", data, 116) == (2,)  # Llama 3's template
+    with llama.Llama(out) as engine:
+        assert engine.encode("hello") == tokenizer.encode("hello", bos=True)
 
 
 # --- What is refused
