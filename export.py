@@ -3,6 +3,7 @@
     python export.py out/last model.bin                            # a checkpoint of train.py as fp32, v0
     python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  # Meta's or Hugging Face's folder as v3
     python export.py out/last folder                               # for transformers
+    python export.py out/last model.gguf                           # for llama.cpp
 
 formats/ has a module for each kind of file. What is read is read tensor by tensor and never executed; what is
 written appears under its name once it is whole and on the disk.
@@ -29,6 +30,7 @@ from formats.huggingface_writer import SHARD_BYTES, TOKENIZER_FILES, usual_dtype
 from formats.meta import is_meta, open_meta
 from formats.source import Source
 from formats.v3 import MAX_STOPS, TEMPLATES, Extras
+from formats.vocabulary import Vocabulary
 from model import Config, RopeScaling
 from training.command import (
     BadInput,
@@ -46,6 +48,7 @@ __all__ = [
     "UsageError",
     "export_bin",
     "export_folder",
+    "export_gguf",
     "export_v3",
     "load_model",
     "open_source",
@@ -56,16 +59,28 @@ __all__ = [
 # --- Reading
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does, or at least says in its name that it should."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+
+
 def open_source(path: Path) -> Source:
     """A model in any format that is read, told by content. Raises BadInput, OSError.
 
-    A folder of Hugging Face or Meta, a checkpoint of train.py (a folder or its model.safetensors), or a .bin
-    file of v0, v1 or v2.
+    A folder of Hugging Face or Meta, a GGUF file, a checkpoint of train.py (a folder or its
+    model.safetensors), or a .bin file of v0, v1 or v2.
     """
     if is_huggingface(path):
         return open_huggingface(path)
     if is_meta(path):
         return open_meta(path)
+    if is_gguf(path):
+        from formats.gguf import open_gguf  # needs a library that nothing else does
+
+        return open_gguf(path)
     if path.is_file() and path.suffix == ".bin":
         return llama2c.open_bin(path)
     return open_checkpoint(path)
@@ -175,16 +190,47 @@ def export_folder(
     return Report(path, "Hugging Face", dtype, size, errors=worst_first(errors))
 
 
+def export_gguf(
+    path: StrPath,
+    source: Source,
+    dtype: str | None = None,
+    ends_dtype: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    *,
+    progress: bool = False,
+) -> Report:
+    """Writes a model as a GGUF file, which llama.cpp runs.
+
+    dtype: of the matrices of the layers: "fp32", "bf16", "int8" (Q8_0) or "int4" (Q4_0); None: bf16 if the
+    source has it, else fp32. ends_dtype: as in export_v3. vocabulary: None for a file without a tokenizer.
+    Raises UsageError, BadInput (the weights do not fit, GGUF can't hold the tokenizer, the gguf library is
+    missing), OSError; an old file is then as it was.
+    """
+    from formats.gguf import write_gguf
+
+    path, dtype = Path(path), dtype or usual_dtype(source)
+    errors = write_gguf(path, source, dtype, ends_dtype, vocabulary, progress=progress)
+    group_size = tiles.GROUP if {dtype, ends_dtype} & {"int8", "int4"} else 0
+    return Report(path, "GGUF", dtype, path.stat().st_size, group_size, worst_first(errors))
+
+
 # --- What a file holds besides the weights
 
 BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # tokenizers; {}: vocab_size
 SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
-def tokenizer_of(
-    given: Path | None, folder: Path, vocab_size: int
-) -> tuple[tokenizers.Tokenizer | None, bytes]:
-    """The tokenizer of a model and its bytes in a v3 file: the one given, or the first in a folder that fits.
+def read_tokenizer(path: Path, vocab_size: int) -> tokenizers.Tokenizer:
+    """A tokenizer of any kind that the engine can have. Raises BadInput."""
+    known = tokenizers.load(path)
+    if known.vocab_size != vocab_size:
+        raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
+    tokenizers.to_bin(known)
+    return known
+
+
+def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
+    """The tokenizer to put into a file: the one given, or the first in a folder that fits, None for none.
 
     Raises BadInput if those that are there do not fit.
     """
@@ -192,16 +238,21 @@ def tokenizer_of(
     problem = None
     for path in [given] if given else filter(Path.exists, beside):
         try:
-            known = tokenizers.load(path)
-            if known.vocab_size != vocab_size:
-                found = f"has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}"
-                raise BadInput(f"{path}: {found}")
-            return known, tokenizers.to_bin(known)
+            return read_tokenizer(path, vocab_size)
         except BadInput as error:
             problem = problem or error
     if problem:
         raise problem
-    return None, b""
+    return None
+
+
+def vocabulary_in(source: Source) -> Vocabulary | None:
+    """The tokenizer in the file of a model itself, None if it has none. Raises BadInput."""
+    vocabulary = source.vocabulary()
+    if vocabulary and len(vocabulary) != source.config.vocab_size:
+        found = f"has {len(vocabulary)} tokens, the model's vocab_size = {source.config.vocab_size}"
+        raise BadInput(f"{source.name}: {found}")
+    return vocabulary
 
 
 def tokenizer_files(given: Path | None, folder: Path) -> dict[str, Path]:
@@ -229,6 +280,22 @@ def completed(source: Source, tokenizer: tokenizers.Tokenizer | None) -> Source:
     )
 
 
+def beside(path: Path) -> Path:
+    """The folder in which the tokenizer of a model is looked for."""
+    return path if path.is_dir() else path.parent
+
+
+def with_text(options: argparse.Namespace, source: Source) -> tuple[Source, Vocabulary | None]:
+    """The tokens to put into a file, and the source with what they and the command line say of texts."""
+    vocabulary = None if options.tokenizer else vocabulary_in(source)
+    known = None
+    if vocabulary is None:
+        known = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
+        vocabulary = known.vocabulary if known else None
+    source = completed(source, known if known and known.path.suffix != ".bin" else None)
+    return dataclasses.replace(source, template=options.template or source.template), vocabulary
+
+
 def changed(source: Source, options: argparse.Namespace) -> Source:
     """The source, with what the command line says about its configuration. Raises UsageError."""
     config: dict[str, Any] = {}
@@ -247,7 +314,7 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
 
 # --- The program
 
-HELP = """Write a model as a file for the engine, or as a folder for transformers.
+HELP = """Write a model as a file for the engine or llama.cpp, or as a folder for transformers.
 
   python export.py out/last model.bin                            fp32, version 0, as llama2.c reads it
   python export.py out/last model.bin --version 3                fp32, with the tokenizer inside
@@ -256,12 +323,20 @@ HELP = """Write a model as a file for the engine, or as a folder for transformer
   python export.py out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
   python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
   python export.py stories15M.bin small.bin --dtype int8         from v0, v1, v2, and tokenizer.bin beside it
+  python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
   python export.py out/last folder                               for transformers, vLLM and their like
+  python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
   ./run model.bin                                                what it is for"""
 
 VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
 FOLDER_DTYPES = ("fp32", "bf16")
-FOR = {"ends_dtype": ("v3",), "template": ("v3",), "tokenizer": ("v3", "folder"), "group_size": ("v2",)}
+FOR = {
+    "ends_dtype": ("v3", "gguf"),
+    "template": ("v3", "gguf"),
+    "tokenizer": ("v3", "gguf", "folder"),
+    "group_size": ("v2",),
+}
+WRITTEN = {"gguf": "OUT.gguf", "folder": "folder", "v2": "--version 2", "v3": "--version 3"}
 WORST_SHOWN = 3  # tensors with the largest errors
 
 
@@ -277,10 +352,14 @@ def describe(report: Report, seconds: float) -> str:
 
 def settle(options: argparse.Namespace, parser: Parser) -> None:
     """Fills in format, version and dtype, and ends the program where options contradict each other."""
-    if options.out.suffix != ".bin":
+    if options.out.suffix == ".gguf":
+        options.format = "gguf"
+        if options.version is not None:
+            parser.error(f"--version is for OUT.bin, OUT = {options.out}")
+    elif options.out.suffix != ".bin":
         options.format = "folder"
         if options.version is not None or options.dtype not in (None, *FOLDER_DTYPES):
-            parser.error(f"--version and other types than fp32 and bf16 are for OUT.bin, OUT = {options.out}")
+            parser.error(f"--version and other types than fp32 and bf16 are for files, OUT = {options.out}")
     else:
         options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
         if options.version is None:
@@ -291,25 +370,31 @@ def settle(options: argparse.Namespace, parser: Parser) -> None:
         options.format = f"v{options.version}"
     for name, formats in FOR.items():
         if getattr(options, name) is not None and options.format not in formats:
-            wanted = " and ".join(form.replace("v", "--version ") for form in formats)
+            wanted = " and ".join(WRITTEN[form] for form in formats)
             parser.error(f"--{name.replace('_', '-')} is for {wanted}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command line, with format, version and type settled."""
     parser = Parser(description=HELP)
-    source = "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, or a .bin"
+    source = "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin"
     parser.add_argument("source", type=Path, metavar="MODEL", help=source)
     parser.add_argument(
-        "out", type=Path, metavar="OUT", help="OUT.bin, or else a new folder for transformers"
+        "out", type=Path, metavar="OUT", help="OUT.bin, OUT.gguf, or else a new folder for transformers"
     )
     group = parser.add_argument_group("what is written")
     group.add_argument("--version", type=int, choices=(0, 1, 2, 3), help="of OUT.bin (0 for fp32, else 3)")
-    group.add_argument("--dtype", choices=VERSIONS, help="of the weights (fp32; int8 for version 2)")
+    group.add_argument(
+        "--dtype",
+        choices=VERSIONS,
+        help="of the weights (OUT.bin: fp32, int8 for version 2; else as in MODEL, bf16 or fp32)",
+    )
     group.add_argument("--ends-dtype", choices=VERSIONS, help="of embedding and classifier")
     group.add_argument("--group-size", type=int, metavar="N", help="weights with one scale in v2 (64)")
-    group.add_argument("--tokenizer", type=Path, metavar="FILE", help="to put into it (that beside MODEL)")
-    group.add_argument("--template", choices=TEMPLATES, help="of chats in v3 (what MODEL says)")
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="to put into it (that in or beside MODEL)"
+    )
+    group.add_argument("--template", choices=TEMPLATES, help="of chats (what MODEL says)")
     group.add_argument("--force", action="store_true", help="drop what the format can't hold")
     group = parser.add_argument_group("what MODEL does not say, or says wrong")
     group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
@@ -322,18 +407,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def beside(path: Path) -> Path:
-    """The folder in which the tokenizer of a model is looked for."""
-    return path if path.is_dir() else path.parent
-
-
 def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A v3 file with its tokenizer."""
-    known, data = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
-    source = completed(source, known)
-    extras = Extras(data, source.bos, source.stops, options.template or source.template or "none")
+    source, vocabulary = with_text(options, source)
+    data = vocabulary.indexed if vocabulary else b""
+    extras = Extras(data, source.bos, source.stops, source.template or "none")
     wanted = (options.dtype, options.ends_dtype, extras)
     return export_v3(options.out, source.config, source.tensors, *wanted, name=source.name, progress=progress)
+
+
+def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A GGUF file with its tokenizer."""
+    source, vocabulary = with_text(options, source)
+    wanted = (options.dtype, options.ends_dtype, vocabulary)
+    return export_gguf(options.out, source, *wanted, progress=progress)
 
 
 def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
@@ -360,6 +447,8 @@ def export(options: argparse.Namespace) -> None:
         raise UsageError(f"{options.out}: is the model itself")
     if options.format == "folder":
         report = export_to_folder(options, source, progress)
+    elif options.format == "gguf":
+        report = export_to_gguf(options, source, progress)
     elif options.format == "v3":
         report = export_to_v3(options, source, progress)
     else:

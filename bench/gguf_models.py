@@ -10,8 +10,8 @@ from pathlib import Path
 from bench.models import RandomWeights, write_tokenizer
 from bench.shapes import TYPES, Shape
 from formats import gguf
-from formats.gguf_vocabulary import from_bin
 from formats.source import Source
+from formats.vocabulary import read_llama2c
 from model import Config
 
 
@@ -19,7 +19,7 @@ def write_gguf(folder: Path, shape: Shape, kind: str) -> Path:
     """A random model with the weights of write_bin, in a file of its own."""
     config, path, tokenizer = Config(**shape), folder / f"{kind}.gguf", folder / "tokenizer.bin"
     write_tokenizer(tokenizer, config.vocab_size)
-    vocabulary = from_bin(tokenizer, tokenizer.read_bytes())
+    vocabulary = read_llama2c(tokenizer, tokenizer.read_bytes())
     dtype = TYPES[kind].dtype
     gguf.write_gguf(path, Source("random weights", config, RandomWeights(config)), dtype, dtype, vocabulary)
     return path

@@ -9,9 +9,7 @@ Left out on purpose: files in several parts (llama.cpp's gguf-split joins them),
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from formats import gguf_vocabulary as vocabularies
 from formats.gguf_file import GgufFile, Type, gguf, tensor_bytes
-from formats.gguf_vocabulary import Vocabulary, add_vocabulary, find_vocabulary
 from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
 from formats.tiles import CHUNK_VALUES, Errors
+from formats.vocabulary import Vocabulary
 from model import Config, RopeScaling, rope_frequencies
-from training.command import BadInput, UsageError, written_aside
+from training.command import BadInput, UsageError, check_room, written_aside
 
 ROPE_FACTORS = "rope_freqs.weight"
 FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
@@ -163,14 +162,17 @@ def open_gguf(path: Path) -> Source:
     except RuntimeError as error:  # larger than any memory
         raise BadInput(f"{path}: {error}") from None
     problems = list(tensor_problems(file, {names[name]: shape for name, shape in shapes.items()}))
-    source = Source(str(path), config, GgufTensors(file, names))
+    source = Source(
+        str(path),
+        config,
+        GgufTensors(file, names),
+        bos=vocabularies.find_ends(file)[0],
+        stops=vocabularies.find_stops(file),
+        template=vocabularies.find_template(file),
+        vocabulary=lambda: vocabularies.find_vocabulary(file),
+    )
     refuse(source, problems)
     return source
-
-
-def read_vocabulary(path: Path) -> Vocabulary | None:
-    """The tokenizer in a GGUF file, None where there is none. Raises BadInput, OSError."""
-    return find_vocabulary(GgufFile(path))
 
 
 # --- Writing
@@ -304,10 +306,19 @@ def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: boo
     return {entry.name: errors[entry.name] for entry in entries if entry.kind != Type.F32}
 
 
-def check_space(path: Path, needed: int) -> None:
-    """Raises OSError if so many bytes do not fit beside path."""
-    if (free := shutil.disk_usage(path.parent).free) < needed:
-        raise OSError(errno.ENOSPC, f"needs {needed:,} bytes, free are {free:,}", str(path))
+def checked_vocabulary(source: Source, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary, with BOS and EOS as the source has them. Raises BadInput where GGUF can't hold it."""
+    eos = source.stops[0] if source.stops and vocabulary.eos < 0 else vocabulary.eos
+    vocabulary = replace(vocabulary, bos=source.bos if source.bos >= 0 else vocabulary.bos, eos=eos)
+    others = vocabularies.other_stops(vocabulary, source.stops)
+    if len(vocabulary) != source.config.vocab_size:
+        found = f"has {len(vocabulary)} tokens, the model's vocab_size = {source.config.vocab_size}"
+        refuse(source, [f"the tokenizer {found}"])
+    if problem := vocabularies.problem_of(vocabulary):
+        refuse(source, [f"GGUF can't hold the tokenizer: {problem}"])
+    if len(others) > 2:
+        refuse(source, [f"ids that end a text = {others}, allowed are two besides EOS and Llama 3's"])
+    return vocabulary
 
 
 def write_gguf(
@@ -323,7 +334,8 @@ def write_gguf(
 
     dtype: of the matrices of the layers: "fp32", "fp16", "bf16", "int8" (Q8_0) or "int4" (Q4_0); F16 where
     rows are not whole blocks. ends_dtype: of embedding and classifier; None: int8 for int4, else dtype.
-    vocabulary: None for a model that knows no text. progress: show a bar on standard error.
+    vocabulary: None for a model that knows no text; where texts begin and end and the template of chats are
+    the source's. progress: show a bar on standard error.
     Raises UsageError, BadInput (weights or vocabulary do not fit), OSError; an old file is then as it was.
     """
     ends_dtype = ends_dtype or ("int8" if dtype == "int4" else dtype)
@@ -331,16 +343,17 @@ def write_gguf(
         raise UsageError(f"dtype = {unknown.pop()}, allowed {', '.join(TYPES)}")
     config = source.config
     refuse(source, name_problems(source, tensor_shapes(config)))
-    if vocabulary and len(vocabulary.tokens) != config.vocab_size:
-        found = f"the vocabulary has {len(vocabulary.tokens)} tokens"
-        refuse(source, [f"{found}, the model's vocab_size = {config.vocab_size}"])
     entries = plan(config, dtype, ends_dtype)
     writer = gguf.GGUFWriter(None, "llama")
     add_model(writer, path.stem, dtype)
     add_config(writer, config)
-    add_vocabulary(writer, vocabulary)
+    if vocabulary:
+        checked = checked_vocabulary(source, vocabulary)
+        vocabularies.add_vocabulary(writer, checked, source.template or "none", source.stops)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     with written_aside(path) as scratch:
-        check_space(path.resolve(), sum(entry.aligned_bytes for entry in entries))
+        check_room(path, sum(entry.aligned_bytes for entry in entries))
         write_head(scratch, writer, entries)
         with scratch.open("ab") as file:
             return write_tensors(file, source, entries, progress)

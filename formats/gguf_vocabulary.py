@@ -1,137 +1,50 @@
 """The tokenizer in a GGUF file, of the two kinds that Llamas have.
 
-"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space; what a tokenizer.bin
-holds. "gpt2" with the splits "llama-bpe" is Llama 3's: tokens spelt in GPT-2's alphabet, a letter for each
-byte, and merges.
+"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space. "gpt2" is byte-level:
+tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
 """
 
 from __future__ import annotations
 
-import re
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 
-import tokenizer as tokenizers
+from formats import vocabulary as tokens
 from formats.gguf_file import GgufFile, gguf
-from formats.vocabulary import count_bin
-from tokenizer import Tokenizer
+from formats.source import template_kind
+from formats.tokenizer_json import (
+    BYTE_NAMES,
+    BYTE_OF,
+    merging_by,
+    piece_bytes,
+    read_merges,
+    refuse,
+    require_bytes,
+)
+from formats.vocabulary import Vocabulary, text_ids
 from training.command import BadInput
 
 Keys, TokenType = gguf.Keys.Tokenizer, gguf.TokenType
-SPACE, UNKNOWN, BOS, EOS = "\u2581", "<unk>", "<s>", "</s>"
-SPLITS = ("llama-bpe", "llama3", "llama-v3")  # names of Llama 3's pattern
-STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
+SPACE = "\u2581"
+LETTERS = {byte: letter for letter, byte in BYTE_OF.items()}  # GPT-2's alphabet
+SPLITS = {  # llama.cpp's names of the patterns; the first is written
+    tokens.LLAMA3: ("llama-bpe", "llama3", "llama-v3"),
+    tokens.GPT2: ("gpt-2",),
+    tokens.GPT2_DIGITS: ("smollm",),
+}
+PATTERNS = {name: pattern for pattern, names in SPLITS.items() for name in names}
+STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3; llama.cpp knows them by name
+TYPES = {
+    TokenType.NORMAL: tokens.TEXT,
+    TokenType.UNKNOWN: tokens.UNKNOWN,
+    TokenType.CONTROL: tokens.CONTROL,
+    TokenType.USER_DEFINED: tokens.USER,
+    TokenType.BYTE: tokens.BYTE,
+    TokenType.UNUSED: tokens.CONTROL,  # no text means it
+}
+TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != TokenType.UNUSED}
 
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """A tokenizer as a file has it.
-
-    kind: "llama" or "gpt2". types: of the tokens, by gguf.TokenType. scores: of "llama". merges: of "gpt2",
-    two tokens with a space between, the first merge first. bos, eos: -1 where there is none. stops: ids that
-    end a text besides EOS. template: of chats, "none", "llama2" or "llama3".
-    """
-
-    kind: str
-    tokens: list[str]
-    types: list[int]
-    scores: list[float] = field(default_factory=list)
-    merges: list[str] = field(default_factory=list)
-    bos: int = -1
-    eos: int = -1
-    stops: tuple[int, ...] = ()
-    template: str = "none"
-
-
-# --- sentencepiece: tokenizer.bin and tokenizer.model
-
-
-def piece_type(piece: str) -> TokenType:
-    """The type of a piece of a tokenizer.bin, which says no more than its name."""
-    if piece.strip("\n") in (BOS, EOS):
-        return TokenType.CONTROL
-    if re.fullmatch("<0x[0-9A-F]{2}>", piece):
-        return TokenType.BYTE
-    return TokenType.UNKNOWN if piece == UNKNOWN else TokenType.NORMAL
-
-
-def from_bin(path: Path, data: bytes) -> Vocabulary:
-    """A vocabulary from the bytes of a tokenizer.bin. path: for messages. Raises BadInput."""
-    tokens, types, scores, at = [], [], [], 4
-    for n in range(count_bin(path, data)):
-        score, length = struct.unpack_from("<fi", data, at)
-        try:
-            piece = data[at + 8 : at + 8 + length].decode()
-        except UnicodeDecodeError:
-            raise BadInput(f"{path}: token {n} is not UTF-8, allowed is nothing else in GGUF") from None
-        types.append(piece_type(piece))
-        tokens.append(piece.strip("\n") if types[-1] == TokenType.CONTROL else piece.replace(" ", SPACE))
-        scores.append(score)
-        at += 8 + length
-    bos, eos = (tokens.index(name) if name in tokens else -1 for name in (BOS, EOS))
-    return Vocabulary("llama", tokens, types, scores, bos=bos, eos=eos)
-
-
-def from_sentencepiece(tokenizer: Tokenizer) -> Vocabulary:
-    """A vocabulary from a sentencepiece model, which knows the type of every piece. Raises BadInput."""
-    vocabulary, sp = from_bin(tokenizer.path, tokenizers.to_llama2c_bin(tokenizer)), tokenizer.model
-    tests = {
-        TokenType.UNKNOWN: sp.is_unknown,
-        TokenType.CONTROL: sp.is_control,
-        TokenType.BYTE: sp.is_byte,
-        TokenType.UNUSED: sp.is_unused,
-    }
-    types = [
-        next((kind for kind, is_kind in tests.items() if is_kind(i)), TokenType.NORMAL)
-        for i in range(sp.vocab_size())
-    ]
-    return replace(vocabulary, types=types)
-
-
-def to_bin(vocabulary: Vocabulary) -> bytes:
-    """The bytes of a tokenizer.bin, from a vocabulary of kind "llama"."""
-    names = {i: UNKNOWN for i, kind in enumerate(vocabulary.types) if kind == TokenType.UNKNOWN}
-    names |= {vocabulary.bos: f"\n{BOS}\n", vocabulary.eos: f"\n{EOS}\n"}
-    pieces = [names.get(i, token.replace(SPACE, " ")).encode() for i, token in enumerate(vocabulary.tokens)]
-    pairs = zip(vocabulary.scores, pieces, strict=True)
-    records = (struct.pack("<fi", score, len(piece)) + piece for score, piece in pairs)
-    return struct.pack("<I", max(map(len, pieces))) + b"".join(records)
-
-
-# --- Byte pairs
-
-
-def byte_letters() -> list[str]:
-    """GPT-2's alphabet: a letter for each byte, its own in Latin-1 where that is visible."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
-
-
-def from_ranks(ranks: Mapping[bytes, int], special: Mapping[str, int]) -> Vocabulary:
-    """A vocabulary from the ranks of a Llama 3 and the special tokens that follow them.
-
-    Two neighbours merge if together they are a token, that of the lowest rank first: so all ways to cut a
-    token in two are merges, with its rank.
-    """
-    letters, eos = byte_letters(), special.get("<|end_of_text|>", -1)
-    ordered, names = sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__)
-    spelt = {token: "".join(letters[byte] for byte in token) for token in ordered}
-    cuts = ((token[:i], token[i:]) for token in ordered for i in range(1, len(token)))
-    return Vocabulary(
-        "gpt2",
-        [*spelt.values(), *names],
-        [TokenType.NORMAL] * len(spelt) + [TokenType.CONTROL] * len(names),
-        merges=[f"{spelt[a]} {spelt[b]}" for a, b in cuts if a in ranks and b in ranks],
-        bos=special.get("<|begin_of_text|>", -1),
-        eos=eos,
-        stops=tuple(sorted(special[name] for name in STOPS if special.get(name, eos) != eos)),
-    )
-
-
-# --- In the file
+# --- Writing
 
 LLAMA2 = """\
 {%- set system = '' -%}
@@ -160,69 +73,196 @@ LLAMA3 = """\
 TEMPLATES = {"llama2": LLAMA2, "llama3": LLAMA3}  # Jinja, as llama.cpp and its users render them
 
 
-def template_of(text: str) -> str:
-    """Which template a file's Jinja is, by what only that one writes."""
-    if "<|start_header_id|>" in text:
-        return "llama3"
-    return "llama2" if "[INST]" in text and "<<SYS>>" in text else "none"
+def spelt(kind: int, piece: bytes, of: int) -> str:
+    """A token of a type as a file spells it. Raises UnicodeDecodeError."""
+    if of == tokens.BYTE:
+        return f"<0x{piece[0]:02X}>"
+    if of != tokens.TEXT:
+        return piece.decode()
+    if kind == tokens.BYTES:
+        return "".join(LETTERS[byte] for byte in piece)
+    return piece.decode().replace(" ", SPACE)
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | None) -> None:
-    """Adds the keys of a vocabulary to a file that is to be written. None: it gets none."""
-    if vocabulary is None:
-        return writer.add_tokenizer_model("no_vocab")
-    writer.add_tokenizer_model(vocabulary.kind)
-    writer.add_tokenizer_pre("default" if vocabulary.kind == "llama" else SPLITS[0])
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.kind == "llama":
-        writer.add_token_scores(vocabulary.scores)
-        writer.add_add_space_prefix(True)
-    else:
-        writer.add_token_merges(vocabulary.merges)
-    if vocabulary.bos >= 0:
-        writer.add_bos_token_id(vocabulary.bos)
-    if vocabulary.eos >= 0:
-        writer.add_eos_token_id(vocabulary.eos)
-    writer.add_add_bos_token(vocabulary.bos >= 0)
-    writer.add_add_eos_token(False)
-    if vocabulary.template in TEMPLATES:
-        writer.add_chat_template(TEMPLATES[vocabulary.template])
+def cuts(piece: bytes) -> Iterator[int]:
+    """Where a piece can be cut in two, in an order for pairs that are to merge as any two tokens do.
+
+    Of x y z, where x y and y z are the same piece, the left pair is to merge: it comes first. (If the piece
+    is x y and y x, as of spaces alone, that is not always to be had.)
+    """
+    n = len(piece)
+    for at in range(1, n // 2 + 1):
+        both = {at: None, n - at: None}
+        yield from sorted(both, key=lambda at: not piece.startswith(piece[at:]))
+
+
+def merges_of(vocabulary: Vocabulary) -> list[str]:
+    """The pairs that merge, the first first, of a byte-level vocabulary."""
+    pairs, text = vocabulary.merges, text_ids(vocabulary)
+    if pairs is None:
+        made = sorted(text, key=lambda piece: -vocabulary.scores[text[piece]])
+        parts = ((piece[:at], piece[at:]) for piece in made for at in cuts(piece))
+        pairs = [(left, right) for left, right in parts if left in text and right in text]
+    return [" ".join(spelt(tokens.BYTES, part, tokens.TEXT) for part in pair) for pair in pairs]
+
+
+def pieces_problem(vocabulary: Vocabulary) -> str | None:
+    """What of the tokens themselves GGUF can't hold, None for nothing."""
+    v = vocabulary
+    for i, (piece, of) in enumerate(zip(v.pieces, v.types, strict=True)):
+        try:
+            spelt(v.kind, piece, of)
+        except UnicodeDecodeError:
+            return f"token {i} = {piece!r}, allowed is UTF-8"
+    if v.kind == tokens.CHARACTERS and (known := v.types.count(tokens.BYTE)) < 256:
+        return f"byte tokens = {known}, allowed all 256"
     return None
 
 
-def find_stops(file: GgufFile, tokens: list[str], eos: int) -> tuple[int, ...]:
-    """Ids that end a text besides EOS: those with a key of their own, and Llama 3's by name."""
-    stops = {file.one(key, int, -1) for key in (Keys.EOT_ID, Keys.EOM_ID)}
-    stops |= {tokens.index(name) for name in STOPS if name in tokens}
-    return tuple(sorted(token for token in stops - {eos} if 0 <= token < len(tokens)))
+def problem_of(vocabulary: Vocabulary) -> str | None:
+    """What GGUF, as llama.cpp reads it, can't hold of a vocabulary: field, found, allowed. None: nothing."""
+    v, flags = vocabulary, vocabulary.flags & ~tokens.USER_FIRST
+    if v.eos < 0:  # llama.cpp has one for such a file
+        return f"eos = {v.eos}, allowed is one of its tokens"
+    if v.kind == tokens.BYTES:
+        if v.pattern not in SPLITS:
+            return f"pattern = {v.pattern}, allowed {', '.join(map(str, SPLITS))}"
+        if flags != (allowed := tokens.WHOLE_WORDS if v.pattern == tokens.LLAMA3 else 0):
+            return f"flags = {flags}, allowed {allowed} with pattern {v.pattern}"
+    elif v.merges is not None:
+        return "merges = a list of pairs, allowed are scores"
+    elif flags not in (0, tokens.SENTENCEPIECE):
+        return f"flags = {flags}, allowed 0 and {tokens.SENTENCEPIECE}"
+    elif tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
+        return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
+    return pieces_problem(v)
+
+
+def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
+    """Ids that end a text which llama.cpp does not know by themselves."""
+    known = {vocabulary.special.get(name) for name in STOPS} | {vocabulary.eos}
+    return [token for token in stops if token not in known]
+
+
+def add_vocabulary(
+    writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str = "none", stops: tuple[int, ...] = ()
+) -> None:
+    """Adds the keys of a vocabulary to a file that is to be written.
+
+    vocabulary: one without a problem_of. template: of chats. stops: ids that end a text, at most two of them
+    other_stops.
+    """
+    v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
+    writer.add_tokenizer_model("gpt2" if byte_level else "llama")
+    writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
+    writer.add_token_list([spelt(v.kind, *token) for token in zip(v.pieces, v.types, strict=True)])
+    writer.add_token_types([TYPES_WRITTEN[of] for of in v.types])
+    if byte_level:
+        writer.add_token_merges(merges_of(v))
+    else:
+        writer.add_token_scores(list(v.scores))
+        writer.add_add_space_prefix(bool(v.flags & tokens.PREFIX))
+    ids = {Keys.BOS_ID: v.bos, Keys.EOS_ID: v.eos, Keys.UNK_ID: v.unknown}
+    ids |= zip((Keys.EOT_ID, Keys.EOM_ID), other_stops(v, stops), strict=False)
+    for key, token in ids.items():
+        if token >= 0:
+            writer.add_uint32(key, token)
+    writer.add_add_bos_token(v.bos >= 0)
+    writer.add_add_eos_token(False)
+    if template in TEMPLATES:
+        writer.add_chat_template(TEMPLATES[template])
+
+
+# --- Reading
+
+
+def has_vocabulary(file: GgufFile) -> bool:
+    return file.one(Keys.MODEL, str, "none") not in ("none", "no_vocab")
+
+
+def token_names(file: GgufFile) -> list[str]:
+    """The tokens as the file spells them. Raises BadInput."""
+    return file.many(Keys.LIST, str) if has_vocabulary(file) else []
+
+
+def find_id(file: GgufFile, key: str, usual: int = -1) -> int:
+    """The id of a token that has a key, -1 for none. usual: where the file does not say. Raises BadInput."""
+    n = len(token_names(file))
+    if file.get(key) is None:
+        return usual if usual < n else -1
+    if not 0 <= (found := file.one(key, int)) < n:
+        raise file.wrong(key, f"0 to {n - 1}")
+    return found
+
+
+def find_ends(file: GgufFile) -> tuple[int, int]:
+    """BOS and EOS, -1 where there is none. Raises BadInput."""
+    bos, eos = (1, 2) if file.get(Keys.MODEL) == "llama" else (-1, -1)  # as in llama.cpp
+    if not file.get(Keys.ADD_BOS, True):
+        bos = -1
+    return find_id(file, Keys.BOS_ID, bos), find_id(file, Keys.EOS_ID, eos)
+
+
+def find_stops(file: GgufFile) -> tuple[int, ...]:
+    """Ids that end a text: EOS, those with a key of their own, and Llama 3's by name. Raises BadInput."""
+    ids, names = {name: i for i, name in enumerate(token_names(file))}, (Keys.EOT_ID, Keys.EOM_ID)
+    stops = [find_ends(file)[1], *(find_id(file, key) for key in names), *map(ids.get, STOPS)]
+    return tuple(dict.fromkeys(token for token in stops if token is not None and token >= 0))
+
+
+def find_template(file: GgufFile) -> str:
+    """The kind of chat template that a file holds."""
+    return template_kind(file.one(Keys.CHAT_TEMPLATE, str, ""))
+
+
+def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int]]:
+    """What each token prints, or its name, and its type. Raises BadInput."""
+    names = token_names(file)
+    types, pieces = [], []
+    for name, of in zip(names, file.many(Keys.TOKEN_TYPE, int, len(names)), strict=True):
+        if of not in TYPES:
+            raise BadInput(f"{file.path}: {Keys.TOKEN_TYPE} = {of} of {name!r:.80}, allowed 1 to 6")
+        if of == TokenType.BYTE and name not in BYTE_NAMES:
+            refuse(file.path, Keys.LIST, name, "<0x00> to <0xFF> for bytes")
+        types.append(TYPES[TokenType(of)])
+        if types[-1] == tokens.TEXT:
+            pieces.append(piece_bytes(file.path, name, byte_level, Keys.LIST))
+        else:
+            pieces.append(bytes([BYTE_NAMES[name]]) if types[-1] == tokens.BYTE else name.encode())
+    require_bytes(file.path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, Keys.LIST)
+    return pieces, types
+
+
+def read_sentencepiece(file: GgufFile) -> Vocabulary:
+    """A vocabulary of kind "llama". Raises BadInput."""
+    if (prefix := file.get(Keys.ADD_PREFIX, True)) not in (True, False):
+        raise file.wrong(Keys.ADD_PREFIX, "True and False")
+    scores = file.many(Keys.SCORES, float, len(token_names(file)))
+    pieces, types = read_pieces(file, False)
+    flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
+    ids = (*find_ends(file), find_id(file, Keys.UNK_ID))
+    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+
+
+def read_byte_level(file: GgufFile) -> Vocabulary:
+    """A vocabulary of kind "gpt2". Raises BadInput."""
+    splits = file.one(Keys.PRE, str, "default")
+    if splits not in PATTERNS:
+        raise file.wrong(Keys.PRE, " and ".join(map(repr, PATTERNS)))
+    pieces, types = read_pieces(file, True)
+    flags = tokens.WHOLE_WORDS if PATTERNS[splits] == tokens.LLAMA3 else 0
+    text = {name: of == tokens.TEXT for name, of in zip(token_names(file), types, strict=True)}
+    special = {name for name, is_text in text.items() if not is_text}
+    merges = read_merges(file.path, file.many(Keys.MERGES, str), text, special, True, Keys.MERGES)
+    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file))
+    return merging_by(replace(vocabulary, pattern=PATTERNS[splits], flags=flags), merges)
 
 
 def find_vocabulary(file: GgufFile) -> Vocabulary | None:
     """The vocabulary of a file, None where there is none. Raises BadInput."""
-    kind, splits = file.one(Keys.MODEL, str, "none"), file.one(Keys.PRE, str, "default")
-    if kind in ("none", "no_vocab"):
+    if not has_vocabulary(file):
         return None
-    if kind not in ("llama", "gpt2"):
+    read = {"llama": read_sentencepiece, "gpt2": read_byte_level}.get(file.one(Keys.MODEL, str))
+    if read is None:
         raise file.wrong(Keys.MODEL, "'llama' and 'gpt2'")
-    if kind == "gpt2" and splits not in SPLITS:
-        raise file.wrong(Keys.PRE, " and ".join(map(repr, SPLITS)))
-    if kind == "llama" and not file.get(Keys.ADD_PREFIX, True):
-        raise file.wrong(Keys.ADD_PREFIX, "True")
-    tokens = file.many(Keys.LIST, str)
-    usual = {Keys.BOS_ID: 1, Keys.EOS_ID: 2} if kind == "llama" else {Keys.BOS_ID: -1, Keys.EOS_ID: -1}
-    bos, eos = (file.one(key, int, token) for key, token in usual.items())
-    for key, token in zip(usual, (bos, eos), strict=True):
-        if not -1 <= token < len(tokens):
-            raise file.wrong(key, f"0 to {len(tokens) - 1}")
-    return Vocabulary(
-        kind,
-        tokens,
-        types=file.many(Keys.TOKEN_TYPE, int, len(tokens)),
-        scores=file.many(Keys.SCORES, float, len(tokens)) if kind == "llama" else [],
-        merges=file.many(Keys.MERGES, str) if kind == "gpt2" else [],
-        bos=bos,
-        eos=eos,
-        stops=find_stops(file, tokens, eos),
-        template=template_of(file.one(Keys.CHAT_TEMPLATE, str, "")),
-    )
+    return read(file)

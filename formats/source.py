@@ -6,13 +6,14 @@ at a time, and the input is never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from formats.vocabulary import Vocabulary
 from model import Config, Llama
 from training.command import BadInput
 
@@ -37,7 +38,8 @@ class Source:
 
     name: what messages call it. The rest is what the files say besides the weights. bos: the id that begins
     a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
-    "llama3"); None: that of the tokenizer's family.
+    "llama3"); None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
+    None if there is none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source:
     bos: int = -1
     stops: tuple[int, ...] = ()
     template: str | None = "none"
+    vocabulary: Callable[[], Vocabulary | None] = lambda: None
 
 
 def checked_config(name: str, **fields: Any) -> Config:

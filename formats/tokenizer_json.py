@@ -12,7 +12,8 @@ A special token that is matched in normalised text ("normalized": true) is match
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,16 +134,23 @@ BYTE_OF = byte_characters()
 BYTE_NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
-def piece_bytes(path: Path, piece: str, byte_level: bool) -> bytes:
-    """What a piece spells. Raises BadInput."""
+def piece_bytes(path: Path, piece: str, byte_level: bool, field: str = "model.vocab") -> bytes:
+    """What a piece spells. field: what messages call the list of pieces. Raises BadInput."""
     if not byte_level:
         if " " in piece:
-            refuse(path, "model.vocab", piece, "pieces that write a space as \u2581")
+            refuse(path, field, piece, "pieces that write a space as \u2581")
         return piece.replace(SPACE, " ").encode()
     try:
         return bytes([BYTE_OF[c] for c in piece])
     except KeyError:
-        return refuse(path, "model.vocab", piece, "byte-level pieces")
+        return refuse(path, field, piece, "byte-level pieces")
+
+
+def require_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int], kind: int, field: str) -> None:
+    """Refuses a vocabulary without a token of a type for each byte: some text had none. Raises BadInput."""
+    found = {piece for piece, of in zip(pieces, types, strict=True) if of == kind and len(piece) == 1}
+    if missing := 256 - len(found):
+        refuse(path, field, f"{missing} bytes without a token", "a token for each of the 256 bytes")
 
 
 def read_tokens(path: Path, data: dict[str, Any], byte_level: bool) -> tuple[list[bytes], list[int]]:
@@ -163,11 +171,7 @@ def read_tokens(path: Path, data: dict[str, Any], byte_level: bool) -> tuple[lis
         is_byte = not byte_level and piece in BYTE_NAMES
         pieces[i] = bytes([BYTE_NAMES[piece]]) if is_byte else piece_bytes(path, piece, byte_level)
         types[i] = tokens.BYTE if is_byte else tokens.TEXT
-    kind = tokens.TEXT if byte_level else tokens.BYTE
-    if found := 256 - len(
-        {piece for piece, of in zip(pieces, types, strict=True) if of == kind and len(piece) == 1}
-    ):
-        refuse(path, "model.vocab", f"{found} bytes without a token", "a token for each of the 256 bytes")
+    require_bytes(path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, "model.vocab")
     return pieces, types
 
 
@@ -234,29 +238,45 @@ def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], b
     return True
 
 
-def read_merges(path: Path, data: dict[str, Any], byte_level: bool) -> list[tuple[bytes, bytes]]:
+def read_merges(
+    path: Path,
+    merges: Sequence[str | Sequence[str]],
+    vocab: Collection[str],
+    names: Set[str],
+    byte_level: bool,
+    field: str = "model.merges",
+) -> list[tuple[bytes, bytes]]:
     """The list of pairs, in either of its forms: "a b", or ["a", "b"]. Raises BadInput.
 
-    A pair that makes a special token is left out: its name in a text is text.
+    vocab: all pieces. names: of special tokens. A pair that makes one is left out: its name in a text is
+    text.
     """
-    vocab, merges = data["model"]["vocab"], []
-    names = {token["content"] for token in data.get("added_tokens") or []}
-    for merge in data["model"]["merges"]:
+    pairs = []
+    for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
         made = (*parts, "".join(parts))
         if len(made) != 3 or any(
             part not in vocab or (part in BYTE_NAMES and not byte_level) for part in made
         ):
-            refuse(path, "model.merges", merge, "two tokens that make one")
+            refuse(path, field, merge, "two tokens that make one")
         if names.isdisjoint(made):
             left, right = (piece_bytes(path, part, byte_level) for part in parts)
-            merges.append((left, right))
-    return merges
+            pairs.append((left, right))
+    return pairs
 
 
 def scores_of(pieces: Sequence[bytes], order: dict[bytes, int]) -> list[float]:
     """Scores by which pieces merge in this order."""
     return [-float(order.get(piece, len(order))) for piece in pieces]
+
+
+def merging_by(vocabulary: Vocabulary, merges: list[tuple[bytes, bytes]]) -> Vocabulary:
+    """The vocabulary, merging by a list of pairs: by scores where that comes to the same."""
+    typed = zip(vocabulary.pieces, vocabulary.types, strict=True)
+    text = {piece for piece, kind in typed if kind == tokens.TEXT}
+    if merges_any_pair(text, merges, vocabulary.kind == tokens.BYTES):
+        return replace(vocabulary, scores=scores_of(vocabulary.pieces, classes_of(merges) or {}))
+    return replace(vocabulary, merges=merges)
 
 
 # --- The file
@@ -295,22 +315,12 @@ def read_fields(path: Path, data: dict[str, Any]) -> Vocabulary:
     )
     flags |= tokens.USER_FIRST | (tokens.WHOLE_WORDS if model.get("ignore_merges") else 0)
     pieces, types = read_tokens(path, data, byte_level)
-    merges = read_merges(path, data, byte_level)
-    text = {piece for piece, kind in zip(pieces, types, strict=True) if kind == tokens.TEXT}
+    names = {token["content"] for token in data.get("added_tokens") or []}
+    merges = read_merges(path, model["merges"], model["vocab"], names, byte_level)
     kind = tokens.BYTES if byte_level else tokens.CHARACTERS
     bos, eos = ends_of(
         path, {piece.decode(): i for i, piece in enumerate(pieces) if types[i] == tokens.CONTROL}
     )
-    head = {
-        "kind": kind,
-        "pieces": pieces,
-        "types": types,
-        "bos": bos,
-        "eos": eos,
-        "pattern": pattern,
-        "flags": flags,
-    }
     unknown = model["vocab"].get(model.get("unk_token"), -1)
-    if merges_any_pair(text, merges, byte_level):
-        return Vocabulary(**head, unknown=unknown, scores=scores_of(pieces, classes_of(merges) or {}))
-    return Vocabulary(**head, unknown=unknown, scores=[0.0] * len(pieces), merges=merges)
+    vocabulary = Vocabulary(kind, pieces, [0.0] * len(pieces), types, bos, eos, unknown, pattern, flags)
+    return merging_by(vocabulary, merges)

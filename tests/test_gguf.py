@@ -37,10 +37,10 @@ from torch import Tensor
 
 import llama
 from export import Extras, export_v3
-from formats.gguf import READABLE, open_gguf, read_vocabulary, write_gguf
-from formats.gguf_vocabulary import Vocabulary, from_bin
+from formats.gguf import READABLE, open_gguf, write_gguf
 from formats.llama2c import open_bin
 from formats.source import Source
+from formats.vocabulary import read_llama2c
 from model import Config, RopeScaling
 from training.command import BadInput
 
@@ -174,7 +174,7 @@ def test_what_a_file_leaves_out_has_llama_cpps_defaults(path):
     left_out = dict.fromkeys(("attention.head_count_kv", "rope.dimension_count", "rope.freq_base"))
     library_file(path, source, keys={f"llama.{key}": None for key in left_out})
     assert open_gguf(path).config == source.config
-    assert read_vocabulary(path) is None
+    assert open_gguf(path).vocabulary() is None
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_llama_cpp_and_the_engine_write_the_same_text(path):
     source = random_source(replace(MODELS["llama3"], tied=False))
     data, ours = tokenizer_bin(path.parent), path.with_suffix(".bin")
     export_v3(ours, source.config, source.tensors, "fp32", extras=Extras(data))
-    write_gguf(path, source, "fp32", vocabulary=from_bin(ours, data))
+    write_gguf(path, source, "fp32", vocabulary=read_llama2c(ours, data))
     with llama.Llama(ours) as engine:
         expected = "".join(engine.generate("a big cat", max_tokens=60, temperature=0))
     assert LlamaCpp(path).text("a big cat", 60) == expected
@@ -249,7 +249,7 @@ def test_what_llama_cpp_quantised_is_read(path):
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_stories260k_tells_its_story(path, dtype):
     tokenizer = SHARED / "tokenizers" / "tok512.bin"
-    vocabulary = from_bin(tokenizer, tokenizer.read_bytes())
+    vocabulary = read_llama2c(tokenizer, tokenizer.read_bytes())
     write_gguf(path, open_bin(SHARED / "weights" / "stories260K.bin"), dtype, vocabulary=vocabulary)
     golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())["text"]
     text = LlamaCpp(path).text("", 100).strip()
@@ -380,7 +380,9 @@ def test_a_type_that_nothing_reads_is_refused(path):
 def test_what_cannot_be_written_leaves_the_old_file(path):
     path.write_bytes(b"old")
     good, name = random_source(Config(**SMALL)), "layers.0.feed_forward.w1.weight"
-    vocabulary = Vocabulary("llama", ["a"], [1], [0.0])
+    tokens = read_llama2c(path, tokenizer_bin(path.parent))
+    (path.parent / "tokenizer.bin").unlink()
+    vocabulary = replace(tokens, pieces=tokens.pieces[:299], types=tokens.types[:299])
     missing = with_tensors(good, norm__weight=None)
     shape = with_tensors(good, norm__weight=torch.zeros(65))
     for call, message in (
@@ -392,7 +394,7 @@ def test_what_cannot_be_written_leaves_the_old_file(path):
         ),
         (
             lambda: write_gguf(path, good, "fp32", vocabulary=vocabulary),
-            "random: the vocabulary has 1 tokens, .*300",
+            "random: the tokenizer has 299 tokens, .*300",
         ),
     ):
         with pytest.raises(BadInput, match=message):
@@ -417,7 +419,7 @@ def test_a_full_disk_is_found_before_anything_is_written(path, monkeypatch):
     write_gguf(path, source, "int8")
     size, lazy = path.stat().st_size, Lazy(source.tensors)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=size // 2))
-    with pytest.raises(OSError, match=r"needs [\d,]+ bytes, free are [\d,]+") as caught:
+    with pytest.raises(OSError, match=r"[\d,]+ bytes are needed, [\d,]+ are free") as caught:
         write_gguf(path, replace(source, tensors=lazy), "int8")
     assert lazy.most == 0
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))

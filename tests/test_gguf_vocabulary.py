@@ -5,15 +5,22 @@ from __future__ import annotations
 import base64
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokenizer as tokenizers
 from formats import gguf_vocabulary as vocabularies
-from formats.gguf import read_vocabulary, write_gguf
-from formats.gguf_vocabulary import Vocabulary
+from formats.gguf import open_gguf, write_gguf
+from formats.gguf_file import GgufFile
+from formats.source import Source
+from formats.tokenizer_json import merges_any_pair
+from formats.vocabulary import BYTES, LLAMA3, TEXT, USER, USER_FIRST, Vocabulary
 from model import Config
+from training.command import BadInput
 
 TEXTS = [
     "Once upon a time, there was a little girl.\nShe  loved to play",
@@ -42,51 +49,106 @@ def llama3(tmp_path_factory) -> tokenizers.Tokenizer:
     return tokenizers.load(path)
 
 
-def vocabulary_of(tokenizer: tokenizers.Tokenizer) -> Vocabulary:
-    if tokenizer.kind == "sentencepiece":
-        return vocabularies.from_sentencepiece(tokenizer)
-    tokens = tokenizer.model.token_byte_values()
-    ranks = {token: tokenizer.model.encode_single_token(token) for token in tokens}
-    return vocabularies.from_ranks(ranks, tokenizer.special)
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> tokenizers.Tokenizer:
+    """As SmolLM's: merges by pairs that do not come to the same as ranks."""
+    hf = pytest.importorskip("tokenizers")
+    p = hf.pre_tokenizers
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    digits = p.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = p.Sequence([digits, p.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    options = {"initial_alphabet": p.ByteLevel.alphabet(), "show_progress": False}
+    names = ["<|endoftext|>", "<|im_start|>"]
+    tokenizer.train_from_iterator(
+        TEXTS * 3, hf.trainers.BpeTrainer(vocab_size=300, special_tokens=names, **options)
+    )
+    path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return tokenizers.load(path)
+
+
+KINDS = ("trained", "llama3", "gpt2")
+
+
+@pytest.fixture(params=KINDS)
+def known(request) -> tokenizers.Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def source_for(vocabulary: Vocabulary, **said: Any) -> Source:
+    """A random model with so many tokens, and what is said besides."""
+    return replace(random_source(Config(**SMALL | {"vocab_size": len(vocabulary)})), **said)
+
+
+def there_and_back(path: Path, vocabulary: Vocabulary, **said: Any) -> Source:
+    write_gguf(path, source_for(vocabulary, **said), "int8", vocabulary=vocabulary)
+    return open_gguf(path)
+
+
+def test_a_vocabulary_comes_back_as_it_was(path, known):
+    """Byte for byte what the engine reads; scores may be others if they order the same pieces the same."""
+    expected = known.vocabulary
+    found = there_and_back(path, expected).vocabulary()
+    if expected.kind == BYTES and found.merges is None:
+        made = sorted(range(len(expected)), key=expected.scores.__getitem__, reverse=True)
+        assert [i for i in made if i in found_scores(found)] == sorted(
+            found_scores(found), key=found.scores.__getitem__, reverse=True
+        )
+        found = replace(found, scores=expected.scores)
+    assert replace(found, flags=0).indexed == replace(expected, flags=0).indexed
+    assert found.flags == expected.flags & (USER_FIRST if USER in found.types else ~USER_FIRST)
+
+
+def found_scores(vocabulary: Vocabulary) -> set[int]:
+    """The tokens of two bytes and more that merges make."""
+    typed = enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True))
+    return {i for i, (piece, kind) in typed if kind == TEXT and len(piece) > 1}
 
 
 @pytest.mark.parametrize("template", ["none", "llama2", "llama3"])
-def test_a_sentencepiece_vocabulary_comes_back_as_it_was(path, trained, template):
-    data, source = tokenizers.to_bin(trained), random_source(Config(**SMALL | {"vocab_size": 330}))
-    vocabulary = vocabularies.from_bin(trained.path, data)
-    assert vocabulary == vocabulary_of(trained)
-    write_gguf(path, source, "int8", vocabulary=replace(vocabulary, template=template))
-    back = read_vocabulary(path)
-    assert back == replace(vocabulary, template=template)
-    assert vocabularies.to_bin(back) == data
-    assert (back.tokens[:4], back.types[:4]) == (["<unk>", "<s>", "</s>", "<0x00>"], [2, 3, 3, 6])
-    assert (back.bos, back.eos) == (1, 2)
+def test_what_is_said_of_texts_comes_back(path, trained, template):
+    back = there_and_back(path, trained.vocabulary, bos=5, stops=(2, 7, 9), template=template)
+    assert (back.bos, back.stops, back.template) == (5, (2, 7, 9), template)
+    assert back.vocabulary() == replace(back.vocabulary(), bos=5, eos=2)
 
 
-def test_a_llama_3_vocabulary_comes_back_as_it_was(path, llama3):
-    vocabulary = vocabulary_of(llama3)
-    write_gguf(
-        path,
-        random_source(Config(**SMALL | {"vocab_size": llama3.vocab_size})),
-        "int8",
-        vocabulary=vocabulary,
-    )
-    back = read_vocabulary(path)
-    assert back == vocabulary
-    assert (back.kind, back.bos, back.eos) == ("gpt2", llama3.bos_id, llama3.eos_id)
-    assert back.stops == (llama3.special["<|eom_id|>"], llama3.special["<|eot_id|>"])
-    assert back.merges[:5] == ["t h", "h e", "Ġ t", "t he", "th e"]
-    assert back.tokens[256 + 10] == "Ã¹"
+def test_the_file_spells_tokens_as_llama_cpp_does(path, trained, llama3):
+    there_and_back(path, trained.vocabulary)
+    file = GgufFile(path)
+    assert file.get("tokenizer.ggml.tokens")[:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    assert file.get("tokenizer.ggml.token_type")[:4] == [2, 3, 3, 6]
+    assert any(piece.startswith("\u2581") for piece in file.get("tokenizer.ggml.tokens"))
+    there_and_back(path, llama3.vocabulary)
+    file = GgufFile(path)
+    assert file.get("tokenizer.ggml.merges")[:5] == ["t h", "h e", "\u0120 t", "t he", "th e"]
+    assert file.get("tokenizer.ggml.tokens")[256 + 10] == "\u00c3\u00b9"
+
+
+def test_a_text_without_bos_stays_without(path, trained):
+    back = there_and_back(path, replace(trained.vocabulary, bos=-1))
+    assert (back.bos, back.vocabulary().bos, back.stops) == (-1, -1, (2,))
 
 
 def test_all_that_ends_a_text_of_an_instruct_model_is_found(path, llama3):
     """Their files have <|eot_id|> as EOS."""
-    eom, eot = llama3.special["<|eom_id|>"], llama3.special["<|eot_id|>"]
-    vocabulary = replace(vocabulary_of(llama3), eos=eot)
-    source = random_source(Config(**SMALL | {"vocab_size": llama3.vocab_size}))
-    write_gguf(path, source, "int8", vocabulary=vocabulary)
-    back = read_vocabulary(path)
-    assert (back.eos, back.stops) == (eot, (llama3.eos_id, eom))
+    end, eom, eot = (llama3.special[name] for name in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
+    back = there_and_back(path, replace(llama3.vocabulary, eos=eot))
+    assert (back.vocabulary().eos, back.stops) == (eot, (eot, end, eom))
+
+
+PIECES = st.lists(st.text("ab", min_size=2, max_size=5).map(str.encode), unique=True, max_size=12)
+
+
+@given(PIECES)
+def test_derived_pairs_merge_as_any_two_tokens_do_if_pairs_can(pieces):
+    """They can't for a piece that is x y and y x, or that is made before its parts."""
+    pieces = [bytes([byte]) for byte in range(256)] + sorted(pieces, key=len)
+    n = len(pieces)
+    vocabulary = Vocabulary(BYTES, pieces, [-float(i) for i in range(n)], [TEXT] * n, pattern=LLAMA3)
+    pairs = [tuple(part.encode() for part in pair.split(" ")) for pair in vocabularies.merges_of(vocabulary)]
+    both_ways = any(left + right == right + left and left != right for left, right in pairs)
+    assert merges_any_pair(set(pieces), pairs, True) != both_ways
 
 
 MESSAGES = [
@@ -116,14 +178,11 @@ def test_a_chat_template_renders_as_its_model_was_trained(name):
 # --- llama.cpp
 
 
-@pytest.mark.parametrize("kind", ["trained", "llama3"])
-def test_llama_cpp_splits_text_as_the_tokenizer_does(path, kind, request):
-    tokenizer = request.getfixturevalue(kind)
-    source = random_source(Config(**SMALL | {"vocab_size": tokenizer.vocab_size}))
-    write_gguf(path, source, "int8", vocabulary=vocabulary_of(tokenizer))
+def test_llama_cpp_splits_text_as_the_tokenizer_does(path, known):
+    there_and_back(path, known.vocabulary)
     model = LlamaCpp(path)
     for text in [*TEXTS, " the  hello  12 thellothe \n\n <s> <|eot_id|>"]:
-        assert model.ids(text) == tokenizer.encode(text), text
+        assert model.ids(text) == known.encode(text), text
 
 
 # --- What is refused
@@ -147,9 +206,30 @@ VOCABULARIES = {
         {"tokenizer.ggml.eos_token_id": 3},
         r"tokenizer\.ggml\.eos_token_id = 3, allowed 0 to 2",
     ),
-    "no space in front": (
-        {"tokenizer.ggml.add_space_prefix": False},
-        r".*add_space_prefix = False, allowed True",
+    "a space in front that is none": (
+        {"tokenizer.ggml.add_space_prefix": "x"},
+        r"tokenizer\.ggml\.add_space_prefix = 'x', allowed True and False",
+    ),
+    "a type that is none": (
+        {"tokenizer.ggml.token_type": [1, 7, 1]},
+        r"tokenizer\.ggml\.token_type = 7 of 'b', allowed 1 to 6",
+    ),
+    "a byte that is none": (
+        {"tokenizer.ggml.token_type": [1, 6, 1]},
+        r"tokenizer\.ggml\.tokens = \"b\", allowed <0x00> to <0xFF>",
+    ),
+    "a plain space": (
+        {"tokenizer.ggml.tokens": ["a", "b c", "d"]},
+        r"tokenizer\.ggml\.tokens = \"b c\", allowed pieces",
+    ),
+    "no bytes": ({}, r"tokenizer\.ggml\.tokens = \"256 bytes without a token\", allowed a token for each"),
+    "letters that are no bytes": (
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "llama-bpe",
+            "tokenizer.ggml.tokens": ["a", " ", "c"],
+        },
+        r"tokenizer\.ggml\.tokens = \" \", allowed byte-level pieces",
     ),
 }
 
@@ -160,4 +240,42 @@ def test_a_vocabulary_that_the_engine_cannot_have_is_refused(path, case):
     usual = {"model": "llama", "tokens": ["a", "b", "c"], "scores": [0.0, 0.5, 1.0], "token_type": [1, 1, 1]}
     usual = {f"tokenizer.ggml.{key}": value for key, value in usual.items()}
     library_file(path, random_source(Config(**SMALL)), keys=usual | keys)
-    refuses(path, message, read_vocabulary)
+    refuses(path, message, lambda path: open_gguf(path).vocabulary())
+
+
+def test_merges_that_make_no_token_are_refused(path, llama3, monkeypatch):
+    monkeypatch.setattr(vocabularies, "merges_of", lambda vocabulary: ["t h", "q q"])
+    there_and_back(path, llama3.vocabulary)
+    refuses(
+        path,
+        r'tokenizer\.ggml\.merges = "q q", allowed two tokens that make one',
+        lambda path: open_gguf(path).vocabulary(),
+    )
+
+
+CHANGES = {
+    "EOS": ("trained", {"eos": -1}, "eos = -1, allowed is one of its tokens"),
+    "another split": ("llama3", {"pattern": 0}, "pattern = 0, allowed 1, 2, 3"),
+    "words that are cut": ("llama3", {"flags": 0}, "flags = 0, allowed 8 with pattern 1"),
+    "words that are not": ("gpt2", {"flags": 8}, "flags = 8, allowed 0 with pattern 3"),
+    "pairs of characters": ("trained", {"merges": []}, "merges = a list of pairs, allowed are scores"),
+    "a space at times": ("trained", {"flags": 7}, "flags = 7, allowed 0 and 67"),
+    "user-defined ones": ("trained", {"types": [3] * 330}, "flags = 67, allowed with user-defined tokens 83"),
+    "no bytes": ("trained", {"types": [0] * 330}, "byte tokens = 0, allowed all 256"),
+    "half a character": ("trained", {"pieces": [b"\xc3"] * 330}, r"token 0 = b'\\xc3', allowed is UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_vocabulary_that_the_file_cannot_hold_is_refused_by_field(path, case, request):
+    kind, fields, message = CHANGES[case]
+    vocabulary = replace(request.getfixturevalue(kind).vocabulary, **fields)
+    path.write_bytes(b"old")
+    with pytest.raises(BadInput, match=f"random: GGUF can't hold the tokenizer: {message}"):
+        there_and_back(path, vocabulary)
+    assert path.read_bytes() == b"old"
+
+
+def test_more_stops_than_there_are_keys_are_refused(path, trained):
+    with pytest.raises(BadInput, match=r"ids that end a text = \[5, 6, 7\], allowed are two besides EOS"):
+        there_and_back(path, trained.vocabulary, stops=(2, 5, 6, 7))
