@@ -292,7 +292,7 @@ def with_text(options: argparse.Namespace, source: Source) -> tuple[Source, Voca
     if vocabulary is None:
         known = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
         vocabulary = known.vocabulary if known else None
-    source = completed(source, known if known and known.path.suffix != ".bin" else None)
+    source = completed(source, known)
     return dataclasses.replace(source, template=options.template or source.template), vocabulary
 
 

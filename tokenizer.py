@@ -42,9 +42,11 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from formats import sentencepiece_model, tokenizer_json
 from formats import vocabulary as tokens
-from formats.vocabulary import Vocabulary
+from formats.vocabulary import Vocabulary, count_bin
 from training.command import BadInput, Parser, run_command, write_aside
 from training.text import add_text_options, sample, text_files, text_format, well_formed
+
+__all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "train"]
 
 # ---------------------------------------------------------------------------------------------------------
 # The one interface
@@ -185,7 +187,10 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     types = [TYPES.get(kind) for kind in sentencepiece_model.piece_types(sp.serialized_model_proto())]
     if None in types:
         raise BadInput(f"{path}: piece {types.index(None)} is unused, allowed are pieces in use")
-    pieces = [sp.id_to_piece(i).replace("\u2581", " ").encode() for i in range(n)]
+    names = [sp.id_to_piece(i) for i in range(n)]
+    if spaced := [name for name in names if " " in name]:
+        raise BadInput(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
+    pieces = [name.replace("\u2581", " ").encode() for name in names]
     pieces = [
         bytes([int(piece[3:5], 16)]) if kind == tokens.BYTE else piece
         for piece, kind in zip(pieces, types, strict=True)

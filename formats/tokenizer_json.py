@@ -194,9 +194,10 @@ def ends_of(path: Path, special: dict[str, int]) -> list[int]:
 # --- Merges
 
 
-def splits(piece: bytes, byte_level: bool) -> list[int]:
-    """Where a piece can be cut in two: between bytes, or between characters."""
-    return [at for at in range(1, len(piece)) if byte_level or piece[at] & 0xC0 != 0x80]
+def cuts(piece: bytes, byte_level: bool) -> list[tuple[bytes, bytes]]:
+    """The pairs that a piece can be cut into: between bytes, or between characters."""
+    ends = (at for at in range(1, len(piece)) if byte_level or piece[at] & 0xC0 != 0x80)
+    return [(piece[:at], piece[at:]) for at in ends]
 
 
 def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None:
@@ -212,8 +213,8 @@ def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None
 
 
 def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], byte_level: bool) -> bool:
-    """Whether merging by this list is as merging any two tokens whose bytes make one, pieces in
-    the order in which the list makes them, the leftmost pair first.
+    """Whether merging by this list comes to the same as merging any two tokens whose bytes make one, in the
+    order in which the list makes them, the leftmost pair first.
 
     It does if the pairs of a piece stand together, after those of its parts; if every pair of tokens, or
     characters, that makes a piece is in the list; and if of two pairs that make the same piece and overlap,
@@ -222,20 +223,15 @@ def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], b
     order, ranks = classes_of(merges), {pair: rank for rank, pair in enumerate(merges)}
     if order is None or not pieces.issuperset(order):
         return False
-    for left, right in merges:
-        if max(order.get(left, -1), order.get(right, -1)) >= order[left + right]:
-            return False
-    for piece in pieces:
-        cuts = splits(piece, byte_level)
-        parts = [(piece[:at], piece[at:]) for at in cuts]
-        for left, right in parts:
-            ends = all(part in pieces or not splits(part, byte_level) for part in (left, right))
-            if ends and (left, right) not in ranks:
-                return False
-            after = ranks.get((right, piece[len(right) :]), -1)
-            if piece.startswith(right) and -1 < after < ranks.get((left, right), -1):
-                return False
-    return True
+
+    def fits(x: bytes, y: bytes) -> bool:
+        if (x, y) not in ranks:
+            return any(part not in pieces and cuts(part, byte_level) for part in (x, y))
+        after = ranks.get((y, (x + y)[len(y) :]), -1) if (x + y).startswith(y) else -1
+        made_before = max(order.get(x, -1), order.get(y, -1)) < order[x + y]
+        return made_before and (after < 0 or after >= ranks[x, y])
+
+    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level))
 
 
 def read_merges(

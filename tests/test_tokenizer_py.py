@@ -212,7 +212,7 @@ def test_pieces_of_sentencepiece_that_are_user_defined_are_found_in_any_text(tmp
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        user_defined_symbols=["<sep>", " big", "ll"],
+        user_defined_symbols=["<sep>", "▁big", "ll"],
         control_symbols=["<pad>"],
         minloglevel=2,
     )

@@ -14,14 +14,10 @@
 // ---------------------------------------------------------------------------------------------------------
 // Decoding
 
-static bool token_type_is(const LlamaTokenizer *t, int32_t token, int type) {
-    return token >= 0 && token < t->vocab_size && t->types[token] == type;
-}
-
 const char *llama_token_bytes_of(const LlamaTokenizer *t, int32_t previous, int32_t token, size_t *length) {
     *length = 0;
-    if (token < 0 || token >= t->vocab_size || t->types[token] == TOKEN_CONTROL)
-        return token_type_is(t, token, TOKEN_CONTROL) ? "" : NULL;
+    if (token < 0 || token >= t->vocab_size) return NULL;
+    if (t->types[token] == TOKEN_CONTROL) return "";
     if (t->types[token] == TOKEN_UNKNOWN) return *length = 5, " \xe2\x81\x87 "; // sentencepiece's unk_surface
     const char *bytes = token_bytes(t, token, length);
     bool starts_text = t->flags & FLAG_STRIP && (previous == -1 || previous == t->bos);
@@ -36,7 +32,7 @@ const char *llama_token_name(const LlamaTokenizer *t, int32_t token, size_t *len
 }
 
 int llama_token_is_special(const LlamaTokenizer *t, int32_t token) {
-    return token_type_is(t, token, TOKEN_CONTROL);
+    return token >= 0 && token < t->vocab_size && t->types[token] == TOKEN_CONTROL;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -125,9 +121,10 @@ static bool utf8_is_valid(const char *text, size_t length) {
 }
 
 // Whether a space goes in front of a part of a text.
-static bool part_has_prefix(const LlamaTokenizer *t, const char *text, bool first) {
+static bool part_has_prefix(const LlamaTokenizer *t, const char *text, size_t length, bool first) {
     if (!(t->flags & FLAG_PREFIX) || !(first || t->flags & FLAG_PREFIX_EACH)) return false;
-    return !(t->flags & FLAG_PREFIX_UNLESS_SPACE && (text[0] == ' ' || memcmp(text, SPACE_SYMBOL, 3) == 0));
+    bool space = text[0] == ' ' || (length >= 3 && memcmp(text, SPACE_SYMBOL, 3) == 0);
+    return !(t->flags & FLAG_PREFIX_UNLESS_SPACE && space);
 }
 
 // Writes text as the pieces spell it to out, which has room for 3 * length + 1 bytes, and returns its length: a
@@ -157,7 +154,7 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
-    size_t n = text_normalise(t, text, length, part_has_prefix(t, text, first), normal);
+    size_t n = text_normalise(t, text, length, part_has_prefix(t, text, length, first), normal);
     uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
     int code = n > INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                     "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX)
