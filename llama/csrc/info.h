@@ -87,8 +87,7 @@ int llama_has_tokenizer(const LlamaModel *m) {
 }
 
 const char *llama_tokenizer_kind(const LlamaTokenizer *tokenizer) {
-    (void)tokenizer; // a tokenizer.bin holds no other kind
-    return "sentencepiece BPE";
+    return tokenizer->kind == KIND_BYTES ? "byte-level BPE" : "sentencepiece BPE";
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ void llama_tokenizer_close(LlamaTokenizer *tokenizer);
 int32_t llama_vocab_size(const LlamaTokenizer *tokenizer);
 int32_t llama_bos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
 int32_t llama_eos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
-// What it is, in words: "sentencepiece BPE".
+// What it is, in words: "sentencepiece BPE", "byte-level BPE".
 const char *llama_tokenizer_kind(const LlamaTokenizer *tokenizer);
 
 // Room that the ids of a text of `length` bytes need at most, BOS and EOS included.
