@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gguf_files import SMALL, random_source, refuses, tokenizer_bin
 
-from formats.gguf import open_gguf, read_vocabulary, write_gguf
-from formats.gguf_vocabulary import from_bin
+from formats.gguf import open_gguf, write_gguf
+from formats.vocabulary import read_llama2c
 from model import Config
 from training.command import BadInput
 
@@ -99,7 +99,7 @@ def test_bytes_that_are_no_model_are_refused(path, case):
 
 def write_small(path: Path) -> bytes:
     """Writes a model with a tokenizer."""
-    vocabulary = from_bin(path, tokenizer_bin(path.parent))
+    vocabulary = read_llama2c(path, tokenizer_bin(path.parent))
     write_gguf(path, random_source(Config(**SMALL)), "fp32", vocabulary=vocabulary)
     return path.read_bytes()
 
@@ -119,8 +119,8 @@ def test_whatever_a_header_says_it_is_read_or_refused(path):
         for at in random.integers(0, header, random.integers(1, 4)):
             changed[at] = random.choice([0, 1, 2, 0x7F, 0xFF, random.integers(256)])
         path.write_bytes(changed)
-        for read in (lambda path: dict(open_gguf(path).tensors), read_vocabulary):
+        for read in (lambda source: dict(source.tensors), lambda source: source.vocabulary()):
             try:
-                read(path)
+                read(open_gguf(path))
             except BadInput as error:
                 assert str(error).startswith(f"{path}: ")  # noqa: PT017
