@@ -109,13 +109,13 @@ def merges_of(vocabulary: Vocabulary) -> list[str]:
 def pieces_problem(vocabulary: Vocabulary) -> str | None:
     """What of the tokens themselves GGUF can't hold, None for nothing."""
     v = vocabulary
+    if v.kind == tokens.CHARACTERS and (known := v.types.count(tokens.BYTE)) < 256:
+        return f"byte tokens = {known}, allowed all 256"
     for i, (piece, of) in enumerate(zip(v.pieces, v.types, strict=True)):
         try:
             spelt(v.kind, piece, of)
         except UnicodeDecodeError:
             return f"token {i} = {piece!r}, allowed is UTF-8"
-    if v.kind == tokens.CHARACTERS and (known := v.types.count(tokens.BYTE)) < 256:
-        return f"byte tokens = {known}, allowed all 256"
     return None
 
 

@@ -17,7 +17,7 @@ from formats import gguf_vocabulary as vocabularies
 from formats.gguf import open_gguf, write_gguf
 from formats.gguf_file import GgufFile
 from formats.source import Source
-from formats.tokenizer_json import merges_any_pair
+from formats.tokenizer_json import BYTE_OF, merges_any_pair
 from formats.vocabulary import BYTES, LLAMA3, TEXT, USER, USER_FIRST, Vocabulary
 from model import Config
 from training.command import BadInput
@@ -51,7 +51,7 @@ def llama3(tmp_path_factory) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> tokenizers.Tokenizer:
-    """As SmolLM's: merges by pairs that do not come to the same as ranks."""
+    """As SmolLM's."""
     hf = pytest.importorskip("tokenizers")
     p = hf.pre_tokenizers
     tokenizer = hf.Tokenizer(hf.models.BPE())
@@ -97,10 +97,16 @@ def test_a_vocabulary_comes_back_as_it_was(path, known):
     expected = known.vocabulary
     found = there_and_back(path, expected).vocabulary()
     assert merge_order(found) == merge_order(expected)
-    assert (found.merges is None) == (known.kind != "tokenizer.json")
     flags = expected.flags if USER in expected.types else expected.flags & ~USER_FIRST
     scores = expected.scores if expected.kind == BYTES else found.scores
     assert replace(found, scores=scores).indexed == replace(expected, flags=flags).indexed
+
+
+def test_pairs_that_no_scores_stand_for_come_back_as_they_were(path, gpt2):
+    pairs = [pair.split(" ") for pair in reversed(vocabularies.merges_of(gpt2.vocabulary))]
+    merges = [tuple(bytes(BYTE_OF[letter] for letter in part) for part in pair) for pair in pairs]
+    vocabulary = replace(gpt2.vocabulary, merges=merges, scores=[0.0] * len(gpt2.vocabulary))
+    assert there_and_back(path, vocabulary).vocabulary().indexed == replace(vocabulary, flags=0).indexed
 
 
 @pytest.mark.parametrize("template", ["none", "llama2", "llama3"])
