@@ -71,7 +71,7 @@ def test_fewer_bits_lose_more(rows):
     assert errors == sorted(set(errors))
     bits = [rows[kind].bits_per_weight for kind in ("fp32", "bf16", "int8", "int4", "int4:int4")]
     assert bits == sorted(set(bits), reverse=True)
-    assert 32 <= bits[0] < 32.01  # between tensors there are zeros
+    assert 32 <= bits[0] < 32.1  # rows are filled up to whole tiles, tensors to 64 bytes
     assert 8.5 < bits[2] < 9.5  # norms are fp32
 
 
