@@ -19,7 +19,8 @@ NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
 STORY = llama/models/stories.bin -t 0 -n 100 -j 2
-ENGINE_TESTS = $(patsubst %,tests/test_%.py,checkpoint forward info package perplexity run sampler stream tiles tokenizer v3)
+ENGINE_TESTS = $(patsubst %,tests/test_%.py,cache checkpoint forward info package perplexity run sampler stream tiles \
+	tokenizer tokenizer_bytes v3 vocabulary)
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug demo test lint kernels neon reverse bench sanitize clean
