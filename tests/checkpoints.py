@@ -195,7 +195,8 @@ def read_v3(path: Path) -> tuple[dict[str, object], Weights, bytes]:
     head |= dict(zip(("norm_eps", "rope_theta"), struct.unpack_from("<2f", data, 44), strict=True))
     n_tensors, begin, size, total = struct.unpack_from("<i4x3Q", data, 120)
     assert (begin, total) == (256 + 32 * n_tensors, len(data))
-    checksum = zlib.crc32(data[256 : begin + size], zlib.crc32(data[:252]))
+    checked = 64 if data[begin : begin + 4] == b"ltok" else size  # an indexed tokenizer has its own checksum
+    checksum = zlib.crc32(data[256 : begin + checked], zlib.crc32(data[:252]))
     assert struct.unpack_from("<I", data, 252)[0] == checksum
     layers = [f"{name}.{i}" for i in range(int(str(head["n_layers"]))) for name in V3_LAYER]
     weights: dict[str, list[np.ndarray]] = {}
