@@ -188,7 +188,7 @@ def token_names(file: GgufFile) -> list[str]:
 def find_id(file: GgufFile, key: str, usual: int = -1) -> int:
     """The id of a token that has a key, -1 for none. usual: where the file does not say. Raises BadInput."""
     n = len(token_names(file))
-    if file.get(key) is None:
+    if not n or file.get(key) is None:
         return usual if usual < n else -1
     if not 0 <= (found := file.one(key, int)) < n:
         raise file.wrong(key, f"0 to {n - 1}")

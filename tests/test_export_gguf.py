@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gguf_files import SMALL, LlamaCpp, random_source, tokenizer_bin
+from gguf_files import SMALL, LlamaCpp, library_file, random_source, tokenizer_bin
 from test_gguf_vocabulary import TEXTS, llama3  # noqa: F401  a fixture
 
 import export
@@ -122,6 +122,13 @@ def test_a_file_without_a_tokenizer_takes_the_one_beside_it(tmp_path, path):
     tokenizer_bin(tmp_path)
     run(path, tmp_path / "b.bin", "--version", "3")
     assert (tmp_path / "b.bin").stat().st_size > (tmp_path / "a.bin").stat().st_size
+
+
+def test_ids_of_tokens_that_are_not_there_mean_nothing(path):
+    keys = {"tokenizer.ggml.model": "no_vocab", "tokenizer.ggml.bos_token_id": 1}
+    library_file(path, random_source(Config(**SMALL)), keys=keys)
+    source = open_source(path)
+    assert (source.bos, source.stops, source.vocabulary()) == (-1, (), None)
 
 
 # --- What is refused
