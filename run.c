@@ -64,18 +64,23 @@ static void embed(const Pass *pass, const Team *team) {
     barrier_wait(team);
 }
 
-// Whether activations enter a product with w as int8.
-static bool quantises(const LlamaContext *ctx, const Tensor *w) {
-    return type_is_quantised(w->type) && !ctx->options.exact;
+// Whether activations enter a product with w in fewer bits than they have.
+static bool narrows(const LlamaContext *ctx, const Tensor *w) {
+    return kernels_narrow(ctx->kernels, w->type) && !ctx->options.exact;
 }
 
 // Brings values [begin, end) of row i of an input into the form that the weights w are multiplied with. A group of
 // w begins at begin; one ends at end, or the row does.
-static void rows_quantise(const LlamaContext *ctx, const Rows *x, int32_t i, int32_t begin, int32_t end,
-                          const Tensor *w) {
-    if (!quantises(ctx, w)) return;
+static void rows_narrow(const LlamaContext *ctx, const Rows *x, int32_t i, int32_t begin, int32_t end,
+                        const Tensor *w) {
+    if (!narrows(ctx, w)) return;
+    int64_t at = (int64_t)i * x->cols + begin;
+    if (w->type == TILES_BF16) {
+        ctx->kernels->round(x->halves + at, x->values + at, end - begin);
+        return;
+    }
     int32_t size = w->group_size, n = (end - begin) / size * size, left = end - begin - n;
-    int64_t at = (int64_t)i * x->cols + begin, group = at / size;
+    int64_t group = at / size;
     ctx->kernels->quantise(x->quants + at, x->scales + group, x->sums + group, x->values + at, n, size);
     if (left == 0) return;
     float last[TILE_GROUP] = {0}; // only tiles have groups that are longer than what is left of the row
@@ -106,7 +111,7 @@ static Rows normalise(const Pass *pass, const Team *team, const Tensor *norm, co
         const float *x = ctx->x + (int64_t)(from ? from[i] : i) * c->dim;
         float *out = input.values + (int64_t)i * input.cols;
         ctx->kernels->rmsnorm(out, x, tensor_row_fp32(norm, 0), c->dim, c->norm_eps);
-        rows_quantise(ctx, &input, i, 0, c->dim, w);
+        rows_narrow(ctx, &input, i, 0, c->dim, w);
     }
     if (n > 1) barrier_wait(team);
     return input;
@@ -116,14 +121,14 @@ static Rows normalise(const Pass *pass, const Team *team, const Tensor *norm, co
 static Rows heads_output(const Pass *pass, const Team *team, const Tensor *w) {
     Rows input = input_rows(pass, team, pass->n);
     input.values = pass->ctx->input.values; // where attend has put it
-    if (!quantises(pass->ctx, w)) return input;
+    if (!narrows(pass->ctx, w)) return input;
     Range range = input_range(team, pass->n);
-    for (int32_t i = range.begin; i < range.end; i++) rows_quantise(pass->ctx, &input, i, 0, w->cols, w);
+    for (int32_t i = range.begin; i < range.end; i++) rows_narrow(pass->ctx, &input, i, 0, w->cols, w);
     if (pass->n > 1) barrier_wait(team);
     return input;
 }
 
-// The product with quantised weights that are turned into floats, a few rows at a time.
+// The product with weights that are turned into floats, a few rows at a time.
 static void matmul_exact(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x,
                          int32_t n, const Tensor *w, Range range) {
     int64_t cols = MAX(ctx->input.cols, ctx->hidden.cols);
@@ -138,7 +143,7 @@ static void matmul_exact(const LlamaContext *ctx, const Team *team, float *out, 
 // Columns `range` of out (n, w->rows), with rows `stride` apart, = x (n, w->cols) . w^T
 static void matmul(const LlamaContext *ctx, const Team *team, float *out, int32_t stride, const Rows *x, int32_t n,
                    const Tensor *w, Range range) {
-    if (type_is_quantised(w->type) && !quantises(ctx, w))
+    if (kernels_narrow(ctx->kernels, w->type) && ctx->options.exact)
         matmul_exact(ctx, team, out, stride, x, n, w, range);
     else
         ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
@@ -297,7 +302,7 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     for (int32_t i = 0; i < pass->n; i++) {
         int64_t at = (int64_t)i * stride + range.begin;
         ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
-        rows_quantise(ctx, &ctx->hidden, i, range.begin, range.end, &w->w2);
+        rows_narrow(ctx, &ctx->hidden, i, range.begin, range.end, &w->w2);
     }
     barrier_wait(team);
     add_matmul(pass, team, &ctx->hidden, &w->w2);

@@ -40,6 +40,13 @@ enum {
     LONGEST = 16,         // numbers in a list
 };
 
+// A loop from begin to CHAINS, unrolled, so that the array of sums lives in registers.
+#ifdef __clang__
+#define EACH(i, begin) _Pragma("clang loop unroll(full)") for (int i = begin; i < CHAINS; i++)
+#else
+#define EACH(i, begin) _Pragma("GCC unroll 16") for (int i = begin; i < CHAINS; i++)
+#endif
+
 typedef float Floats __attribute__((vector_size(WIDTH)));
 typedef uint64_t Words __attribute__((vector_size(WIDTH)));
 
@@ -77,7 +84,8 @@ static double pass_fp32(const char *memory, size_t bytes) {
     return 2.0 * ROUNDS * CHAINS * WIDTH / sizeof(float);
 }
 
-// DOT adds to each int32 lane of `sum` four products of int8; KEEP hides from the compiler that x never changes.
+// DOT adds to each int32 lane of `sum` four products of int8; KEEP hides from the compiler what a
+// register holds: that x never changes, that all sums are equal.
 #if defined(__AVX512VNNI__)
 typedef __m512i Sums;
 #define DOT(sum, x, y) _mm512_dpbusd_epi32(sum, x, y)
@@ -101,18 +109,18 @@ typedef int32x4_t Sums;
 static double pass_int8(const char *memory, size_t bytes) {
     (void)memory, (void)bytes;
     Sums sums[CHAINS], x, y;
-    memset(sums, 0, sizeof sums);
+
+    EACH (i, 0) sums[i] = (Sums){0};
     memset(&x, 1, sizeof x);
     memset(&y, 1, sizeof y);
     for (int round = 0; round < ROUNDS; round++)
-        for (int i = 0; i < CHAINS; i++) {
+        EACH (i, 0) {
             KEEP(x);
             sums[i] = DOT(sums[i], x, y);
+            KEEP(sums[i]);
         }
-    int32_t lanes[CHAINS * sizeof(Sums) / sizeof(int32_t)];
-    memcpy(lanes, sums, sizeof lanes);
-    for (int i = 1; i < CHAINS; i++) lanes[0] ^= lanes[i * sizeof(Sums) / sizeof(int32_t)];
-    sink = lanes[0];
+    EACH (i, 1) sums[0] ^= sums[i];
+    sink = (double)sums[0][0];
     return 2.0 * ROUNDS * CHAINS * sizeof(Sums);
 }
 #endif
@@ -122,13 +130,14 @@ static double pass_bf16(const char *memory, size_t bytes) {
     (void)memory, (void)bytes;
     __m512 sums[CHAINS];
     __m512i x = _mm512_setzero_si512();
-    memset(sums, 0, sizeof sums);
+
+    EACH (i, 0) sums[i] = _mm512_setzero_ps();
     for (int round = 0; round < ROUNDS; round++)
-        for (int i = 0; i < CHAINS; i++) {
-            KEEP(x);
+        EACH (i, 0) {
             sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)x, (__m512bh)x);
+            KEEP(sums[i]);
         }
-    for (int i = 1; i < CHAINS; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    EACH (i, 1) sums[0] = _mm512_add_ps(sums[0], sums[i]);
     sink = sums[0][0];
     return 2.0 * ROUNDS * CHAINS * 32;
 }

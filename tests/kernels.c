@@ -189,6 +189,24 @@ static void check_matmul_tiles_floats(const Kernels *kernels, int32_t type, int3
     check_matmul(kernels, &x, &w, 0);
 }
 
+// Where activations are rounded to bf16 too, products of two columns are added at a time.
+static void check_matmul_tiles_bf16(const Kernels *kernels, int32_t rows, int32_t cols) {
+    if (!kernels->round) {
+        check_matmul_tiles_floats(kernels, TILES_BF16, rows, cols);
+        return;
+    }
+    Tensor w = {.type = TILES_BF16, .rows = rows, .cols = cols};
+    Rows x = {.cols = cols + cols % 2};
+    int32_t n = MAX_ROWS * x.cols;
+    x.halves = bf16s(n);
+    x.values = floats(n, 0, 0);
+    for (int32_t i = cols; i < n; i += x.cols)
+        if (cols % 2) x.halves[i] = 0;
+    for (int32_t i = 0; i < n; i++) x.values[i] = bf16_to_float(x.halves[i]);
+    w.data = bf16s((int64_t)tensor_bytes(&w) / 2);
+    check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
+}
+
 // With scales of 1 all sums are whole numbers below 2^24 and so exact, even of the most extreme weights.
 static void check_matmul_int8(const Kernels *kernels, int32_t rows, int32_t cols, int32_t group_size) {
     for (int variant = 0; variant < 3; variant++) {
@@ -239,7 +257,7 @@ static void check_all_matmul(const Kernels *kernels) {
         for (size_t j = 0; j < COUNT(sizes); j++) {
             check_matmul_floats(kernels, rows[i], sizes[j]);
             check_matmul_tiles_floats(kernels, TILES_FP32, rows[i], sizes[j]);
-            check_matmul_tiles_floats(kernels, TILES_BF16, rows[i], sizes[j]);
+            check_matmul_tiles_bf16(kernels, rows[i], sizes[j]);
             check_matmul_tiles(kernels, TILES_INT8, rows[i], sizes[j]);
             check_matmul_tiles(kernels, TILES_INT4, rows[i], sizes[j]);
         }
@@ -279,6 +297,23 @@ static void check_quantise(const Kernels *kernels, int32_t group_size) {
               "sums differ: group size, group", group_size, g, 0);
     check(near(scales, expected_scales, groups, 0, 0), kernels->name, "scales differ: group size", group_size, 0,
           0);
+    free_arrays(0);
+}
+
+// As float_to_bf16, but that subnormal numbers are zeros of their sign.
+static void check_round(const Kernels *kernels, int32_t n) {
+    static const float special[] = {0,      -0.0f,   INFINITY,      -INFINITY,   NAN,
+                                    1e-40f, -1e-40f, 3.3961775e38f, 0x1.01p-126f};
+    float *x = floats(n, -3, 3);
+    uint16_t *halves = array((int64_t)(n + n % 2) * 2);
+    for (int32_t i = 0; i < n; i += 3) x[i] = special[random_bits() % COUNT(special)];
+    kernels->round(halves, x, n);
+    for (int32_t i = 0; i < n; i++) {
+        uint16_t expected = float_to_bf16(isnormal(x[i]) ? x[i] : x[i] * 0 == 0 ? copysignf(0, x[i]) : x[i]);
+        check(halves[i] == expected || (isnan(x[i]) && isnan(bf16_to_float(halves[i]))), kernels->name,
+              "round differs: values, place", n, i, 0);
+    }
+    check(n % 2 == 0 || halves[n] == 0, kernels->name, "round leaves no zero behind: values", n, 0, 0);
     free_arrays(0);
 }
 
@@ -413,6 +448,7 @@ static void check_kernels(const Kernels *kernels) {
     for (size_t i = 0; i < COUNT(sizes); i++) {
         check_passes(kernels, sizes[i]);
         check_not_finite(kernels, sizes[i]);
+        if (kernels->round) check_round(kernels, sizes[i]);
         check_rmsnorm(kernels, sizes[i]);
         check_swiglu(kernels, sizes[i], 100);
         check_swiglu(kernels, sizes[i], 2);

@@ -53,7 +53,8 @@ class Model:
         def step() -> None:
             position = cache.get_seq_length()
             if position == n:
-                cache.crop(position := case.prompt)
+                cache.crop(case.prompt - n)  # so many are dropped
+                position = case.prompt
             self._run(ids[:, position : position + 1], cache)
 
         return Work(step, case.sequences)

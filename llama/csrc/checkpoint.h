@@ -181,10 +181,10 @@ static void place_v1_v2(Cursor *cursor, LlamaModel *m) {
 
 // Matrices with the same input meet it in the same form.
 static void check_form_v3(TableV3 *table, const Tensor *w, const char *name, const Tensor *first) {
-    if (table->code == LLAMA_OK && type_is_quantised(w->type) != type_is_quantised(first->type))
+    if (table->code == LLAMA_OK && !types_agree(w->type, first->type))
         table->code = fail(table->error, LLAMA_ERROR_FILE,
-                           "%s: of wq, wk, wv, and of w1, w3, all or none may be int8 "
-                           "or int4, but a %s differs",
+                           "%s: wq, wk, wv, and w1, w3, may be int8 and int4 mixed, else of one type, but a %s "
+                           "differs",
                            table->path, name);
 }
 

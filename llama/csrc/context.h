@@ -46,11 +46,13 @@ static void *arena_take(Arena *arena, int64_t n, size_t size) {
     return piece;
 }
 
-static Rows take_rows(Arena *arena, int32_t n, int32_t cols, const LlamaConfig *c) {
+static Rows take_rows(const LlamaContext *ctx, Arena *arena, int32_t n, int32_t cols) {
+    const LlamaConfig *c = &ctx->model->config;
     int32_t group_size = MAX(c->group_size, 1);
-    Rows rows = {.cols = (int32_t)round_up((uint64_t)cols, (uint64_t)group_size)};
+    Rows rows = {.cols = (int32_t)round_up(round_up((uint64_t)cols, (uint64_t)group_size), 2)};
     int64_t values = (int64_t)n * rows.cols;
     rows.values = arena_take(arena, values, sizeof(float));
+    if (ctx->kernels->round) rows.halves = arena_take(arena, values, sizeof(uint16_t));
     if (c->group_size == 0) return rows;
     rows.groups = rows.cols / group_size;
     rows.quants = arena_take(arena, values, sizeof(int8_t));
@@ -75,8 +77,8 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
     ctx->v = arena_take(arena, B * kv_dim, sizeof(float));
     ctx->delta = arena_take(arena, B * c->dim, sizeof(float));
-    ctx->input = take_rows(arena, o->batch + o->threads, MAX(c->dim, c->n_heads * c->head_dim), c);
-    ctx->hidden = take_rows(arena, o->batch, c->hidden_dim, c);
+    ctx->input = take_rows(ctx, arena, o->batch + o->threads, MAX(c->dim, c->n_heads * c->head_dim));
+    ctx->hidden = take_rows(ctx, arena, o->batch, c->hidden_dim);
     ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
     ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));
     int64_t exact = o->exact ? (int64_t)o->threads * TILE_ROWS : 0;

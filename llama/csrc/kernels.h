@@ -36,6 +36,9 @@ typedef struct {
     const char *name;
     bool (*available)(void);
     MatmulKernel *matmul[N_TYPES];
+    // halves (n, and a zero if n is odd) = x (n) in bf16, for products with TILES_BF16; NULL where those take
+    // floats
+    void (*round)(uint16_t *halves, const float *x, int32_t n);
     // q (n), scales and sums (n / group_size) of x (n): quant.h
     void (*quantise)(int8_t *q, float *scales, int32_t *sums, const float *x, int32_t n, int32_t group_size);
     // out = x / sqrt(mean(x^2) + eps) * weight, all (k)
@@ -216,6 +219,7 @@ static const Kernels kernels_scalar = {
 #if defined(__x86_64__)
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
+#include "kernels_avx512bf16.h"
 #elif defined(__aarch64__)
 #include "kernels_neon.h"
 #endif
@@ -223,6 +227,7 @@ static const Kernels kernels_scalar = {
 // From the best to the one that always runs.
 static const Kernels *const all_kernels[] = {
 #if defined(__x86_64__)
+    &kernels_avx512bf16,
     &kernels_avx512,
     &kernels_avx2,
 #elif defined(__aarch64__)
@@ -231,6 +236,11 @@ static const Kernels *const all_kernels[] = {
 #endif
     &kernels_scalar,
 };
+
+// Whether activations enter a product with weights of this type in fewer bits than they have.
+static inline bool kernels_narrow(const Kernels *kernels, int32_t type) {
+    return type_is_quantised(type) || (type == TILES_BF16 && kernels->round);
+}
 
 // The kernels of that name, or the best that this CPU runs for NULL.
 static int kernels_find(const char *name, const Kernels **kernels, LlamaError *error) {

@@ -31,12 +31,13 @@ typedef struct {
 
 // Rows of activations (n, cols) on their way into a matmul, which reads the form that its weights ask for.
 typedef struct {
-    float *values;  // (n, cols)
-    int8_t *quants; // (n, cols)
-    float *scales;  // (n, groups)
-    int32_t *sums;  // (n, groups) of the quants of a group
-    int32_t cols;   // distance of the rows: a multiple of the group size where there are groups
-    int32_t groups; // cols / group size; 0 where no weights are quantised
+    float *values;    // (n, cols)
+    uint16_t *halves; // (n, cols) bf16, a zero behind the last of an odd row; only for kernels that multiply them
+    int8_t *quants;   // (n, cols)
+    float *scales;    // (n, groups)
+    int32_t *sums;    // (n, groups) of the quants of a group
+    int32_t cols;     // distance of the rows: even, and a multiple of the group size where there are groups
+    int32_t groups;   // cols / group size; 0 where no weights are quantised
 } Rows;
 
 const char *llama_type_name(int32_t type) {
@@ -47,6 +48,11 @@ const char *llama_type_name(int32_t type) {
 // Whether activations enter a product with weights of this type as int8.
 static inline bool type_is_quantised(int32_t type) {
     return type == ROWS_INT8 || type == TILES_INT8 || type == TILES_INT4;
+}
+
+// Whether they enter products with weights of both types in the same form, on every instruction set.
+static inline bool types_agree(int32_t a, int32_t b) {
+    return type_is_quantised(a) == type_is_quantised(b) && (a == TILES_BF16) == (b == TILES_BF16);
 }
 
 static inline int32_t tensor_groups(const Tensor *w) {
@@ -76,6 +82,7 @@ static inline int32_t even_part(int32_t n, int32_t most) {
 // The rows from row i on.
 static inline Rows rows_from(const Rows *x, int32_t i) {
     Rows rows = {.values = x->values + (int64_t)i * x->cols, .cols = x->cols, .groups = x->groups};
+    if (x->halves) rows.halves = x->halves + (int64_t)i * x->cols;
     if (x->groups == 0) return rows;
     rows.quants = x->quants + (int64_t)i * x->cols;
     rows.scales = x->scales + (int64_t)i * x->groups;
