@@ -46,7 +46,7 @@ from training.command import Parser, UsageError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("machine", "decode", "prefill", "batch", "startup", "sampling")
-STARTUP_SHAPE, STARTUP_STEPS = "15M", 256
+STARTUP_SHAPE, STARTUP_TYPES, STARTUP_STEPS = "15M", ("fp32", "int8"), 256
 VOCABULARIES, TOP_P = (32_000, 128_256), 0.9
 STEADY = 1.3  # ratio of two measurements of the machine
 PEERS = {  # what they need: modules, and how to get them
@@ -135,22 +135,22 @@ def has_type(bench: Bench, program: str, name: str, kind: str) -> bool:
     weights = TYPES[kind]
     if not whole_groups(SHAPES[name], weights) and (program != OURS or weights.version < 3):
         return False
-    llama2c = getattr(bench.options, weights.llama2c or "", None)
-    theirs = {OURS: True, "llama.cpp": weights.gguf, "transformers": weights.torch, "llama2.c": llama2c}
+    program_c = weights.llama2c and getattr(bench.options, weights.llama2c[0])
+    theirs = {OURS: True, "llama.cpp": weights.gguf, "transformers": weights.torch, "llama2.c": program_c}
     return bool(theirs[program])
 
 
 def contenders(bench: Bench, name: str, kind: str, folder: Path) -> list[str]:
     """Who runs a model: what has the type, as long as all copies fit into memory."""
     one = parameters(SHAPES[name]) * TYPES[kind].bits / 8
-    if 2.1 * one > shutil.disk_usage(folder).free:
-        bench.note(f"{name} {kind} is left out: {folder} has no room for two files of {one / 1e9:.0f} GB")
+    if 3.1 * one > shutil.disk_usage(folder).free:
+        bench.note(f"{name} {kind} is left out: {folder} has no room for three files of {one / 1e9:.0f} GB")
         return []
     found, room = [], 0.8 * machine.memory()
     for program in (OURS, *bench.peers):
         if not has_type(bench, program, name, kind):
             continue
-        room -= 0 if program == "llama2.c" else one  # it maps our file
+        room -= one
         if room < 0:
             bench.note(
                 f"{program} is left out of {name} {kind}: memory has no room for {one / 1e9:.0f} GB more"
@@ -163,8 +163,10 @@ def contenders(bench: Bench, name: str, kind: str, folder: Path) -> list[str]:
 def write_files(folder: Path, name: str, kind: str, who: Sequence[str]) -> dict[str, Path]:
     """The files that the programs need, by whose format it is."""
     files = {}
-    if OURS in who or "llama2.c" in who:
+    if OURS in who:
         files[OURS] = apart("bench.models:write_bin", folder, SHAPES[name], kind)
+    if "llama2.c" in who and (format_c := TYPES[kind].llama2c):
+        files["llama2.c"] = apart("bench.models:write_bin", folder, SHAPES[name], format_c[1])
     if "llama.cpp" in who:
         files["llama.cpp"] = apart("bench.gguf_models:write_gguf", folder, SHAPES[name], kind)
     return files
@@ -180,9 +182,9 @@ def programs(
         yield "llama.cpp", "bench.programs.llamacpp:Model", (files["llama.cpp"], threads)
     if "transformers" in who:
         yield "transformers", "bench.programs.hf:Model", (SHAPES[name], TYPES[kind].torch, threads)
-    if "llama2.c" in who:
-        program = getattr(bench.options, TYPES[kind].llama2c or "")
-        yield "llama2.c", "bench.programs.llama2c:Model", (program, files[OURS], threads)
+    if "llama2.c" in who and (format_c := TYPES[kind].llama2c):
+        program = getattr(bench.options, format_c[0])
+        yield "llama2.c", "bench.programs.llama2c:Model", (program, files["llama2.c"], threads)
 
 
 def record(
@@ -240,10 +242,11 @@ def run_models(bench: Bench) -> None:
 # --- Whole processes, and drawing a token
 
 
-def startup_commands(bench: Bench, folder: Path) -> dict[str, list[str]]:
+def startup_commands(bench: Bench, folder: Path, kind: str) -> dict[str, list[str]]:
     """Command lines that write the same number of tokens, by what the table calls them."""
     threads, steps = str(max(bench.options.threads)), str(STARTUP_STEPS)
-    files = write_files(folder, STARTUP_SHAPE, "fp32", [OURS, *bench.peers])
+    who = [name for name in (OURS, *bench.peers) if has_type(bench, name, STARTUP_SHAPE, kind)]
+    files = write_files(folder, STARTUP_SHAPE, kind, who)
     python, model = sys.executable, files[OURS]
     ours = [str(model), "-t", "0", "-n", steps, "-j", threads]
     commands = {"python -m llama.run": [python, "-m", "llama.run", *ours]}
@@ -251,21 +254,22 @@ def startup_commands(bench: Bench, folder: Path) -> dict[str, list[str]]:
         commands = {"./run": [str(ROOT / "run"), *ours], **commands}
     else:
         bench.note("./run is left out: make runfast")
-    if bench.options.llama2c and "llama2.c" in bench.peers:
-        commands["llama2.c"] = llama2c.command(bench.options.llama2c, model, STARTUP_STEPS)
+    if "llama2.c" in who and (format_c := TYPES[kind].llama2c):
+        program = getattr(bench.options, format_c[0])
+        commands["llama2.c"] = llama2c.command(program, files["llama2.c"], STARTUP_STEPS)
     if gguf := files.get("llama.cpp"):
         commands["llama.cpp"] = [python, "-m", "bench.programs.llamacpp", str(gguf), steps, threads]
-    if "transformers" in bench.peers:
+    if "transformers" in who:
         saved = apart("bench.programs.hf:save", folder, SHAPES[STARTUP_SHAPE])
         commands["transformers"] = [python, "-m", "bench.programs.hf", str(saved), steps]
     return commands
 
 
-def run_startup(bench: Bench) -> None:
+def run_startup(bench: Bench, kind: str) -> None:
     """Times whole processes, from their start to their end."""
     environment = os.environ | {"OMP_NUM_THREADS": str(max(bench.options.threads))}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        commands = startup_commands(bench, Path(folder))
+        commands = startup_commands(bench, Path(folder), kind)
         found: dict[str, list[float]] = {name: [] for name in commands}
         for repeat in range(bench.options.repeats + 1):  # the first one fills the caches
             for name, command in list(commands.items()):
@@ -276,8 +280,9 @@ def run_startup(bench: Bench) -> None:
                 if result.returncode != 0:
                     bench.note(f"{name} is left out: it ended with {result.returncode}")
                     del commands[name], found[name]
-    bench.results["startup"] = {"threads": max(bench.options.threads), "seconds": found}
-    print(report.startup_table(found), "\n", sep="\n", flush=True)
+    record = {"type": kind, "threads": max(bench.options.threads), "seconds": found}
+    bench.results.setdefault("startup", []).append(record)
+    print(report.startup_table(kind, found), "\n", sep="\n", flush=True)
 
 
 def run_sampling(bench: Bench) -> None:
@@ -348,7 +353,8 @@ def run_parts(bench: Bench) -> None:
         run_models(bench)
         check_machine(bench)
     if "startup" in parts:
-        run_startup(bench)
+        for kind in STARTUP_TYPES:
+            run_startup(bench, kind)
     if "sampling" in parts:
         run_sampling(bench)
 

@@ -76,10 +76,12 @@ def speed_rows(record: Mapping[str, Any], peers: Sequence[str]) -> list[str]:
     return rows
 
 
-def startup_table(startup: Mapping[str, Sequence[float]]) -> str:
+def startup_table(kind: str, startup: Mapping[str, Sequence[float]]) -> str:
     first, seconds = next(iter(startup.items()), ("", []))
     rows = [line([name, cell(theirs), ratio(theirs, seconds)]) for name, theirs in startup.items()]
-    return "\n".join([heading(["whole process, 15M, 256 tokens", "seconds", f"times {first}"]), *rows])
+    return "\n".join(
+        [heading([f"whole process, 15M {kind}, 256 tokens", "seconds", f"times {first}"]), *rows]
+    )
 
 
 def sampling_table(sampling: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> str:

@@ -46,16 +46,18 @@ class WeightType:
     arithmetic: str  # of machine.c, by which the floor counts
     gguf: str | None  # llama.cpp's type
     torch: str | None = None  # transformers'
-    llama2c: str | None = None  # the option that names llama2.c's program
+    llama2c: tuple[str, str] | None = (
+        None  # the option that names llama2.c's program, and the type of its file
+    )
     group: int = 1  # weights that share a scale: rows must be whole groups, but not those of v3
 
 
 TYPES: dict[str, WeightType] = {
-    "fp32-v0": WeightType(0, "fp32", 32, "fp32", "F32", "float32", "llama2c"),
-    "fp32": WeightType(3, "fp32", 32, "fp32", "F32", "float32", "llama2c"),
+    "fp32-v0": WeightType(0, "fp32", 32, "fp32", "F32", "float32", ("llama2c", "fp32-v0")),
+    "fp32": WeightType(3, "fp32", 32, "fp32", "F32", "float32", ("llama2c", "fp32-v0")),
     "bf16": WeightType(3, "bf16", 16, "bf16", "BF16", "bfloat16"),
-    "int8-v2": WeightType(2, "int8", 9, "int8", "Q8_0", llama2c="llama2c_int8", group=32),
-    "int8": WeightType(3, "int8", 9, "int8", "Q8_0", group=32),
+    "int8-v2": WeightType(2, "int8", 9, "int8", "Q8_0", llama2c=("llama2c_int8", "int8-v2"), group=32),
+    "int8": WeightType(3, "int8", 9, "int8", "Q8_0", llama2c=("llama2c_int8", "int8-v2"), group=32),
     "int4": WeightType(3, "int4", 5, "int8", "Q4_0", group=32),
 }
 
