@@ -18,7 +18,7 @@ SANITIZE = build/sanitize
 NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
-STORY = llama/models/stories.bin -t 0 -n 100 -j 2
+STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and a hare lived in a wood by the sea."
 ENGINE_TESTS = $(patsubst %,tests/test_%.py,cache checkpoint forward info package perplexity run sampler stream tiles \
 	tokenizer tokenizer_bytes v3 vocabulary)
 
@@ -67,21 +67,28 @@ kernels: ## compare the kernels of this machine's CPU with the scalar ones
 	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/kernels.c -o build/kernels -lm
 	build/kernels
 
-# Under qemu: on a CPU that has everything, and on one without the int8 dot product, which must not be offered it
-# there. Then the model that ships tells a story on both, and the same one as on this machine.
+# Under qemu: on CPUs with int8 matrix products, with int8 dot products, and with neither. Each is offered what it
+# has, its best first. Then the model that ships tells a story with each of them, and the same one as on this machine;
+# its prompt is long enough for products of several rows.
 neon: ## compare the ARM kernels with the scalar ones, under an emulator (minutes)
 	mkdir -p $(NEON)
 	@command -v qemu-aarch64 && echo 'int main(void) { return 0; }' | $(CROSS) -fopenmp -x c - -o $(NEON)/probe -lm || \
 		{ echo "make neon needs packages of Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
 	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) tests/kernels.c -o $(NEON)/kernels -lm
+	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) -march=armv8.6-a tests/kernels.c -o $(NEON)/kernels_v8.6 -lm
 	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) run.c -o $(NEON)/run -lm
 	$(CC) -O3 $(OPENMP) $(C_FLAGS) run.c -o $(NEON)/native -lm
-	$(QEMU) -cpu max $(NEON)/kernels dotprod
+	$(QEMU) -cpu max $(NEON)/kernels none | grep 'has: i8mm dotprod neon scalar$$'
+	$(QEMU) -cpu neoverse-n1 $(NEON)/kernels none | grep 'has: dotprod neon scalar$$'
+	$(QEMU) -cpu cortex-a53 $(NEON)/kernels none | grep 'has: neon scalar$$'
+	$(QEMU) -cpu max $(NEON)/kernels i8mm
+	$(QEMU) -cpu neoverse-n1 $(NEON)/kernels dotprod
 	$(QEMU) -cpu cortex-a53 $(NEON)/kernels neon
-	! $(QEMU) -cpu cortex-a53 $(NEON)/kernels dotprod
+	$(QEMU) -cpu max $(NEON)/kernels_v8.6 i8mm dotprod
 	$(NEON)/native $(STORY) > $(NEON)/story
-	$(QEMU) -cpu max $(NEON)/run $(STORY) | cmp - $(NEON)/story
-	$(QEMU) -cpu cortex-a53 $(NEON)/run $(STORY) | cmp - $(NEON)/story
+	LLAMA_ISA=i8mm $(QEMU) -cpu max $(NEON)/run $(STORY) | cmp - $(NEON)/story
+	LLAMA_ISA=dotprod $(QEMU) -cpu neoverse-n1 $(NEON)/run $(STORY) | cmp - $(NEON)/story
+	LLAMA_ISA=neon $(QEMU) -cpu cortex-a53 $(NEON)/run $(STORY) | cmp - $(NEON)/story
 
 reverse: $(VENV)/installed ## train the toy task, reversing a string, and count what it gets right (minutes)
 	$(BIN)/python dataset.py reverse

@@ -54,11 +54,14 @@ typedef struct {
 } Kernels;
 
 // ---------------------------------------------------------------------------------------------------------
-// A loop from 0 to a constant, unrolled, so that the arrays it indexes live in registers.
+// A loop from 0 to a constant, unrolled, so that the arrays it indexes live in registers; and one that stays a
+// loop, as what its rounds load would not fit into registers together.
 #ifdef __clang__
 #define EACH(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
+#define LOOP(i, n) _Pragma("clang loop unroll(disable)") for (int i = 0; i < (n); i++)
 #else
 #define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
+#define LOOP(i, n) _Pragma("GCC unroll 1") for (int i = 0; i < (n); i++)
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
@@ -231,6 +234,7 @@ static const Kernels *const all_kernels[] = {
     &kernels_avx512,
     &kernels_avx2,
 #elif defined(__aarch64__)
+    &kernels_i8mm,
     &kernels_dotprod,
     &kernels_neon,
 #endif

@@ -1,6 +1,6 @@
 // kernels_neon.h: the kernels for ARM, 4 lanes. Mirrors kernels_avx2.h, without its prefetches, which are not
-// measured on ARM. Two tables: neon for every aarch64 CPU, dotprod for those with the int8 dot product
-// (tiles_neon.h).
+// measured on ARM. Three tables: neon for every aarch64 CPU, dotprod for those with the int8 dot product
+// (tiles_neon.h), i8mm for those with the int8 matrix product too (tiles_i8mm.h).
 #ifndef LLAMA_KERNELS_NEON_H
 #define LLAMA_KERNELS_NEON_H
 
@@ -8,11 +8,14 @@
 #include "kernels.h"
 #include "vector_neon.h" // mask_neon, exp_neon
 #include "tiles_neon.h"  // NEON_INLINE, Dot, store_neon, matmul_tiles_int8_neon
+#include "tiles_i8mm.h"  // matmul_tiles_int8_i8mm
 
 #include <arm_neon.h> // v*q_f32, v*q_s32
 
-#ifdef __linux__
+#if defined(__linux__)
 #include <sys/auxv.h> // getauxval
+#elif defined(__APPLE__)
+#include <sys/sysctl.h> // sysctlbyname
 #endif
 
 // ---------------------------------------------------------------------------------------------------------
@@ -189,46 +192,52 @@ static bool available_dotprod(void) {
 #endif
 }
 
+static bool available_i8mm(void) {
+#if defined(__linux__)
+    return available_dotprod() && getauxval(AT_HWCAP2) & 1 << 13; // HWCAP2_I8MM, which glibc before 2.33 lacks
+#elif defined(__APPLE__)
+    int found = 0; // from the M2 on
+    size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, NULL, 0) == 0 && found;
+#else
+    return false;
+#endif
+}
+
+// What the tables share. Passes over a vocabulary are the compiler's own vectors: NEON is a part of aarch64.
+#define KERNELS_NEON                                                                                               \
+    .matmul[ROWS_FP32] = matmul_fp32_neon, .matmul[TILES_FP32] = matmul_tiles_fp32_neon,                           \
+    .matmul[TILES_BF16] = matmul_tiles_bf16_neon, .quantise = quantise_neon, .rmsnorm = rmsnorm_neon,              \
+    .swiglu = swiglu_neon, .store[LLAMA_KV_FP32] = store_fp32, .store[LLAMA_KV_BF16] = store_bf16,                 \
+    .store[LLAMA_KV_FP16] = store_fp16_neon, .attend[LLAMA_KV_FP32] = attend_fp32_neon,                            \
+    .attend[LLAMA_KV_BF16] = attend_bf16_neon, .attend[LLAMA_KV_FP16] = attend_fp16_neon,                          \
+    .extremes = extremes_scalar, .likelihoods = likelihoods_scalar, .collect = collect_scalar
+
 static const Kernels kernels_neon = {
     .name = "neon",
     .available = available_neon,
-    .matmul = {[ROWS_FP32] = matmul_fp32_neon,
-               [ROWS_INT8] = matmul_int8_neon,
-               [TILES_FP32] = matmul_tiles_fp32_neon,
-               [TILES_BF16] = matmul_tiles_bf16_neon,
-               [TILES_INT8] = matmul_tiles_int8_neon,
-               [TILES_INT4] = matmul_tiles_int4_neon},
-    .quantise = quantise_neon,
-    .rmsnorm = rmsnorm_neon,
-    .swiglu = swiglu_neon,
-    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_neon},
-    .attend = {[LLAMA_KV_FP32] = attend_fp32_neon,
-               [LLAMA_KV_BF16] = attend_bf16_neon,
-               [LLAMA_KV_FP16] = attend_fp16_neon},
-    .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
-    .likelihoods = likelihoods_scalar,
-    .collect = collect_scalar,
+    .matmul[ROWS_INT8] = matmul_int8_neon,
+    .matmul[TILES_INT8] = matmul_tiles_int8_neon,
+    .matmul[TILES_INT4] = matmul_tiles_int4_neon,
+    KERNELS_NEON,
 };
 
 static const Kernels kernels_dotprod = {
     .name = "dotprod",
     .available = available_dotprod,
-    .matmul = {[ROWS_FP32] = matmul_fp32_neon,
-               [ROWS_INT8] = matmul_int8_dotprod,
-               [TILES_FP32] = matmul_tiles_fp32_neon,
-               [TILES_BF16] = matmul_tiles_bf16_neon,
-               [TILES_INT8] = matmul_tiles_int8_dotprod,
-               [TILES_INT4] = matmul_tiles_int4_dotprod},
-    .quantise = quantise_neon,
-    .rmsnorm = rmsnorm_neon,
-    .swiglu = swiglu_neon,
-    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_neon},
-    .attend = {[LLAMA_KV_FP32] = attend_fp32_neon,
-               [LLAMA_KV_BF16] = attend_bf16_neon,
-               [LLAMA_KV_FP16] = attend_fp16_neon},
-    .extremes = extremes_scalar, // the compiler's own vectors: NEON is a part of aarch64
-    .likelihoods = likelihoods_scalar,
-    .collect = collect_scalar,
+    .matmul[ROWS_INT8] = matmul_int8_dotprod,
+    .matmul[TILES_INT8] = matmul_tiles_int8_dotprod,
+    .matmul[TILES_INT4] = matmul_tiles_int4_dotprod,
+    KERNELS_NEON,
+};
+
+static const Kernels kernels_i8mm = {
+    .name = "i8mm",
+    .available = available_i8mm,
+    .matmul[ROWS_INT8] = matmul_int8_dotprod,
+    .matmul[TILES_INT8] = matmul_tiles_int8_i8mm,
+    .matmul[TILES_INT4] = matmul_tiles_int4_i8mm,
+    KERNELS_NEON,
 };
 
 #endif

@@ -19,18 +19,22 @@ NEON_INLINE int32x4_t dot_neon(int32x4_t sum, int8x16_t a, int8x16_t b) {
     return vpadalq_s16(sum, vpaddq_s16(first, vmull_high_s8(a, b)));
 }
 
-// The instruction sdot, in code that is compiled for CPUs without it too. Most compilers and assemblers take it
-// only together with the rest of ARMv8.2, so here it is as a number; the loop gives the registers' names theirs.
+// An instruction `name sum.4s, a.16b, b.16b`, in code that is compiled for CPUs without it too. Most compilers and
+// assemblers take it only together with the rest of its version of ARM, so here it is as a number; the loop gives
+// the registers' names theirs.
+#define INSTRUCTION_NEON(number, sum, a, b)                                                                        \
+    __asm__(".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"       \
+            ".set .Lv\\n, \\n\n"                                                                                   \
+            ".endr\n"                                                                                              \
+            ".inst " #number " | (.L%2 << 16) | (.L%1 << 5) | .L%0"                                                \
+            : "+w"(sum)                                                                                            \
+            : "w"(a), "w"(b))
+
 NEON_INLINE int32x4_t dot_dotprod(int32x4_t sum, int8x16_t a, int8x16_t b) {
 #ifdef __ARM_FEATURE_DOTPROD
     return vdotq_s32(sum, a, b);
 #else
-    __asm__(".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"
-            ".set .Lv\\n, \\n\n"
-            ".endr\n"
-            ".inst 0x4e809400 | (.L%2 << 16) | (.L%1 << 5) | .L%0 // sdot %0.4s, %1.16b, %2.16b"
-            : "+w"(sum)
-            : "w"(a), "w"(b));
+    INSTRUCTION_NEON(0x4e809400, sum, a, b); // sdot
     return sum;
 #endif
 }
