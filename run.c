@@ -367,11 +367,18 @@ static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
     return LLAMA_OK;
 }
 
+static void run_pass(Pass *pass) {
+    LlamaContext *ctx = pass->ctx;
+    int threads = alone_or(&ctx->alone, ctx->options.threads);
+    double start = seconds(), waited = team_run(threads, ctx->processors, forward_pass, pass);
+    if (threads > 1) alone_note(&ctx->alone, seconds() - start, waited);
+}
+
 int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
     for (Pass pass = {.ctx = ctx, .rows = rows, .logits = logits}; n > 0; n -= pass.n, pass.rows += pass.n) {
         int code = pass_take(&pass, n, error);
         if (code != LLAMA_OK) return code;
-        team_run(ctx->options.threads, ctx->processors, forward_pass, &pass);
+        run_pass(&pass);
         if (logits) pass.logits += (int64_t)pass.n_wanted * ctx->model->config.vocab_size;
     }
     return LLAMA_OK;

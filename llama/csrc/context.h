@@ -12,6 +12,7 @@ struct LlamaContext {
     const Kernels *kernels;
     LlamaContextOptions options; // all filled in
     int32_t processors;          // at hand when the context was made
+    Alone alone;                 // whether other programs have some of them
     int32_t positions;           // options.context, rounded up to whole blocks of keys
     float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
     // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim) of options.kv, keys in blocks (cache.h)

@@ -94,7 +94,7 @@ typedef struct {         // 0 in any field: the default
     int32_t batch;       // rows that go through the layers at once (128)
     int32_t threads;     // OpenMP threads (chosen from the size of the model and the processors at hand)
     int32_t exact;       // 1: activations stay fp32, also where int8 or int4 weights would have them as int8 (0)
-    const char *kernels; // "scalar", "avx2", "avx512", "neon" (NULL: $LLAMA_ISA, else the best this CPU runs)
+    const char *kernels; // "scalar", "avx2" ... (NULL: $LLAMA_ISA, else the best this CPU runs)
     float rope_theta;    // base of RoPE's angles (the file's, 10000 for v0, v1 and v2, which can't say it)
     int32_t kv;          // LLAMA_KV_FP32 ...
 } LlamaContextOptions;

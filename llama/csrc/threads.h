@@ -26,6 +26,7 @@ typedef struct Barrier {
     int spins;                       // before a waiting thread gives up its processor
     _Alignas(64) atomic_int arrived; // threads that wait
     _Alignas(64) atomic_int round;   // barriers passed; apart from `arrived`, as all waiting threads read it
+    atomic_int waited;               // microseconds that threads spent here after their spins
 } Barrier;
 
 static inline void cpu_relax(void) {
@@ -47,12 +48,13 @@ static void barrier_wait(const Team *team) {
         atomic_store_explicit(&barrier->round, round + 1, memory_order_release);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&barrier->round, memory_order_acquire) == round; spins++) {
-        if (spins < barrier->spins)
-            cpu_relax();
-        else
-            sched_yield();
+    for (int spins = 0; spins < barrier->spins; spins++) {
+        if (atomic_load_explicit(&barrier->round, memory_order_acquire) != round) return;
+        cpu_relax();
     }
+    double start = seconds();
+    while (atomic_load_explicit(&barrier->round, memory_order_acquire) == round) sched_yield();
+    atomic_fetch_add_explicit(&barrier->waited, (int)(1e6 * (seconds() - start)), memory_order_relaxed);
 }
 
 #ifdef _OPENMP
@@ -65,17 +67,52 @@ static bool may_fork_a_team(void) {
 }
 #endif
 
-// Runs work(job, team) on each thread of a new team and returns when all are done.
-static void team_run(int threads, int processors, void (*work)(void *job, const Team *team), void *job) {
+// Runs work(job, team) on each thread of a new team and returns when all are done: the seconds that its threads
+// waited for each other, but for the first tens of microseconds of each wait.
+static double team_run(int threads, int processors, void (*work)(void *job, const Team *team), void *job) {
     Barrier barrier = {.spins = threads > processors ? 0 : 1000}; // tens of microseconds
 #ifdef _OPENMP
     if (threads > 1 && may_fork_a_team()) {
 #pragma omp parallel num_threads(threads)
-        work(job, &(Team){omp_get_thread_num(), omp_get_num_threads(), &barrier});
-        return;
+        {
+            Team team = {omp_get_thread_num(), omp_get_num_threads(), &barrier};
+            work(job, &team);
+            barrier_wait(&team); // not only OpenMP's, which does not say how long it took
+        }
+        return 1e-6 * atomic_load(&barrier.waited);
     }
 #endif
     work(job, &(Team){0, 1, &barrier});
+    return 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// A thread whose processor another program has comes back after milliseconds, and all others wait for it at every
+// barrier: two threads that share two processors with two busy programs run at a twentieth of the speed of one. So
+// when passes are spent waiting, work goes on with one thread, and now and then it is tried with all.
+
+#define ALONE_TRIAL 0.02 // seconds of passes that decide it
+#define ALONE_FIRST 0.1  // seconds on one thread then, doubled each time that all meet the same again
+#define ALONE_MOST 2.0
+
+typedef struct {
+    double spent, waited; // seconds of the passes of all threads since the last decision
+    double length, until; // of the last time on one thread, 0: never, or all went well since
+} Alone;
+
+// Threads of the next pass.
+static int alone_or(const Alone *alone, int threads) {
+    return alone->until > 0 && seconds() < alone->until ? 1 : threads;
+}
+
+// Takes note of a pass of all threads.
+static void alone_note(Alone *alone, double spent, double waited) {
+    alone->spent += spent;
+    alone->waited += waited;
+    if (alone->spent < ALONE_TRIAL) return;
+    bool late = alone->waited > alone->spent / 2;
+    double length = late ? MIN(MAX(2 * alone->length, ALONE_FIRST), ALONE_MOST) : 0;
+    *alone = (Alone){.length = length, .until = late ? seconds() + length : 0};
 }
 
 // The part [begin, end) of n items that falls to this thread, cut at multiples of `step`.
