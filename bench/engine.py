@@ -14,8 +14,9 @@ sequences together; a ratio above 1 means that we are faster (of memory: that we
 of a program that reads the weights once in every pass at the bandwidth measured, or multiplies by them at the
 arithmetic measured, whichever is slower.
 
-No token is drawn while a model is measured, but llama2.c's speed is its own word and holds the cost of taking
-the likeliest token. Peak memory is that of a program's process, Python and mapped weights included.
+The cache is fp16, as llama.cpp has it, or what --kv says. No token is drawn while a model is measured, but
+llama2.c's speed is its own word and holds the cost of taking the likeliest token. Peak memory is that of a
+program's process, Python and mapped weights included.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ PEERS = {  # what they need: modules, and how to get them
     "transformers": (("transformers",), "pip install transformers"),
     "llama2.c": ((), "--llama2c and --llama2c-int8 name its programs, built"),
 }
+KV_TYPES = ("fp32", "fp16", "bf16")
 ABOUT = {"llama.cpp": "bench.programs.llamacpp:about", "transformers": "bench.programs.hf:about"}
 
 
@@ -177,7 +179,7 @@ def programs(
 ) -> Programs:
     """What runs the model, with the arguments that open it."""
     if OURS in who:
-        yield OURS, "bench.programs.cria:Model", (files[OURS], threads)
+        yield OURS, "bench.programs.cria:Model", (files[OURS], threads, bench.options.kv)
     if "llama.cpp" in who:
         yield "llama.cpp", "bench.programs.llamacpp:Model", (files["llama.cpp"], threads)
     if "transformers" in who:
@@ -315,6 +317,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="decoded (%(default)s)")
     parser.add_argument("--prefill", **several, default=[128, 512], help="(128 512)")
     parser.add_argument("--sequences", **several, default=[8, 32], help="of part batch (8 32)")
+    parser.add_argument(
+        "--kv",
+        choices=KV_TYPES,
+        default="fp16",
+        help="our cache; llama.cpp's is fp16, llama2.c's fp32 (fp16)",
+    )
     parser.add_argument("--llama2c", type=Path, metavar="RUN", help="llama2.c's run, built")
     parser.add_argument("--llama2c-int8", type=Path, metavar="RUNQ", help="llama2.c's runq, built")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")

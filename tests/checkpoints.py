@@ -266,15 +266,18 @@ def reference_logits(
     ids: list[int],
     dtype: torch.dtype = torch.float64,
     group_size: int = 0,
+    activations: torch.dtype | None = None,
     kv: torch.dtype | None = None,
 ) -> np.ndarray:
     """Logits (T, vocab_size).
 
-    group_size > 0: activations are quantised before each matmul. kv: keys and values are rounded to it.
+    group_size > 0: activations are quantised before each matmul. activations, kv: what these, and keys and
+    values, are rounded to.
     """
     w = {name: torch.from_numpy(np.asarray(values)).to(dtype) for name, values in weights.items()}
 
     def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        x = x if activations is None else x.to(activations).to(dtype)
         return fake_quantise(x, group_size) @ weight.T
 
     x = w["tok_embeddings"][torch.tensor(ids)]

@@ -190,7 +190,7 @@ def test_config_is_frozen(model):
 def test_options_come_back(folder):
     with llama.Llama(folder / "model.bin", threads=2, context=10) as model:
         assert (model.threads, model.context, model.kv) == (2, 10, "fp32")
-        assert model.kernels in ("scalar", "avx2", "avx512", "neon", "dotprod", "i8mm")
+        assert model.kernels in ("scalar", "avx2", "avx512", "avx512bf16", "neon", "dotprod", "i8mm")
         assert f"context 10, 2 threads, {model.kernels}" in repr(model)
 
 

@@ -12,16 +12,15 @@ from llama.engine import call, ffi, lib, model_open, sampler_init
 
 
 class Model:
-    """A checkpoint, on a number of threads."""
+    """A checkpoint, on a number of threads. kv: type of the cache."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._model, self._threads = model_open(path), threads
+    def __init__(self, path: Path, threads: int, kv: str) -> None:
+        self._model, self._threads, self._kv = model_open(path), threads, kv
 
     def work(self, case: Case) -> Work:
         at_once = case.what == "prefill"
-        work = bench.Work(
-            self._model, bench.Case(case.tokens, case.prompt, case.sequences, at_once), self._threads
-        )
+        case_here = bench.Case(case.tokens, case.prompt, case.sequences, at_once)
+        work = bench.Work(self._model, case_here, self._threads, self._kv)
         return Work(work.step, work.width)
 
 

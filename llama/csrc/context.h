@@ -49,8 +49,8 @@ static void *arena_take(Arena *arena, int64_t n, size_t size) {
 
 static Rows take_rows(const LlamaContext *ctx, Arena *arena, int32_t n, int32_t cols) {
     const LlamaConfig *c = &ctx->model->config;
-    int32_t group_size = MAX(c->group_size, 1);
-    Rows rows = {.cols = (int32_t)round_up(round_up((uint64_t)cols, (uint64_t)group_size), 2)};
+    int32_t group_size = MAX(c->group_size, 1), step = group_size % 2 ? 2 * group_size : group_size;
+    Rows rows = {.cols = (int32_t)round_up((uint64_t)cols, (uint64_t)step)};
     int64_t values = (int64_t)n * rows.cols;
     rows.values = arena_take(arena, values, sizeof(float));
     if (ctx->kernels->round) rows.halves = arena_take(arena, values, sizeof(uint16_t));
