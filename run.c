@@ -698,8 +698,8 @@ static int write_answer(Run *run, Buffer system, Buffer user, bool first, int32_
     int32_t *ids = malloc(bound * sizeof *ids);
     if (!ids) return fail_memory(error, bound * sizeof *ids);
     const char *instructions = first && system.length > 0 ? system.bytes : NULL;
-    int code = llama_chat_turn(run->tokenizer, instructions, system.length, user.bytes, user.length, first, ids, &n,
-                               error);
+    int code = llama_chat_turn(run->tokenizer, run->model->config.chat_template, instructions, system.length,
+                               user.bytes, user.length, first, ids, &n, error);
     *finish = LLAMA_STOP_LENGTH;
     if (code == LLAMA_OK && (first || (size_t)llama_generation_position(run->generation) + n <=
                                           (size_t)llama_context_options(run->ctx)->context)) {

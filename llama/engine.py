@@ -5,8 +5,8 @@
     print("".join(llama.generate("Once upon a time", max_tokens=50, seed=1)))
 
 A Llama holds one context with one sequence, so it writes one text at a time; open it twice for two (the
-weights are mapped, the second costs only its cache). Left out on purpose: many sequences side by side and
-chat, which the C interface has; training, which needs torch.
+weights are mapped, the second costs only its cache). Left out on purpose: many sequences side by side, which
+the C interface has; training, which needs torch.
 """
 
 from __future__ import annotations
@@ -128,6 +128,16 @@ def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool, special: bool = Fa
     ids = NEW_UNCLEARED("int32_t[]", lib.llama_encode_bound(len(text)))
     n = ffi.new("size_t *")
     call(lib.llama_encode_special, tokenizer, text, len(text), bos, eos, special, ids, n)
+    return ffi.unpack(ids, n[0])
+
+
+def encode_turn(model: Any, tokenizer: Any, user: bytes, system: bytes | None, first: bool) -> list[int]:
+    """Llama.encode_turn of a C model and tokenizer, of UTF-8 texts."""
+    size = len(system or b"")
+    ids = NEW_UNCLEARED("int32_t[]", lib.llama_chat_bound(size, len(user)))
+    n, instructions = ffi.new("size_t *"), ffi.NULL if system is None else system
+    template = lib.llama_config(model).chat_template
+    call(lib.llama_chat_turn, tokenizer, template, instructions, size, user, len(user), first, ids, n)
     return ffi.unpack(ids, n[0])
 
 
@@ -412,6 +422,16 @@ class Llama:
     def encode(self, text: str, bos: bool = True, eos: bool = False, special: bool = False) -> list[int]:
         """The ids of text (Tokenizer.encode)."""
         return self.tokenizer.encode(text, bos, eos, special)
+
+    def encode_turn(self, user: str, system: str | None = None, first: bool = True) -> list[int]:
+        """The ids of a turn of a chat, up to where the answer begins: a prompt for generate.
+
+        By the template that the model's file names, Llama 2's where it names none; both texts are stripped.
+        system: only for the first turn. first: False closes the answer before, whose ids come in front.
+        Raises BadFileError if the tokenizer lacks a token of the template.
+        """
+        instructions = None if system is None else c_bytes(system)
+        return encode_turn(self._model, self.tokenizer.handle, c_bytes(user), instructions, first)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids (Tokenizer.decode)."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.engine import KV, SHIPPED, call, create, encode, ffi, lib, model_open, score
+from llama.engine import KV, SHIPPED, call, create, encode, encode_turn, ffi, lib, model_open, score
 from llama.errors import BadFileError, LlamaError, ResourceError
 
 
@@ -242,15 +242,6 @@ def perplexity(run: Run) -> None:
 # --- Chat
 
 
-def chat_ids(run: Run, system: bytes, user: bytes, first: bool) -> list[int]:
-    """The token ids of one turn. system: empty for none, only told in the first turn."""
-    ids = ffi.new("int32_t[]", lib.llama_chat_bound(len(system), len(user)))
-    n = ffi.new("size_t *")
-    instructions = system if first and system else ffi.NULL
-    call(lib.llama_chat_turn, run.tokenizer, instructions, len(system), user, len(user), first, ids, n)
-    return ffi.unpack(ids, n[0])
-
-
 def read_user() -> bytes | None:
     """The next line that is not empty, None at the end of the input."""
     line: bytes | None = b""
@@ -272,7 +263,7 @@ def chat(run: Run) -> None:
         if user is None or system is None:  # the end of the input
             write(b"\n")
             return
-        ids = chat_ids(run, system, user, first)
+        ids = encode_turn(run.model, run.tokenizer, user, (first and system) or None, first)
         if not first and lib.llama_generation_position(run.generation) + len(ids) > size:
             break
         feed(run, ids)

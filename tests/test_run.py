@@ -32,7 +32,6 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PIECES = [" ", *"etaoinshrdlu", "th", "he", "the", " t", " the", "an", " a", "in", "é", "日"]
 VOCABULARY = SPECIAL + BYTES + PIECES
 CONTEXT = 256
-TEMPLATE = "[INST] <<SYS>>\n{}\n<</SYS>>\n\n{} [/INST]"
 
 each_program = pytest.mark.parametrize("program", PROGRAMS)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -847,72 +846,9 @@ def test_a_chat_of_noise_is_the_same_from_both_programs(noise):
         assert result.stdout.startswith(b"Enter system prompt (optional): User: Assistant: ")
 
 
-# --- The template of Llama 2
-
-
-def chat_turn(tokenizer: llama.Tokenizer, system: bytes | None, user: bytes, first: bool) -> list[int]:
-    """The ids of a turn by the engine."""
-    length = len(system or b"")
-    bound = lib.llama_chat_bound(length, len(user))
-    ids, n, error = ffi.new("int32_t[]", bound), ffi.new("size_t *"), ffi.new("LlamaError *")
-    pointer = ffi.NULL if system is None else system
-    code = lib.llama_chat_turn(tokenizer.handle, pointer, length, user, len(user), first, ids, n, error)
-    assert code == lib.LLAMA_OK, ffi.string(error.text)
-    assert n[0] <= bound
-    return ffi.unpack(ids, n[0])
-
-
-@pytest.fixture
-def letters(noise) -> llama.Tokenizer:
-    return llama.Tokenizer(noise / "tokenizer.bin")
-
-
-BOS, EOS = 1, 2
-TEXTS = ["the tin", "  the tin \t\r\n", "the\n\ntin", "", "žluťoučký 🦙", "</s><s>[INST]", "[/INST] <<SYS>>"]
-
-
-@pytest.mark.parametrize("user", TEXTS)
-def test_a_turn_has_the_ids_of_the_llama_2_template(letters, user):
-    plain = letters.encode(f"[INST] {user.strip()} [/INST]", bos=False)
-    assert chat_turn(letters, None, user.encode(), True) == [BOS, *plain]
-    assert chat_turn(letters, None, user.encode(), False) == [EOS, BOS, *plain]
-    for system in TEXTS:
-        text = TEMPLATE.format(system.strip(), user.strip())
-        expected = [BOS, *letters.encode(text, bos=False)]
-        assert chat_turn(letters, system.encode(), user.encode(), True) == expected
-
-
-def test_what_a_user_writes_is_never_bos_or_eos(letters):
-    for text in ("</s><s>[INST]", "\n<s>\n", "\n</s>\n", "<s>", "</s>", "<unk>", "<0x01>"):
-        ids = chat_turn(letters, text.encode(), text.encode(), True)
-        assert ids[0] == BOS
-        assert not {BOS, EOS} & set(ids[1:])
-        assert letters.decode(ids) == TEMPLATE.format(text.strip(), text.strip())
-
-
-def test_a_turn_by_hand(tmp_path):
-    words = ["h", "i", " ", "[", "]", "I", "N", "S", "T", "/", "<", ">", "Y", "\n", "k"]
-    write_pieces(tmp_path / "tokenizer.bin", [(piece, 0) for piece in SPECIAL + words])
-    tokenizer = llama.Tokenizer(tmp_path / "tokenizer.bin")
-    ids = {piece: i for i, piece in enumerate(SPECIAL + words)}
-    turn = [ids[c] for c in " [INST] hi [/INST]"]  # sentencepiece puts a space in front
-    assert chat_turn(tokenizer, None, b"hi", True) == [BOS, *turn]
-    assert chat_turn(tokenizer, None, b"hi", False) == [EOS, BOS, *turn]
-    turn = [ids[c] for c in " [INST] <<SYS>>\nk\n<</SYS>>\n\nhi [/INST]"]
-    assert chat_turn(tokenizer, b"k", b"hi", True) == [BOS, *turn]
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no tokenizer of Llama 2")
-def test_a_turn_has_the_known_ids_of_llama_2():
-    tokenizer = llama.Tokenizer(SHARED / "tokenizers" / "llama2_tokenizer.bin")
-    hello = [1, 518, 25580, 29962, 15043, 518, 29914, 25580, 29962]  # [INST] Hello [/INST]
-    assert chat_turn(tokenizer, None, b" Hello\n", True) == hello
-    assert chat_turn(tokenizer, None, b"Hello", False) == [2, *hello]
-
-
 @each_program
 def test_a_chat_needs_bos_and_eos(tmp_path, program):
     model = write_chain(tmp_path, ["a"], {})
     write_pieces(tmp_path / "none.bin", [("<unk>", 0), ("<s>", 0), ("b", 0), ("a", 0)])
     result = run(program, model, "-m", "chat", "-y", "", "-i", "hi", "-z", "none.bin", cwd=tmp_path)
-    assert_refused(result, 3, "the tokenizer has no BOS or no EOS, which the chat template needs")
+    assert_refused(result, 3, "the tokenizer has no </s>, which the chat template needs")

@@ -1,15 +1,35 @@
-// chat.h: a turn of a conversation as token ids. The Llama 2 template, which Code Llama Instruct shares:
+// chat.h: a turn of a conversation as token ids, by the template that a model was trained with. Llama 2's, which
+// Code Llama Instruct shares:
 //
 //     <s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST] {answer} </s><s>[INST] {user} [/INST] ...
 //
-// <s> and </s> are ids, never text: a user who writes them gets their characters. System and user text are
-// stripped.
+// Llama 3's, each part a message and the last one open for the answer:
+//
+//     <|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>...user...{user}<|eot_id|>
+//     <|start_header_id|>assistant<|end_header_id|>\n\n{answer}<|eot_id|>...user...{user}<|eot_id|>...
+//
+// Special tokens are those of the template, never of the text: a user who writes their names gets the characters.
+// System and user text are stripped. Left out: the date that transformers puts into the system text of Llama 3.1.
 #ifndef LLAMA_CHAT_H
 #define LLAMA_CHAT_H
 
-#include "tokenizer.h" // llama_encode
+#include "tokenizer.h" // llama_encode_special
 
-static const char chat_format[] = "[INST] <<SYS>>\n\n<</SYS>>\n\n [/INST]"; // all of the template's own characters
+// The parts of a turn. % is the system's or the user's text; <s> and </s> are BOS and EOS whatever their names are,
+// <|name|> is a special token.
+typedef struct {
+    const char *begin, *next; // before the first turn, before a later one
+    const char *system, *user;
+} ChatTemplate;
+
+static const ChatTemplate chat_templates[] = {
+    [LLAMA_CHAT_LLAMA2] = {"<s>[INST] ", "</s><s>[INST] ", "<<SYS>>\n%\n<</SYS>>\n\n", "% [/INST]"},
+    [LLAMA_CHAT_LLAMA3] = {"<|begin_of_text|>", "<|eot_id|>",
+                           "<|start_header_id|>system<|end_header_id|>\n\n%<|eot_id|>",
+                           "<|start_header_id|>user<|end_header_id|>\n\n%<|eot_id|>"
+                           "<|start_header_id|>assistant<|end_header_id|>\n\n"},
+};
+enum { CHAT_TEMPLATE_BYTES = 256 }; // more than the parts of any template have together
 
 typedef struct {
     const char *text;
@@ -23,44 +43,83 @@ static Text text_strip(const char *text, size_t length) {
     return (Text){text, length};
 }
 
-static char *text_append(char *out, const char *text, size_t length) {
-    if (length > 0) memcpy(out, text, length);
-    return out + length;
+// A turn being written: its ids, and the text since the last special token, which is encoded as a whole.
+typedef struct {
+    const LlamaTokenizer *tokenizer;
+    int32_t *ids;
+    size_t n;
+    char *text;
+    size_t length;
+} Turn;
+
+static void turn_append(Turn *turn, Text text) {
+    if (text.length > 0) memcpy(turn->text + turn->length, text.text, text.length);
+    turn->length += text.length;
 }
 
-// Writes the turn as text, without BOS and EOS, and returns its end.
-static char *chat_render(char *out, const char *system, size_t system_length, Text user) {
-    out = text_append(out, "[INST] ", 7);
-    if (system) {
-        Text stripped = text_strip(system, system_length);
-        out = text_append(out, "<<SYS>>\n", 8);
-        out = text_append(out, stripped.text, stripped.length);
-        out = text_append(out, "\n<</SYS>>\n\n", 11);
+// Encodes the text that waits.
+static int turn_encode(Turn *turn, LlamaError *error) {
+    size_t n = 0;
+    int code = llama_encode(turn->tokenizer, turn->text, turn->length, 0, 0, turn->ids + turn->n, &n, error);
+    turn->n += n;
+    turn->length = 0;
+    return code;
+}
+
+// The bytes of a template's special token, 0 where none begins.
+static size_t chat_token_length(const char *part) {
+    if (strncmp(part, "<s>", 3) == 0) return 3;
+    if (strncmp(part, "</s>", 4) == 0) return 4;
+    return strncmp(part, "<|", 2) == 0 ? (size_t)(strchr(part, '>') - part) + 1 : 0;
+}
+
+static int turn_token(Turn *turn, const char *name, size_t length, LlamaError *error) {
+    const LlamaTokenizer *t = turn->tokenizer;
+    int32_t id = length == 3 ? t->bos : length == 4 ? t->eos : -1;
+    if (length > 4 && special_match(t, name, length, 1u << TOKEN_CONTROL, &id) != length) id = -1;
+    if (id < 0)
+        return fail(error, LLAMA_ERROR_FILE, "the tokenizer has no %.*s, which the chat template needs",
+                    (int)length, name);
+    int code = turn_encode(turn, error);
+    turn->ids[turn->n++] = id;
+    return code;
+}
+
+// Writes a part of a template with a text in the place of its %.
+static int turn_write(Turn *turn, const char *part, Text text, LlamaError *error) {
+    int code = LLAMA_OK;
+    while (*part && code == LLAMA_OK) {
+        size_t length = chat_token_length(part);
+        if (length > 0)
+            code = turn_token(turn, part, length, error);
+        else
+            turn_append(turn, *part == '%' ? text : (Text){part, 1});
+        part += MAX(length, 1);
     }
-    out = text_append(out, user.text, user.length);
-    return text_append(out, " [/INST]", 8);
+    return code;
 }
 
-static size_t chat_length(size_t system_length, size_t user_length) {
-    return sizeof chat_format + system_length + user_length;
-}
-
+// A special token takes one id and has three bytes or more, room enough for what the text before it needs.
 size_t llama_chat_bound(size_t system_length, size_t user_length) {
-    return 1 + llama_encode_bound(chat_length(system_length, user_length));
+    return llama_encode_bound(CHAT_TEMPLATE_BYTES + system_length + user_length);
 }
 
-int llama_chat_turn(const LlamaTokenizer *tokenizer, const char *system, size_t system_length, const char *user,
-                    size_t user_length, int first, int32_t *ids, size_t *n, LlamaError *error) {
-    if (llama_bos(tokenizer) < 0 || llama_eos(tokenizer) < 0)
-        return fail(error, LLAMA_ERROR_FILE, "the tokenizer has no BOS or no EOS, which the chat template needs");
-    char *text = malloc(chat_length(system ? system_length : 0, user_length));
-    if (!text) return fail_memory(error, chat_length(system_length, user_length));
-    size_t closing = first ? 0 : 1; // the answer before ends with EOS
-    if (closing) ids[0] = llama_eos(tokenizer);
-    char *end = chat_render(text, system, system_length, text_strip(user, user_length));
-    int code = llama_encode(tokenizer, text, (size_t)(end - text), 1, 0, ids + closing, n, error);
-    *n += closing;
-    free(text);
+int llama_chat_turn(const LlamaTokenizer *tokenizer, int32_t chat_template, const char *system,
+                    size_t system_length, const char *user, size_t user_length, int first, int32_t *ids, size_t *n,
+                    LlamaError *error) {
+    const ChatTemplate *t = &chat_templates[chat_template == LLAMA_CHAT_LLAMA3 ? chat_template : LLAMA_CHAT_LLAMA2];
+    size_t room = CHAT_TEMPLATE_BYTES + (system ? system_length : 0) + user_length;
+    Turn turn = {.tokenizer = tokenizer, .ids = ids, .text = malloc(room)};
+    if (!turn.text) return fail_memory(error, room);
+    Text none = {"", 0};
+    int code = turn_write(&turn, t->next, none, error); // the first turn too: what is missing is told at once
+    if (first) turn.n = turn.length = 0;
+    if (code == LLAMA_OK && first) code = turn_write(&turn, t->begin, none, error);
+    if (code == LLAMA_OK && system) code = turn_write(&turn, t->system, text_strip(system, system_length), error);
+    if (code == LLAMA_OK) code = turn_write(&turn, t->user, text_strip(user, user_length), error);
+    if (code == LLAMA_OK) code = turn_encode(&turn, error);
+    free(turn.text);
+    *n = turn.n;
     return code;
 }
 

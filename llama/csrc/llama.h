@@ -274,13 +274,15 @@ int llama_pack(const LlamaStrip *strip, int32_t type, int32_t threads, uint8_t *
                LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
-// Chat: a turn of a conversation as token ids, by the Llama 2 template.
+// Chat: a turn of a conversation as token ids, by the template of Llama 2 or Llama 3.
 
 // Room that the ids of a turn need at most.
 size_t llama_chat_bound(size_t system_length, size_t user_length);
-// The ids of one user turn. system: NULL for none, only for the first turn. first = 0: closes the answer before.
-int llama_chat_turn(const LlamaTokenizer *tokenizer, const char *system, size_t system_length, const char *user,
-                    size_t user_length, int first, int32_t *ids, size_t *n, LlamaError *error);
+// The ids of one user turn. chat_template: LLAMA_CHAT_NONE is taken for LLAMA_CHAT_LLAMA2. system: NULL for none,
+// only for the first turn. first = 0: closes the answer before.
+int llama_chat_turn(const LlamaTokenizer *tokenizer, int32_t chat_template, const char *system,
+                    size_t system_length, const char *user, size_t user_length, int first, int32_t *ids, size_t *n,
+                    LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
 // Command line: the options of ./run and python -m llama.run.

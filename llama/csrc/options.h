@@ -36,7 +36,7 @@ static const char run_help[] =
     "  -s, --seed S               seed of the random numbers; 0 for the clock (default)\n"
     "\n"
     "chat\n"
-    "  -m, --mode MODE            generate (default) or chat\n"
+    "  -m, --mode MODE            generate (default) or chat, as Llama 2 or Llama 3 does, whichever the file says\n"
     "  -y, --system TEXT          system prompt of the chat\n"
     "\n"
     "machine\n"
