@@ -1,12 +1,13 @@
 """What each type of weights costs in quality: perplexity and logits beside those of fp32.
 
     python -m bench.quality out/laptop/last data00.json
-    python -m bench.quality stories260K.bin data00.json --tokenizer tok512.bin --types int8,int4:bf16
+    python -m bench.quality stories260K.bin data00.json --tokenizer tok512.bin --types int8+exact,int4:bf16
 
 The source is written as a v3 file of each type into a folder that is removed again, and the engine judges a
 text with it, as python -m llama.perplexity does. A type is one of export.py's; one after a colon is that of
-embedding and classifier. The loss is that of perplexity. Errors of logits are over the first tokens of the
-text, in the logits' own unit.
+embedding and classifier, and what follows a + is for the engine: exact, or fp16 or bf16 for keys and values.
+q4_0 is int4 with the values that llama.cpp's rule gives, by the gguf library: what int4+exact has to beat.
+The loss is that of perplexity. Errors of logits are over the first tokens of the text, in their own unit.
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ import math
 import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import export
 from bench.report import heading, line
+from formats import tiles
+from formats.source import CLASSIFIER, EMBEDDING
 from llama import Llama, perplexity
 from llama.command import run_command
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 
 REFERENCE = "fp32"
-TYPES = "bf16,int8,int4,int4:int4"
+TYPES = "fp32+fp16,bf16,int8,int8+exact,int4,int4+exact,q4_0,int4:int4"
+TOLD: dict[str, dict[str, Any]] = {"exact": {"exact": True}, "fp16": {"kv": "fp16"}, "bf16": {"kv": "bf16"}}
 LOGIT_TOKENS = 512  # of which logits are compared
 
 
@@ -63,11 +69,50 @@ def write(folder: Path, source: str, kind: str, tokenizer: str | None) -> Path:
     return path
 
 
+class AsLlamaCpp(Mapping[str, Tensor]):
+    """Weights rounded to llama.cpp's Q4_0, to Q8_0 those of embedding and classifier.
+
+    Rows are filled up with zeros to whole groups, as in our int4.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        from gguf import GGMLQuantizationType, quants
+
+        weight = self._weights[name].float()
+        if weight.ndim == 1:
+            return weight
+        ends = name in (EMBEDDING, CLASSIFIER)
+        kind = GGMLQuantizationType.Q8_0 if ends else GGMLQuantizationType.Q4_0
+        whole = np.pad(weight.numpy(), ((0, 0), (0, -weight.shape[1] % tiles.GROUP)))
+        rounded = quants.dequantize(quants.quantize(whole, kind), kind)
+        return torch.from_numpy(rounded[:, : weight.shape[1]].copy())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def tokenizer_in(path: Path) -> tuple[int, int]:
+    """Where the tokenizer of a v3 file begins, and its bytes."""
+    with path.open("rb") as file:
+        return struct.unpack_from("<2Q", file.read(256), 128)
+
+
+def round_as_llama_cpp(path: Path, source: str) -> None:
+    """Puts the weights that llama.cpp's rule makes of a source, as floats, into the place of ours of int4."""
+    start, size = tokenizer_in(path)
+    extras, found = export.Extras(path.read_bytes()[start : start + size]), export.open_source(Path(source))
+    export.export_v3(path, found.config, AsLlamaCpp(found.tensors), REFERENCE, extras=extras)
+
+
 def weight_bytes(path: Path) -> int:
     """Bytes of the tensors of a v3 file: all that follows its tokenizer."""
-    with path.open("rb") as file:
-        tokenizer, size = struct.unpack_from("<2Q", file.read(256), 128)
-    return path.stat().st_size - tokenizer - size
+    return path.stat().st_size - sum(tokenizer_in(path))
 
 
 def first_logits(llama: Llama, texts: Iterable[str]) -> np.ndarray:
@@ -81,13 +126,23 @@ def first_logits(llama: Llama, texts: Iterable[str]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def judge(path: Path, kind: str, texts: Sequence[str], options: dict[str, Any]) -> tuple[Quality, np.ndarray]:
-    """What a file is worth, without a comparison, and its logits."""
+def judge(
+    folder: Path, source: str, kind: str, texts: Sequence[str], tokenizer: str | None, options: dict[str, Any]
+) -> tuple[Quality, np.ndarray]:
+    """What a type is worth, without a comparison, and its logits. Raises BadFileError, UsageError."""
+    dtype, *told = kind.split("+")
+    if not set(told) <= TOLD.keys():
+        raise UsageError(f"--types {kind}: allowed after + are {', '.join(TOLD)}")
+    for name in told:
+        options = options | TOLD[name]
+    path = write(folder, source, "int4" if dtype == "q4_0" else dtype, tokenizer)
+    size, weights = path.stat().st_size, weight_bytes(path)
+    if dtype == "q4_0":
+        round_as_llama_cpp(path, source)
     with Llama(path, **options) as llama:
         read = perplexity.measure(llama, iter(texts))
-        bits = 8 * weight_bytes(path) / llama.parameters
-        logits = first_logits(llama, texts)
-    size = path.stat().st_size
+        bits, logits = 8 * weights / llama.parameters, first_logits(llama, texts)
+    path.unlink()
     return Quality(kind, size, bits, read.perplexity, read.bits_per_byte, 0.0, 0.0, 0.0), logits
 
 
@@ -106,9 +161,7 @@ def measure(
     rows: list[Quality] = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in dict.fromkeys([REFERENCE, *kinds]):
-            path = write(Path(folder), source, kind, tokenizer)
-            found, logits = judge(path, kind, texts, options)
-            path.unlink()
+            found, logits = judge(Path(folder), source, kind, texts, tokenizer, options)
             if not rows:
                 expected = logits
             rows.append(beside(found, logits, rows[0], expected) if rows else found)

@@ -6,6 +6,7 @@ import math
 import checkpoints
 import numpy as np
 import pytest
+import torch
 from helpers import write_pieces
 from test_perplexity import PIECES, SHAPE
 
@@ -60,6 +61,50 @@ def test_errors_of_logits_are_those_of_the_first_tokens(source, rows, tmp_path):
     assert math.isclose(rows["int4"].rms_logit_error, math.sqrt(np.square(errors).mean()))
 
 
+def test_what_follows_a_plus_is_told_to_the_engine(source, tmp_path):
+    told = {"int8": {}, "int8+exact": {"exact": True}, "int8+fp16": {"kv": "fp16"}}
+    told["int8+exact+bf16"] = {"exact": True, "kv": "bf16"}
+    rows = {row.type: row for row in quality.measure(str(source), list(told), TEXTS, None, {"threads": 1})}
+    path = tmp_path / "int8.bin"
+    assert export.main([str(source), str(path), "--version", "3", "--dtype", "int8"]) == 0
+    for kind, options in told.items():
+        with llama.Llama(path, **options) as model:
+            assert rows[kind].perplexity == perplexity.measure(model, iter(TEXTS)).perplexity
+    assert len({rows[kind].perplexity for kind in told}) == len(told)
+
+
+def round_by_hand(weight):
+    """Q4_0 of llama.cpp: the value of a group farthest from zero becomes -8 steps."""
+    rows, cols = weight.shape
+    groups = np.pad(weight, ((0, 0), (0, -cols % 32))).reshape(rows, -1, 32)
+    farthest = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)
+    scale = farthest / np.float32(-8)
+    steps = np.minimum(np.trunc(groups * (np.float32(1) / scale) + np.float32(8.5)), 15) - 8
+    return (steps * scale.astype(np.float16).astype(np.float32)).reshape(rows, -1)[:, :cols]
+
+
+def test_q4_0_has_the_values_of_llama_cpp_and_the_bits_of_int4(source, tmp_path, monkeypatch):
+    weights = export.open_source(source).tensors
+    rounded = quality.AsLlamaCpp(weights)
+    assert list(rounded) == list(weights)
+    for name in weights:
+        if weights[name].ndim == 1:
+            assert torch.equal(rounded[name], weights[name])
+        elif name not in ("tok_embeddings.weight", "output.weight"):
+            assert np.array_equal(rounded[name].numpy(), round_by_hand(weights[name].numpy())), name
+        else:
+            assert 0 < (rounded[name] - weights[name]).abs().max() < weights[name].abs().max() / 200
+    rows = {row.type: row for row in quality.measure(str(source), ["int4", "q4_0"], TEXTS, None, {})}
+    assert (rows["q4_0"].bytes, rows["q4_0"].bits_per_weight) == (
+        rows["int4"].bytes,
+        rows["int4"].bits_per_weight,
+    )
+    path = tmp_path / "rounded.bin"
+    export.export_v3(path, export.open_source(source).config, rounded, "fp32")
+    with llama.Llama(path, tokenizer=source.with_name("tokenizer.bin")) as model:
+        assert rows["q4_0"].perplexity == perplexity.measure(model, iter(TEXTS)).perplexity
+
+
 def test_no_more_logits_are_kept_than_are_compared(source):
     with llama.Llama(source) as model:
         assert len(quality.first_logits(model, TEXTS * 9)) == quality.LOGIT_TOKENS
@@ -91,6 +136,7 @@ def test_the_command_line(source, capsys):
         (["none.bin", "text.json"], "none.bin"),
         (["model.bin", "none.json"], "none.json"),
         (["model.bin", "text.json", "--types", "int3"], "int3"),
+        (["model.bin", "text.json", "--types", "int8+x"], "int8+x: allowed after + are exact, fp16, bf16"),
         (["model.bin", "text.json", "--documents", "0"], "--documents = 0, allowed 1 or more"),
         (["model.bin", "empty.txt"], "holds no text"),
     ],
