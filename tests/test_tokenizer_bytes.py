@@ -178,13 +178,10 @@ def random_text(rng: random.Random, length: int) -> str:
     while n < length:
         last = rng.choice([0x7F, 0x7FF, 0x2FFF, 0xD7FF, 0x10FFFF])
         odd = (chr(rng.randint(0, last)) for _ in range(rng.randrange(8)))
-        text += [
-            rng.choice(parts),
-            rng.choice(["", " ", "\n"]),
-            *(c for c in odd if not "\ud800" <= c <= "\udfff"),
-        ]
-        n += sum(map(len, text[-10:]))
-    return "".join(text)
+        odd = "".join(c for c in odd if not "\ud800" <= c <= "\udfff")
+        text.append(rng.choice(parts) + rng.choice(["", " ", "\n"]) + odd)
+        n += len(text[-1])
+    return "".join(text)[:length]
 
 
 @pytest.mark.parametrize("seed", range(2))

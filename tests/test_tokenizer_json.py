@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import SCRIPTS, TRICKY, shared_model
+from test_tokenizer import MILLION, SCRIPTS, SHARED, TRICKY, shared_model
+from test_tokenizer_bytes import random_text
 
 import tokenizer as tokenizers
 from formats.tokenizer_json import LLAMA3_PATTERN, merges_any_pair
@@ -123,6 +125,17 @@ def sentencepiece_as_json() -> dict[str, Any]:
     }
 
 
+@copied
+def tiktoken_as_json() -> dict[str, Any]:
+    """What Llama 3's own tokenizer becomes there, by transformers: 280,147 pairs."""
+    converters = pytest.importorskip("transformers.convert_slow_tokenizer")
+    if not (SHARED / "llama3_tokenizer.model").exists():
+        pytest.skip("llama3_tokenizer.model is not here")
+    converter = converters.TikTokenConverter(str(SHARED / "llama3_tokenizer.model"))
+    data = json.loads(converter.converted().to_str())
+    return data | {"model": data["model"] | {"ignore_merges": True}}  # as Llama 3's file has it
+
+
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "llama2": llama2,
     "llama2_first": functools.partial(llama2, normal=False),
@@ -153,6 +166,14 @@ def test_ids_are_those_of_the_library_on_tricky_text(pair, text):
 @thorough
 @given(texts)
 def test_ids_are_those_of_the_library_on_any_text(pair, text):
+    assert pair.ours.encode(text, special=True) == pair.expected(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*KINDS, "tiktoken"])
+def test_ids_are_those_of_the_library_on_a_million_characters(tmp_path, kind):
+    pair = make_pair((KINDS | {"tiktoken": tiktoken_as_json})[kind](), tmp_path / "tokenizer.json")
+    text = random_text(random.Random(1), MILLION)
     assert pair.ours.encode(text, special=True) == pair.expected(text)
 
 
