@@ -321,7 +321,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--kv",
         choices=KV_TYPES,
         default="fp16",
-        help="our cache; llama.cpp's is fp16, llama2.c's fp32 (fp16)",
+        help="our cache; llama.cpp has fp16, llama2.c fp32 (fp16)",
     )
     parser.add_argument("--llama2c", type=Path, metavar="RUN", help="llama2.c's run, built")
     parser.add_argument("--llama2c-int8", type=Path, metavar="RUNQ", help="llama2.c's runq, built")
