@@ -71,7 +71,7 @@ def open_source(path: Path) -> Source:
     """A model in any format that is read, told by content. Raises BadInput, OSError.
 
     A folder of Hugging Face or Meta, a GGUF file, a checkpoint of train.py (a folder or its
-    model.safetensors), or a .bin file of v0, v1 or v2.
+    model.safetensors), or a .bin file of any version.
     """
     if is_huggingface(path):
         return open_huggingface(path)
@@ -82,7 +82,7 @@ def open_source(path: Path) -> Source:
 
         return open_gguf(path)
     if path.is_file() and path.suffix == ".bin":
-        return llama2c.open_bin(path)
+        return v3.open_bin(path) if v3.is_v3(path) else llama2c.open_bin(path)
     return open_checkpoint(path)
 
 
@@ -322,7 +322,7 @@ HELP = """Write a model as a file for the engine or llama.cpp, or as a folder fo
   python export.py out/last model.bin --dtype int4               an eighth; embedding and classifier as int8
   python export.py out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
   python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
-  python export.py stories15M.bin small.bin --dtype int8         from v0, v1, v2, and tokenizer.bin beside it
+  python export.py stories15M.bin small.bin --dtype int8         any version, and tokenizer.bin beside it
   python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
   python export.py out/last folder                               for transformers, vLLM and their like
   python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0

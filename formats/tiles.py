@@ -1,7 +1,8 @@
 """Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
 
 They are packed in C, on all processors: llama/csrc/pack_group.h says which scale 32 neighbouring weights of a
-row share in int8 and int4. The C engine is imported when it is needed: training does without.
+row share in int8 and int4. The way back is reshaping, in numpy. The C engine is imported when it is needed:
+training does without.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from training.command import BadInput
 
 ROWS, GROUP = 16, 32
+SCALES = 32  # bytes of the scales of a group, of all rows of a tile
+GROUP_BYTES = {"int8": 512, "int4": 256}  # of its weights
+ZERO = {"int8": 128, "int4": 8}  # what stands for 0
 CHUNK_VALUES = 1 << 22  # packed at once: enough that threads rarely wait, little memory
 
 
@@ -38,7 +43,7 @@ def engine() -> ModuleType:
     try:
         import llama.pack
     except ImportError:
-        raise BadInput("v3 files are packed by the C engine, build it with pip install -e .") from None
+        raise BadInput("tiles of weights need the C engine, build it with pip install -e .") from None
     return llama.pack
 
 
@@ -65,3 +70,46 @@ def pack(weight: Tensor, dtype: str, errors: Errors, first_row: int = 0) -> Iter
         errors.total += squares
         errors.error += error_squares
         yield piece
+
+
+# --- The way back
+
+
+def group_parts(data: np.ndarray, dtype: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """The half-precision scales (rows, groups) and the whole numbers (rows, groups, 32) of a matrix of int8
+    or int4 in tiles: 0 to 255 or to 15, with the columns that fill up the last group.
+    """
+    n, groups = GROUP_BYTES[dtype], -(-cols // GROUP)
+    tiles, even = data.reshape(-(-rows // ROWS), -1), groups // 2 * 2 * (SCALES + n)
+    scales, numbers = [], []
+    for part, together in (
+        (tiles[:, :even], 2),
+        (tiles[:, even:], 1),
+    ):  # groups of a block
+        blocks = part.reshape(len(tiles), -1, 2 * SCALES + together * n)
+        if blocks.shape[1]:
+            halves = np.ascontiguousarray(blocks[:, :, : together * SCALES]).view("<f2")
+            scales.append(halves.reshape(len(tiles), -1, ROWS))  # (tiles, groups, 16)
+            numbers.append(blocks[:, :, 2 * SCALES :].reshape(len(tiles), -1, n // 64, ROWS, 4))
+    weights = np.concatenate(numbers, 1).transpose(0, 3, 1, 2, 4)  # (tiles, 16, groups, chunks, 4)
+    if dtype == "int4":
+        weights = np.stack((weights & 15, weights >> 4), 4)  # (tiles, 16, groups, chunks, 2, 4)
+    weights = weights.reshape(-1, groups, GROUP)
+    return np.concatenate(scales, 1).transpose(0, 2, 1).reshape(-1, groups)[:rows], weights[:rows]
+
+
+def unpack(data: np.ndarray, dtype: str, rows: int, cols: int) -> Tensor:
+    """A matrix (rows, cols) from its bytes in tiles: bfloat16 as it is, any other type as the float32 values
+    that it stands for.
+    """
+    if dtype in GROUP_BYTES:
+        scales, weights = group_parts(data, dtype, rows, cols)
+        values = weights.astype(np.float32)
+        values -= ZERO[dtype]
+        values *= scales[:, :, None]
+        return torch.from_numpy(values.reshape(rows, -1)[:, :cols]).contiguous()
+    kind, together = ("<i2", 2) if dtype == "bf16" else ("<f4", 1)  # columns side by side
+    tiles = data.view(kind).reshape(-(-rows // ROWS), -1, ROWS, together)
+    values = tiles.transpose(0, 2, 1, 3).reshape(len(tiles) * ROWS, -1)[:rows, :cols]
+    matrix = torch.from_numpy(np.ascontiguousarray(values))
+    return matrix.view(torch.bfloat16) if dtype == "bf16" else matrix

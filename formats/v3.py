@@ -1,6 +1,7 @@
 """Version 3 of the .bin files: one file with a model, its tokenizer and all that a run needs.
 
-docs/format.md has the layout byte by byte; the reader is llama/csrc/checkpoint_v3.h.
+docs/format.md has the layout byte by byte; the engine's reader is llama/csrc/checkpoint_v3.h. It is asked to
+open a file that is read here too, so that what is wrong with a file is looked for in one place.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +24,7 @@ from formats.source import (
     CLASSIFIER,
     EMBEDDING,
     Source,
+    checked_config,
     chunks,
     find,
     name_problems,
@@ -29,9 +32,9 @@ from formats.source import (
     tensor_shapes,
 )
 from formats.tiles import Errors
-from formats.vocabulary import checked_part
+from formats.vocabulary import checked_part, read_bin
 from model import Config
-from training.command import check_room
+from training.command import BadInput, check_room
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
 TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
@@ -78,6 +81,11 @@ class Entry:
     offset: int = 0
     crc: int = 0
     errors: Errors = field(default_factory=Errors)
+
+    @classmethod
+    def unpack(cls, name: str, data: bytes) -> Entry:
+        kind, rows, cols, crc, offset, size = struct.unpack("<3iI2Q", data)
+        return cls(name, list(TYPES)[kind], rows, cols, size, offset, crc)
 
     def pack(self) -> bytes:
         numbers = (TYPES[self.dtype], self.rows, self.cols, self.crc, self.offset, self.bytes)
@@ -178,3 +186,99 @@ def write_bin(
     file.seek(0)
     file.write(head + struct.pack("<I", zlib.crc32(checked, zlib.crc32(head))) + rest + extras.tokenizer)
     return {entry.name: entry.errors.relative for entry in entries if entry.dtype != "fp32"}
+
+
+# --- Reading
+
+SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+
+
+def is_v3(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == struct.pack("<Ii", MAGIC, VERSION)
+
+
+def floats_at(data: bytes, at: int, n: int) -> list[float]:
+    """Floats of a header, each as its shortest decimal number: 1e-05, not 9.99999974e-06."""
+    return [float(str(value)) for value in np.frombuffer(data, "<f4", n, at)]
+
+
+def read_config(path: Path, data: bytes) -> Config:
+    """The configuration in a header that the engine has checked."""
+    shape = dict(zip(SHAPE, struct.unpack_from("<7i", data, 8), strict=True))
+    (kind,), (original,) = struct.unpack_from("<i", data, 52), struct.unpack_from("<i", data, 68)
+    scaling = None
+    if kind:
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        scaling = dict(zip(names, floats_at(data, 56, 3), strict=True)) | {"kind": list(ROPE)[kind]}
+        scaling |= {"original_max_seq_len": original} if original else {}
+    norm_eps, rope_theta = floats_at(data, 44, 2)
+    fields = {"tied": bool(data[36]), "head_dim": struct.unpack_from("<i", data, 40)[0]}
+    rope = {"norm_eps": norm_eps, "rope_theta": rope_theta, "rope_scaling": scaling}
+    return checked_config(str(path), **shape, **fields, **rope)
+
+
+def read_extras(data: np.ndarray) -> Extras:
+    """What a file holds besides the weights, of one that the engine has checked."""
+    head = bytes(data[:HEADER_BYTES])
+    bos, n, *stops = struct.unpack_from("<10i", head, 76)
+    (template,), (begin, size) = struct.unpack_from("<i", head, 116), struct.unpack_from("<2Q", head, 128)
+    return Extras(bytes(data[begin : begin + size]), bos, tuple(stops[:n]), list(TEMPLATES)[template])
+
+
+class V3Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, mapped: int8 and int4 ones become float32 when they are taken.
+
+    Taking one raises BadInput if it is not what was written.
+    """
+
+    def __init__(self, path: Path, data: np.ndarray, entries: list[Entry]) -> None:
+        self._path, self._data, self._entries = path, data, {entry.name: entry for entry in entries}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        data = self._data[entry.offset : entry.offset + entry.bytes]
+        if zlib.crc32(data) != entry.crc:
+            raise BadInput(f"{self._path}: checksum of {name} is not the one stored in the file")
+        if entry.rows == 1:
+            values = torch.from_numpy(data.view("<f4"))
+            return values[None] if name in (EMBEDDING, CLASSIFIER) else values
+        return tiles.unpack(data, entry.dtype, entry.rows, entry.cols)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def check(path: Path) -> None:
+    """Raises BadInput for a file that the engine does not open: it looks at header, table and size."""
+    tiles.engine()
+    from llama.engine import model_open
+    from llama.errors import BadFileError
+
+    try:
+        model_open(path)
+    except BadFileError as error:
+        raise BadInput(str(error)) from None
+
+
+def open_bin(path: Path) -> Source:
+    """The model in a file. Raises BadInput, OSError."""
+    check(path)
+    data = np.asarray(
+        np.memmap(path, np.uint8, "c")
+    )  # "c": where somebody changes a tensor, its page is copied
+    config, extras = read_config(path, bytes(data[:HEADER_BYTES])), read_extras(data)
+    places = ((name, HEADER_BYTES + i * ENTRY_BYTES) for i, name in enumerate(names(config)))
+    entries = [Entry.unpack(name, bytes(data[at : at + ENTRY_BYTES])) for name, at in places]
+    return Source(
+        str(path),
+        config,
+        V3Tensors(path, data, entries),
+        bos=extras.bos,
+        stops=extras.stops,
+        template=extras.template,
+        vocabulary=lambda: read_bin(path, extras.tokenizer) if extras.tokenizer else None,
+    )

@@ -177,6 +177,8 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
         raise BadInput(f"{path}: checksum of the tokenizer is not the one stored in it")
     _, _, kind, pattern, flags, n, *ends, n_special, n_slots, _, n_bytes, _ = HEADER.unpack_from(data)
     at, n_ranks = HEADER.size + 1024 + 8192, n_bytes if flags & RANKED else 0
+    if (size := at + 4 * (2 * n + 1 + n_special + n_slots + n_ranks) + n + n_bytes) != len(data):
+        raise BadInput(f"{path}: the tokenizer has {len(data)} bytes, its header asks for {size}")
     offsets = np.frombuffer(data, "<u4", n + 1, at).tolist()
     scores = np.frombuffer(data, "<f4", n, at + 4 * (n + 1)).tolist()
     at += 4 * (2 * n + 1 + n_special + n_slots)
