@@ -22,13 +22,13 @@ from typing import Any
 
 from torch import Tensor
 
-import tokenizer as tokenizers
 from formats import huggingface_writer, llama2c, tiles, v3
 from formats.checkpoint import StrPath, load_model, open_checkpoint, read_config, save_weights
 from formats.huggingface import is_huggingface, open_huggingface
-from formats.huggingface_writer import SHARD_BYTES, TOKENIZER_FILES, usual_dtype
+from formats.huggingface_writer import SHARD_BYTES, usual_dtype
 from formats.meta import is_meta, open_meta
 from formats.source import Source
+from formats.text import with_text, with_text_files
 from formats.v3 import MAX_STOPS, TEMPLATES, Extras
 from formats.vocabulary import Vocabulary
 from model import Config, RopeScaling
@@ -214,86 +214,7 @@ def export_gguf(
     return Report(path, "GGUF", dtype, path.stat().st_size, group_size, worst_first(errors))
 
 
-# --- What a file holds besides the weights
-
-BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # tokenizers; {}: vocab_size
-SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
-
-
-def read_tokenizer(path: Path, vocab_size: int) -> tokenizers.Tokenizer:
-    """A tokenizer of any kind that the engine can have. Raises BadInput."""
-    known = tokenizers.load(path)
-    if known.vocab_size != vocab_size:
-        raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
-    tokenizers.to_bin(known)
-    return known
-
-
-def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
-    """The tokenizer to put into a file: the one given, or the first in a folder that fits, None for none.
-
-    Raises BadInput if those that are there do not fit.
-    """
-    beside = (folder / name.format(vocab_size) for name in BESIDE)
-    problem = None
-    for path in [given] if given else filter(Path.exists, beside):
-        try:
-            return read_tokenizer(path, vocab_size)
-        except BadInput as error:
-            problem = problem or error
-    if problem:
-        raise problem
-    return None
-
-
-def vocabulary_in(source: Source) -> Vocabulary | None:
-    """The tokenizer in the file of a model itself, None if it has none. Raises BadInput."""
-    vocabulary = source.vocabulary()
-    if vocabulary and len(vocabulary) != source.config.vocab_size:
-        found = f"has {len(vocabulary)} tokens, the model's vocab_size = {source.config.vocab_size}"
-        raise BadInput(f"{source.name}: {found}")
-    return vocabulary
-
-
-def tokenizer_files(given: Path | None, folder: Path) -> dict[str, Path]:
-    """The files of a tokenizer for a Hugging Face folder, by their names there. Raises UsageError."""
-    if given is None:
-        return {name: folder / name for name in TOKENIZER_FILES if (folder / name).exists()}
-    name = f"tokenizer{given.suffix}"
-    if name not in TOKENIZER_FILES:
-        raise UsageError(f"{given}: is no tokenizer for transformers, allowed .model and .json")
-    return {name: given}
-
-
-def completed(source: Source, tokenizer: tokenizers.Tokenizer | None) -> Source:
-    """The source, with what its files do not say and the tokenizer does: where texts begin and end."""
-    if tokenizer is None:
-        return dataclasses.replace(source, template=source.template or "none")
-    special = tokenizer.special
-    stops = tuple(special[name] for name in SPECIAL_STOPS if name in special)
-    family = "llama3" if "<|start_header_id|>" in special else "llama2"
-    return dataclasses.replace(
-        source,
-        bos=source.bos if source.bos >= 0 else tokenizer.bos_id,
-        stops=source.stops or stops or ((tokenizer.eos_id,) if tokenizer.eos_id >= 0 else ()),
-        template=source.template or family,
-    )
-
-
-def beside(path: Path) -> Path:
-    """The folder in which the tokenizer of a model is looked for."""
-    return path if path.is_dir() else path.parent
-
-
-def with_text(options: argparse.Namespace, source: Source) -> tuple[Source, Vocabulary | None]:
-    """The tokens to put into a file, and the source with what they and the command line say of texts."""
-    vocabulary = None if options.tokenizer else vocabulary_in(source)
-    known = None
-    if vocabulary is None:
-        known = tokenizer_of(options.tokenizer, beside(options.source), source.config.vocab_size)
-        vocabulary = known.vocabulary if known else None
-    source = completed(source, known)
-    return dataclasses.replace(source, template=options.template or source.template), vocabulary
+# --- The program
 
 
 def changed(source: Source, options: argparse.Namespace) -> Source:
@@ -311,8 +232,6 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
     except ValueError as error:
         raise UsageError(str(error)) from None
 
-
-# --- The program
 
 HELP = """Write a model as a file for the engine or llama.cpp, or as a folder for transformers.
 
@@ -407,9 +326,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def beside(path: Path) -> Path:
+    """The folder in which the tokenizer of a model is looked for."""
+    return path if path.is_dir() else path.parent
+
+
 def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A v3 file with its tokenizer."""
-    source, vocabulary = with_text(options, source)
+    source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
     data = vocabulary.indexed if vocabulary else b""
     extras = Extras(data, source.bos, source.stops, source.template or "none")
     wanted = (options.dtype, options.ends_dtype, extras)
@@ -418,25 +342,15 @@ def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) ->
 
 def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A GGUF file with its tokenizer."""
-    source, vocabulary = with_text(options, source)
+    source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
     wanted = (options.dtype, options.ends_dtype, vocabulary)
     return export_gguf(options.out, source, *wanted, progress=progress)
 
 
 def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
-    """A Hugging Face folder with the files of the tokenizer."""
-    files = tokenizer_files(options.tokenizer, beside(options.source))
-    path = files.get("tokenizer.model") or files.get("tokenizer.json")
-    if path and (options.tokenizer or not source.stops):
-        known = tokenizers.load(path)
-        if known.vocab_size > (size := source.config.vocab_size):
-            raise BadInput(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {size}")
-        source = completed(source, known)
-    data = {name: path.read_bytes() for name, path in files.items()}
-    if "tokenizer.model" in data and "tokenizer_config.json" not in data:
-        known = tokenizers.load(files["tokenizer.model"])
-        data["tokenizer_config.json"] = huggingface_writer.tokenizer_config(known)
-    return export_folder(options.out, source, options.dtype, data, progress=progress)
+    """A Hugging Face folder with its tokenizer."""
+    source, files = with_text_files(source, beside(options.source), options.tokenizer)
+    return export_folder(options.out, source, options.dtype, files, progress=progress)
 
 
 def export(options: argparse.Namespace) -> None:

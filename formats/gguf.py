@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -169,7 +170,7 @@ def open_gguf(path: Path) -> Source:
         bos=vocabularies.find_ends(file)[0],
         stops=vocabularies.find_stops(file),
         template=vocabularies.find_template(file),
-        vocabulary=lambda: vocabularies.find_vocabulary(file),
+        vocabulary=cache(lambda: vocabularies.find_vocabulary(file)),
     )
     refuse(source, problems)
     return source

@@ -6,27 +6,24 @@ tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from formats import vocabulary as tokens
+from formats.chat_templates import TEMPLATES, template_kind
 from formats.gguf_file import GgufFile, gguf
-from formats.source import template_kind
+from formats.spelling import merges_of, pieces_problem, spellings
 from formats.tokenizer_json import (
     BYTE_NAMES,
-    BYTE_OF,
     merging_by,
     piece_bytes,
     read_merges,
     refuse,
     require_bytes,
 )
-from formats.vocabulary import Vocabulary, text_ids
+from formats.vocabulary import Vocabulary
 from training.command import BadInput
 
 Keys, TokenType = gguf.Keys.Tokenizer, gguf.TokenType
-SPACE = "\u2581"
-LETTERS = {byte: letter for letter, byte in BYTE_OF.items()}  # GPT-2's alphabet
 SPLITS = {  # llama.cpp's names of the patterns; the first is written
     tokens.LLAMA3: ("llama-bpe", "llama3", "llama-v3"),
     tokens.GPT2: ("gpt-2",),
@@ -40,83 +37,11 @@ TYPES = {
     TokenType.CONTROL: tokens.CONTROL,
     TokenType.USER_DEFINED: tokens.USER,
     TokenType.BYTE: tokens.BYTE,
-    TokenType.UNUSED: tokens.CONTROL,  # no text means it
+    TokenType.UNUSED: tokens.CONTROL,  # without its name: no text means it
 }
 TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != TokenType.UNUSED}
 
 # --- Writing
-
-LLAMA2 = """\
-{%- set system = '' -%}
-{%- if messages[0].role == 'system' -%}
-{%- set system = '<<SYS>>\\n' + messages[0].content.strip() + '\\n<</SYS>>\\n\\n' -%}
-{%- set messages = messages[1:] -%}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}
-{{ bos_token + '[INST] ' + (system if loop.first else '') + message.content.strip() + ' [/INST]' }}
-{%- else -%}
-{{ ' ' + message.content.strip() + ' ' + eos_token }}
-{%- endif -%}
-{%- endfor -%}
-"""
-LLAMA3 = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-{{ message.content.strip() + '<|eot_id|>' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif -%}
-"""
-TEMPLATES = {"llama2": LLAMA2, "llama3": LLAMA3}  # Jinja, as llama.cpp and its users render them
-
-
-def spelt(kind: int, piece: bytes, of: int) -> str:
-    """A token of a type as a file spells it. Raises UnicodeDecodeError."""
-    if of == tokens.BYTE:
-        return f"<0x{piece[0]:02X}>"
-    if of != tokens.TEXT:
-        return piece.decode()
-    if kind == tokens.BYTES:
-        return "".join(LETTERS[byte] for byte in piece)
-    return piece.decode().replace(" ", SPACE)
-
-
-def cuts(piece: bytes) -> Iterator[int]:
-    """Where a piece can be cut in two, in an order for pairs that are to merge as any two tokens do.
-
-    Of x y z, where x y and y z are the same piece, the left pair is to merge: it comes first. (If the piece
-    is x y and y x, as of spaces alone, that is not always to be had.)
-    """
-    n = len(piece)
-    for at in range(1, n // 2 + 1):
-        both = {at: None, n - at: None}
-        yield from sorted(both, key=lambda at: not piece.startswith(piece[at:]))
-
-
-def merges_of(vocabulary: Vocabulary) -> list[str]:
-    """The pairs that merge, the first first, of a byte-level vocabulary."""
-    pairs, text = vocabulary.merges, text_ids(vocabulary)
-    if pairs is None:
-        made = sorted(text, key=lambda piece: -vocabulary.scores[text[piece]])
-        parts = ((piece[:at], piece[at:]) for piece in made for at in cuts(piece))
-        pairs = [(left, right) for left, right in parts if left in text and right in text]
-    return [" ".join(spelt(tokens.BYTES, part, tokens.TEXT) for part in pair) for pair in pairs]
-
-
-def pieces_problem(vocabulary: Vocabulary) -> str | None:
-    """What of the tokens themselves GGUF can't hold, None for nothing."""
-    v = vocabulary
-    if v.kind == tokens.CHARACTERS and (known := v.types.count(tokens.BYTE)) < 256:
-        return f"byte tokens = {known}, allowed all 256"
-    for i, (piece, of) in enumerate(zip(v.pieces, v.types, strict=True)):
-        try:
-            spelt(v.kind, piece, of)
-        except UnicodeDecodeError:
-            return f"token {i} = {piece!r}, allowed is UTF-8"
-    return None
 
 
 def problem_of(vocabulary: Vocabulary) -> str | None:
@@ -155,8 +80,9 @@ def add_vocabulary(
     v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
-    writer.add_token_list([spelt(v.kind, *token) for token in zip(v.pieces, v.types, strict=True)])
-    writer.add_token_types([TYPES_WRITTEN[of] for of in v.types])
+    writer.add_token_list(spellings(v))
+    typed = zip(v.pieces, v.types, strict=True)
+    writer.add_token_types([TYPES_WRITTEN[of] if piece else TokenType.UNUSED for piece, of in typed])
     if byte_level:
         writer.add_token_merges(merges_of(v))
     else:
@@ -225,7 +151,9 @@ def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int
         if of == TokenType.BYTE and name not in BYTE_NAMES:
             refuse(file.path, Keys.LIST, name, "<0x00> to <0xFF> for bytes")
         types.append(TYPES[TokenType(of)])
-        if types[-1] == tokens.TEXT:
+        if of == TokenType.UNUSED:
+            pieces.append(b"")
+        elif types[-1] == tokens.TEXT:
             pieces.append(piece_bytes(file.path, name, byte_level, Keys.LIST))
         else:
             pieces.append(bytes([BYTE_NAMES[name]]) if types[-1] == tokens.BYTE else name.encode())

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from formats.chat_templates import template_kind
 from formats.checkpoint import SafetensorsFile
 from formats.files import Fields, open_pickle, read_json
 from formats.source import (
@@ -21,7 +22,6 @@ from formats.source import (
     Source,
     checked_config,
     refuse,
-    template_kind,
     tensor_problem,
     tensor_shapes,
 )

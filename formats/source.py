@@ -63,13 +63,6 @@ def checked_config(name: str, **fields: Any) -> Config:
     return config
 
 
-def template_kind(text: str) -> str:
-    """Which of the templates that the engine has a chat template, as text, is: by what no other one has."""
-    if "<|start_header_id|>" in text:
-        return "llama3"
-    return "llama2" if "[INST]" in text and "<<SYS>>" in text else "none"
-
-
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The names and shapes of all weights; a tied output.weight is not among them."""
     with torch.device("meta"):  # allocates and draws nothing

@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -280,5 +281,5 @@ def open_bin(path: Path) -> Source:
         bos=extras.bos,
         stops=extras.stops,
         template=extras.template,
-        vocabulary=lambda: read_bin(path, extras.tokenizer) if extras.tokenizer else None,
+        vocabulary=cache(lambda: read_bin(path, extras.tokenizer) if extras.tokenizer else None),
     )

@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,18 @@ class Vocabulary:
         """Ids of the tokens that text can be asked to mean, by name."""
         control = (i for i, kind in enumerate(self.types) if kind == CONTROL and self.pieces[i])
         return {self.pieces[i].decode(errors="replace"): i for i in control}
+
+    def padded(self, n: int) -> Vocabulary:
+        """The vocabulary with n tokens. The new ones have no name: no text means them, they print nothing."""
+        more = n - len(self)
+        pieces, types = [*self.pieces, *[b""] * more], [*self.types, *[CONTROL] * more]
+        return replace(self, pieces=pieces, types=types, scores=[*self.scores, *[0.0] * more])
+
+    @property
+    def unpadded(self) -> Vocabulary:
+        """The vocabulary without the tokens at its end that have no name."""
+        n = max((i + 1 for i, piece in enumerate(self.pieces) if piece), default=0)
+        return replace(self, pieces=self.pieces[:n], types=self.types[:n], scores=self.scores[:n])
 
     @cached_property
     def indexed(self) -> bytes:

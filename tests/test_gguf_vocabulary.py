@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 import tokenizer as tokenizers
 from formats import gguf_vocabulary as vocabularies
+from formats.chat_templates import TEMPLATES
 from formats.gguf import open_gguf, write_gguf
 from formats.gguf_file import GgufFile
 from formats.source import Source
+from formats.spelling import merges_of
 from formats.tokenizer_json import BYTE_OF, merges_any_pair
 from formats.vocabulary import BYTES, LLAMA3, TEXT, USER, USER_FIRST, Vocabulary
 from model import Config
@@ -103,7 +105,7 @@ def test_a_vocabulary_comes_back_as_it_was(path, known):
 
 
 def test_pairs_that_no_scores_stand_for_come_back_as_they_were(path, gpt2):
-    pairs = [pair.split(" ") for pair in reversed(vocabularies.merges_of(gpt2.vocabulary))]
+    pairs = [pair.split(" ") for pair in reversed(merges_of(gpt2.vocabulary))]
     merges = [tuple(bytes(BYTE_OF[letter] for letter in part) for part in pair) for pair in pairs]
     vocabulary = replace(gpt2.vocabulary, merges=merges, scores=[0.0] * len(gpt2.vocabulary))
     assert there_and_back(path, vocabulary).vocabulary().indexed == replace(vocabulary, flags=0).indexed
@@ -149,7 +151,7 @@ def test_derived_pairs_merge_as_any_two_tokens_do_if_pairs_can(pieces):
     pieces = [bytes([byte]) for byte in range(256)] + sorted(pieces, key=len)
     n = len(pieces)
     vocabulary = Vocabulary(BYTES, pieces, [-float(i) for i in range(n)], [TEXT] * n, pattern=LLAMA3)
-    pairs = [tuple(part.encode() for part in pair.split(" ")) for pair in vocabularies.merges_of(vocabulary)]
+    pairs = [tuple(part.encode() for part in pair.split(" ")) for pair in merges_of(vocabulary)]
     both_ways = any(left + right == right + left and left != right for left, right in pairs)
     assert merges_any_pair(set(pieces), pairs, True) != both_ways
 
@@ -173,7 +175,7 @@ CHATS = {
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_template_renders_as_its_model_was_trained(name):
     jinja2 = pytest.importorskip("jinja2")
-    template = jinja2.Template(vocabularies.TEMPLATES[name])
+    template = jinja2.Template(TEMPLATES[name])
     text = template.render(messages=MESSAGES, bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
     assert text == CHATS[name]
 

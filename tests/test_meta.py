@@ -24,6 +24,7 @@ from test_model import fresh, tokens
 import export
 import llama
 from export import BadInput, export_folder, open_source
+from formats.text import with_text
 from model import Config, Llama, RopeScaling
 
 TINY = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=60, tied=False)
@@ -191,10 +192,11 @@ def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path, capsys):
 
 
 def test_stop_ids_and_template_of_a_folder_are_those_of_its_tokenizer(folder, tmp_path):
-    source = export.completed(open_source(folder), llama3_tokenizer(tmp_path / "tokenizer.model"))
+    given = llama3_tokenizer(tmp_path / "tokenizer.model").path
+    source, _ = with_text(replace(open_source(folder), config=replace(TINY, vocab_size=512)), folder, given)
     assert (source.bos, source.template) == (256, "llama3")
     assert source.stops == (257, 256 + 8, 256 + 9)  # end_of_text, eom_id, eot_id
-    assert export.completed(open_source(folder), None).template == "none"
+    assert with_text(open_source(folder), folder)[0].template == "none"
 
 
 def test_a_v3_file_of_a_llama_3_is_all_that_a_chat_needs(tmp_path):
