@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from formats import gguf_vocabulary as vocabularies
+from formats import tiles
 from formats.gguf_file import GgufFile, Type, gguf, tensor_bytes
 from formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
 from formats.tiles import CHUNK_VALUES, Errors
@@ -179,6 +180,7 @@ def open_gguf(path: Path) -> Source:
 # --- Writing
 
 TYPES = {"fp32": Type.F32, "fp16": Type.F16, "bf16": Type.BF16, "int8": Type.Q8_0, "int4": Type.Q4_0}
+PACKED = {Type.Q8_0: "int8", Type.Q4_0: "int4"}  # as tiles.py has them
 ALIGN = gguf.GGUF_DEFAULT_ALIGNMENT
 FILE_TYPES = {
     "fp32": gguf.LlamaFileType.ALL_F32,
@@ -271,16 +273,43 @@ def sum_of_squares(values: Tensor) -> float:
     return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
 
 
+def packed(part: Tensor, kind: Type, errors: Errors) -> np.ndarray:
+    """Rows of whole groups as Q8_0 or Q4_0, with the scales that a v3 file has.
+
+    A block is a half-precision scale and 32 weights: signed bytes, or 16 bytes with the weights 0 to 15 in
+    their low halves and 16 to 31 in the high ones, 8 for 0. Raises ValueError for values that are not finite
+    or too large.
+    """
+    dtype, (rows, cols) = PACKED[kind], part.shape
+    data = np.frombuffer(b"".join(tiles.pack(part, dtype, errors)), np.uint8)
+    scales, weights = tiles.group_parts(data, dtype, rows, cols)
+    if kind == Type.Q8_0:
+        weights = weights ^ 128
+    else:
+        weights = weights[:, :, :16] | weights[:, :, 16:] << 4
+    halves = np.ascontiguousarray(scales)[:, :, None].view(np.uint8)  # (rows, groups, 2)
+    return np.concatenate((halves, weights), 2)
+
+
+def converted(part: Tensor, kind: Type, errors: Errors) -> np.ndarray:
+    """Rows as floats of a type, by the library. What is not finite shows in the errors."""
+    with np.errstate(all="ignore"):
+        data = gguf.quants.quantize(part.numpy(), kind)
+        values = torch.from_numpy(gguf.quants.dequantize(data, kind))
+    errors.total += sum_of_squares(part)
+    errors.error += sum_of_squares(values - part)
+    return data
+
+
 def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
     """Writes a tensor, piece by piece, and returns its relative error, NaN if kind can't hold it."""
     errors, rows = Errors(), weight.view(-1, weight.shape[-1])
-    for part in rows.split(max(1, CHUNK_VALUES // rows.shape[1])):
-        with np.errstate(all="ignore"):  # what is not finite shows in the error
-            data = gguf.quants.quantize(part.numpy(), kind)
-            values = torch.from_numpy(gguf.quants.dequantize(data, kind))
-        errors.total += sum_of_squares(part)
-        errors.error += sum_of_squares(values - part)
-        file.write(data.data.cast("B"))
+    write = packed if kind in PACKED else converted
+    for part in rows.split(max(1, CHUNK_VALUES // (tiles.ROWS * rows.shape[1])) * tiles.ROWS):
+        try:
+            file.write(write(part, kind, errors).data.cast("B"))
+        except ValueError:
+            return math.nan
     file.write(bytes(-file.tell() % ALIGN))
     return errors.relative if math.isfinite(errors.error + errors.total) else math.nan
 

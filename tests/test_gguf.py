@@ -40,6 +40,7 @@ from export import Extras, export_v3
 from formats.gguf import READABLE, open_gguf, write_gguf
 from formats.llama2c import open_bin
 from formats.source import Source
+from formats.v3 import open_bin as open_v3
 from formats.vocabulary import read_llama2c
 from model import Config, RopeScaling
 from training.command import BadInput
@@ -117,6 +118,29 @@ def test_types_are_those_of_llama_cpp(path):
     assert kinds(path)["output.weight"] == "BF16"
     write_gguf(path, random_source(MODELS["rows of no whole blocks"]), "int8")
     assert set(kinds(path).values()) == {"F16", "F32"}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_file_holds_the_values_of_a_v3_file(path, dtype):
+    source, ours = random_source(MODELS["untied GQA"]), path.with_suffix(".bin")
+    write_gguf(path, source, dtype)
+    export_v3(ours, source.config, source.tensors, dtype)
+    found, expected = open_gguf(path).tensors, open_v3(ours).tensors
+    assert all(torch.equal(found[name], expected[name]) for name in source.tensors)
+
+
+@pytest.mark.parametrize(("dtype", "kind", "bound"), [("int8", "Q8_0", 1.001), ("int4", "Q4_0", 0.97)])
+@pytest.mark.parametrize("spread", [torch.distributions.Normal(0, 1), torch.distributions.Laplace(0, 1)])
+def test_the_error_is_no_larger_than_that_of_the_library(path, dtype, kind, bound, spread):
+    torch.manual_seed(0)
+    source = random_source(Config(**SMALL))
+    weight = spread.sample((300, 64))
+    write_gguf(
+        path, replace(source, tensors=source.tensors | {"tok_embeddings.weight": weight}), dtype, dtype
+    )
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), Type[kind]), Type[kind])
+    found = open_gguf(path).tensors["tok_embeddings.weight"]
+    assert 0 < distance(found, weight) < bound * distance(theirs, weight)
 
 
 class Lazy(Mapping[str, Tensor]):
