@@ -221,6 +221,9 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
     """The source, with what the command line says about its configuration. Raises UsageError."""
     config: dict[str, Any] = {}
     if options.max_seq_len is not None:
+        if options.max_seq_len > (longest := source.longest or options.max_seq_len):
+            found = f"max_seq_len = {options.max_seq_len}"
+            raise UsageError(f"{found}, allowed up to {longest}, the model's sliding window")
         config["max_seq_len"] = options.max_seq_len
     if options.rope_theta is not None:
         config["rope_theta"] = options.rope_theta
@@ -370,6 +373,8 @@ def export(options: argparse.Namespace) -> None:
         said = {"name": source.name, "progress": progress}
         report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
     print(describe(report, time.perf_counter() - start))
+    if source.config.max_seq_len == source.longest:
+        print(f"max_seq_len = {source.longest}: its sliding window, up to which the model is a Llama")
 
 
 def main(arguments: list[str] | None = None) -> int:

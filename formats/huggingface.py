@@ -90,13 +90,11 @@ def check_kind(config: Fields) -> None:
         raise BadInput(f"{config.path}: quantization_config = {method}, allowed none: no quantised weights")
 
 
-def check_window(config: Fields, context: int) -> None:
-    """Raises BadInput if a Mistral's attention does not reach back over the whole context."""
+def window_of(config: Fields) -> int | None:
+    """How many positions back a Mistral's attention reaches, None for all. Up to there it is a Llama's."""
     if config.values["model_type"] != "mistral" or config.values.get("sliding_window", 0) is None:
-        return
-    if (window := config.integer("sliding_window", 4096)) < context:
-        allowed = f"null, or max_position_embeddings = {context} and more"
-        raise BadInput(f"{config.path}: sliding_window = {window}, allowed {allowed}")
+        return None
+    return config.integer("sliding_window", 4096)
 
 
 def read_config(config: Fields) -> Config:
@@ -104,7 +102,6 @@ def read_config(config: Fields) -> Config:
     check_kind(config)
     usual_context, usual_kv_heads = DEFAULTS[config.values["model_type"]]
     context = config.integer("max_position_embeddings", usual_context)
-    check_window(config, context)
     dim, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     return checked_config(
         str(config.path),
@@ -115,7 +112,7 @@ def read_config(config: Fields) -> Config:
         head_dim=config.integer("head_dim", dim // max(1, n_heads)),
         hidden_dim=config.integer("intermediate_size"),
         vocab_size=config.integer("vocab_size"),
-        max_seq_len=context,
+        max_seq_len=min(context, window_of(config) or context),
         norm_eps=config.number("rms_norm_eps", 1e-6),
         tied=config.flag("tie_word_embeddings", False),
         **read_rope(config, context),
@@ -249,6 +246,7 @@ def open_huggingface(folder: Path) -> Source:
         bos=bos[0] if bos else -1,
         stops=next(filter(None, ids), ()),
         template=read_template(folder),
+        longest=window_of(fields),
     )
     refuse(source, problems)
     shapes = tensor_shapes(config)

@@ -39,7 +39,7 @@ class Source:
     name: what messages call it. The rest is what the files say besides the weights. bos: the id that begins
     a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
     "llama3"); None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
-    None if there is none.
+    None if there is none. longest: positions up to which the model is a Llama, None for any number.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Source:
     stops: tuple[int, ...] = ()
     template: str | None = "none"
     vocabulary: Callable[[], Vocabulary | None] = lambda: None
+    longest: int | None = None
 
 
 def checked_config(name: str, **fields: Any) -> Config:

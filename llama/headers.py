@@ -349,6 +349,9 @@ FIELDS = (*OURS, "tied", "norm_eps", "rope_theta", "rope_scaling")
 def hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a Hugging Face folder; newer ones keep RoPE in rope_parameters."""
     found = {ours: config[theirs] for theirs, ours in HUGGING_FACE.items() if config.get(theirs) is not None}
+    window, longest = config.get("sliding_window", 4096), found.get("max_seq_len")
+    if config.get("model_type") == "mistral" and isinstance(window, int) and isinstance(longest, int):
+        found["max_seq_len"] = min(longest, window)  # up to there it is a Llama, and export.py takes it so
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         rope = {}

@@ -131,7 +131,8 @@ def test_logits_of_other_types_equal_transformers(tmp_path, model, dtype):
     torch.testing.assert_close(found, logits_in_transformers(tmp_path), rtol=0, atol=1e-5)
 
 
-def test_mistral_without_a_window_is_a_llama(tmp_path):
+@pytest.mark.parametrize("window", [None, 8])
+def test_a_mistral_is_a_llama_as_far_as_its_window_reaches(tmp_path, window):
     config = transformers.MistralConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -140,7 +141,7 @@ def test_mistral_without_a_window_is_a_llama(tmp_path):
         num_key_value_heads=2,
         head_dim=12,
         vocab_size=61,
-        sliding_window=None,
+        sliding_window=window,
         initializer_range=0.2,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
@@ -148,10 +149,19 @@ def test_mistral_without_a_window_is_a_llama(tmp_path):
     transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
     source = open_source(tmp_path)
     assert (source.config.head_dim, source.config.rope_theta) == (12, 1e6)
+    n = min(source.config.max_seq_len, tokens().shape[1])
+    assert n == (window or tokens().shape[1])
     with torch.no_grad():
-        found = model_of(source)(tokens() % 61)
+        found = model_of(source)(tokens()[:, :n] % 61)
     assert found.std() > 0.1
-    torch.testing.assert_close(found, logits_in_transformers(tmp_path), rtol=0, atol=1e-5)
+    expected = logits_in_transformers(tmp_path)
+    torch.testing.assert_close(found, expected[:, :n], rtol=0, atol=1e-5)
+    if window:  # from there on it is another model
+        unlimited = replace(source, config=replace(source.config, max_seq_len=128))
+        with torch.no_grad():
+            beyond = model_of(unlimited)(tokens() % 61)
+        torch.testing.assert_close(beyond[:, :n], expected[:, :n], rtol=0, atol=1e-5)
+        assert (beyond[:, n] - expected[:, n]).abs().max() > 1e-3
 
 
 def test_pickles_are_read_where_there_are_no_safetensors(folder, model):
@@ -505,12 +515,23 @@ def test_a_configuration_that_is_not_a_llama_is_refused_by_its_field(folder, tmp
 
 
 @pytest.mark.parametrize("window", [64, ...])
-def test_a_window_shorter_than_the_context_is_refused(folder, window):
+def test_a_window_limits_the_context(folder, tmp_path, capsys, window):
+    """Left out, it is 4096 to transformers."""
     edit(folder, model_type="mistral", sliding_window=window, max_position_embeddings=8192)
-    with pytest.raises(BadInput, match=r"sliding_window = \d+, allowed null, or max_position_embeddings"):
-        open_source(folder)
-    edit(folder, max_position_embeddings=64)  # a window of the whole context is none
-    assert open_source(folder).config.max_seq_len == 64
+    longest = 4096 if window is ... else window
+    assert open_source(folder).config.max_seq_len == longest
+    arguments = [str(folder), str(tmp_path / "model.bin"), "--version", "3"]
+    assert export.main([*arguments, "--max-seq-len", str(longest + 1)]) == 2
+    message = f"max_seq_len = {longest + 1}, allowed up to {longest}, the model's sliding window"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert export.main(arguments) == 0
+    assert f"max_seq_len = {longest}: its sliding window" in capsys.readouterr().out
+    assert export.main([*arguments, "--max-seq-len", "8"]) == 0
+    assert "sliding window" not in capsys.readouterr().out
+    edit(folder, max_position_embeddings=32)
+    assert open_source(folder).config.max_seq_len == 32
+    edit(folder, sliding_window=None, max_position_embeddings=8192)
+    assert open_source(folder).config.max_seq_len == 8192
 
 
 def spoil(name: str, **changes: torch.Tensor | None) -> Callable[[Path], None]:
