@@ -394,6 +394,8 @@ def configuration(weights: Weights) -> dict[str, Any]:
 
 # --- Tokenizers
 
+LLAMA3_SPECIAL = 256  # tokens that follow those in the file
+
 
 def tokenizer(folder: Path) -> dict[str, Any] | None:
     """The tokenizer of a folder: its file, kind and number of tokens. Raises BadFileError."""
@@ -402,17 +404,21 @@ def tokenizer(folder: Path) -> dict[str, Any] | None:
         return tokenizer_model(model)
     if not data.exists():
         return None
-    core = read_json(data).get("model")
+    fields = read_json(data)
+    core, added = fields.get("model"), fields.get("added_tokens")
     core = core if isinstance(core, dict) and isinstance(core.get("vocab"), dict) else {"vocab": {}}
     kind = f"{printable(core.get('type', 'unknown'))} of Hugging Face"
-    return {"file": data.name, "kind": kind, "vocab_size": len(core["vocab"])}
+    added = added if isinstance(added, list) else []
+    names = {str(token.get("content")) for token in added if isinstance(token, dict)}
+    return {"file": data.name, "kind": kind, "vocab_size": len(core["vocab"].keys() | names)}
 
 
 def tokenizer_model(path: Path) -> dict[str, Any]:
-    """A tokenizer.model, of sentencepiece or of Llama 3: a line for each token, base64 and rank."""
+    """A tokenizer.model, of sentencepiece or of Llama 3: a line for each token of text, base64 and rank."""
     data = path.read_bytes()
     if data[:1] != b"\n":
-        return {"file": path.name, "kind": "Llama 3 BPE", "vocab_size": len(data.splitlines())}
+        n = len(data.splitlines()) + LLAMA3_SPECIAL
+        return {"file": path.name, "kind": "Llama 3 BPE", "vocab_size": n}
     from sentencepiece import SentencePieceProcessor
 
     try:

@@ -24,7 +24,7 @@ from typing import Any
 from llama import headers, hub
 from llama.bench import aligned
 from llama.command import run_command
-from llama.engine import SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
+from llama.engine import KV, SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
 from llama.errors import BadFileError, UsageError
 from llama.headers import Tensor, printable
 from llama.pack import packed_bytes
@@ -42,7 +42,8 @@ class Memory:
 
     context: int | None
     weights: int
-    cache: int | None
+    cache: int | None  # with keys and values in fp32, which is the default
+    cache_half: int | None  # in fp16 or bf16
     scratch: int | None
     weights_as: dict[str, int]  # of a v3 file of each type
 
@@ -156,12 +157,19 @@ def compare_checksums(model: Any) -> str:
     return "all fit"
 
 
+def measured(model: Any, context: int, kv: str) -> Any:
+    """A LlamaMemory: what a context of so many positions takes. kv: type of keys and values."""
+    size = ffi.new("LlamaMemory *")
+    options = ffi.new("LlamaContextOptions *", {"context": context, "kv": KV.index(kv)})
+    call(lib.llama_context_measure, model, options, size)
+    return size
+
+
 def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> Info:
     """A .bin file. Raises BadFileError, UsageError."""
     model = model_open(path)
     c, config, tensors = lib.llama_config(model), engine_config(model), engine_tensors(model)
-    size = ffi.new("LlamaMemory *")
-    call(lib.llama_context_measure, model, ffi.new("LlamaContextOptions *", {"context": context}), size)
+    size, half = measured(model, context, "fp32"), measured(model, context, "fp16")
     return Info(
         path,
         f"v{c.version}",
@@ -173,7 +181,7 @@ def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> In
         TEMPLATES[c.chat_template],
         list(c.stops)[: c.n_stops],
         tensors,
-        Memory(size.context, size.weights, size.cache, size.scratch, weights_as(tensors)),
+        Memory(size.context, size.weights, size.cache, half.cache, size.scratch, weights_as(tensors)),
         compare_checksums(model) if check else "not compared",
     )
 
@@ -193,13 +201,15 @@ def is_foreign(path: Path) -> bool:
     return start[:4] == b"PK\3\4" or start[8:] == b'{"' or path.suffix == ".safetensors"
 
 
-def cache_bytes(config: dict[str, Any], context: int) -> int | None:
-    """Bytes of the keys and values of one sequence, None where the configuration does not say it."""
+def cache_bytes(config: dict[str, Any], context: int, each: int) -> int | None:
+    """Bytes of the keys and values of one sequence, None where the configuration does not say it. each: of a
+    single number.
+    """
     sizes = [config.get(name) for name in ("n_layers", "n_kv_heads", "head_dim")]
     if not context or not all(isinstance(size, int) and 0 < size < 1 << 32 for size in sizes):
         return None
     layers, heads, width = sizes
-    return 2 * 4 * layers * heads * width * -(-context // KEY_BLOCK) * KEY_BLOCK
+    return 2 * each * layers * heads * width * -(-context // KEY_BLOCK) * KEY_BLOCK
 
 
 def folder_extras(folder: Path) -> tuple[str, list[int]]:
@@ -227,6 +237,7 @@ def of_headers(path: str, context: int) -> Info:
     if longest and context > longest:
         raise UsageError(f"--context = {context}, allowed 1 to {longest}, the model's max_seq_len")
     size, context = sum(tensor.bytes for tensor in tensors), context or longest
+    caches = (cache_bytes(config, context, value) for value in (4, 2))
     template, stops = folder_extras(folder)
     matrices = [tensor.type for tensor in tensors if len(tensor.shape) == 2]
     return Info(
@@ -240,7 +251,7 @@ def of_headers(path: str, context: int) -> Info:
         template,
         stops,
         found.tensors,
-        Memory(context or None, size, cache_bytes(config, context), None, weights_as(tensors)),
+        Memory(context or None, size, *caches, None, weights_as(tensors)),
         "none in a file of this kind",
         found.notes,
     )
@@ -291,7 +302,8 @@ def memory_text(memory: Memory) -> Iterator[tuple[str, str]]:
     yield "weights", f"{size_text(memory.weights)}, mapped"
     yield "as v3", ", ".join(f"{kind} {size_text(size)}" for kind, size in memory.weights_as.items())
     if memory.cache is not None:
-        yield "cache", f"{size_text(memory.cache)} for {memory.context} positions"
+        half = f", {size_text(memory.cache_half)} with --kv fp16" if memory.cache_half is not None else ""
+        yield "cache", f"{size_text(memory.cache)} for {memory.context} positions{half}"
     if memory.scratch is not None:
         yield "scratch", size_text(memory.scratch)
 

@@ -19,7 +19,7 @@ from test_export import config_of, named
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llama
-from export import save_weights
+from export import open_source, save_weights
 from llama import headers, info
 from llama.command import run_command
 from llama.headers import Tensor
@@ -64,7 +64,7 @@ def test_a_folder_of_hugging_face_says_what_transformers_wrote(tmp_path, options
     }.items() <= found.config.items()
     assert found.config["tied"] == bool(options.get("tied"))
     assert (found.kind, found.type, found.stops) == ("Hugging Face, safetensors", "fp32", [2, 5])
-    assert found.memory.cache == 2 * 4 * 2 * 2 * 8 * 112
+    assert found.memory.cache == 2 * found.memory.cache_half == 2 * 4 * 2 * 2 * 8 * 112
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert "layers.0-1.self_attn.q_proj.weight" in info.text(found)
 
@@ -93,14 +93,26 @@ def test_scaled_rope_of_hugging_face(tmp_path):
 def test_tokenizer_and_template_of_a_folder(tmp_path):
     save_hugging_face(tmp_path)
     assert info.info(str(tmp_path)).tokenizer is None
-    vocab = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
+    added = [{"id": 1, "content": "b"}, {"id": 2, "content": "<eot>"}]
+    vocab = {"added_tokens": added, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(vocab))
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ x }}"}')
     found = info.info(str(tmp_path))
-    assert found.tokenizer == {"file": "tokenizer.json", "kind": "BPE of Hugging Face", "vocab_size": 2}
+    assert found.tokenizer == {"file": "tokenizer.json", "kind": "BPE of Hugging Face", "vocab_size": 3}
     assert found.template == "of Hugging Face"
     (tmp_path / "tokenizer.model").write_bytes(b"YQ== 0\nYg== 1\n")
-    assert info.info(str(tmp_path)).tokenizer["kind"] == "Llama 3 BPE"
+    found = info.info(str(tmp_path)).tokenizer
+    assert (found["kind"], found["vocab_size"]) == ("Llama 3 BPE", 2 + 256)
+
+
+@pytest.mark.parametrize("window", [64, ..., None, 4096])
+def test_the_context_of_a_mistral_is_its_window_as_export_py_has_it(tmp_path, window):
+    save_hugging_face(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "mistral", "sliding_window": window, "max_position_embeddings": 8192}
+    config = {name: value for name, value in config.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert info.info(str(tmp_path)).config["max_seq_len"] == open_source(tmp_path).config.max_seq_len
 
 
 def test_a_checkpoint_of_train_py_says_its_configuration(tmp_path):

@@ -121,6 +121,8 @@ def test_the_memory_is_what_a_context_takes(tmp_path, kind, context):
     positions = -(-(context or 160) // 16) * 16
     assert memory.cache == 2 * 4 * shape.n_layers * shape.n_kv_heads * shape.head_dim * positions
     assert memory.context == (context or 160)
+    half = lib.llama_context_bytes(context_init(model_open(path), context, kv="fp16"))
+    assert memory.cache_half + memory.scratch == half
 
 
 def test_a_context_that_this_machine_has_no_memory_for_can_be_looked_at(tmp_path):
