@@ -23,10 +23,10 @@ from typing import Any
 from torch import Tensor
 
 from formats import huggingface_writer, llama2c, tiles, v3
-from formats.checkpoint import StrPath, load_model, open_checkpoint, read_config, save_weights
-from formats.huggingface import is_huggingface, open_huggingface
+from formats.checkpoint import WEIGHTS, StrPath, load_model, open_checkpoint, read_config, save_weights
+from formats.huggingface import CONFIG, is_huggingface, open_huggingface
 from formats.huggingface_writer import SHARD_BYTES, usual_dtype
-from formats.meta import is_meta, open_meta
+from formats.meta import PARAMS, is_meta, open_meta
 from formats.source import Source
 from formats.text import with_text, with_text_files
 from formats.v3 import MAX_STOPS, TEMPLATES, Extras
@@ -83,6 +83,9 @@ def open_source(path: Path) -> Source:
         return open_gguf(path)
     if path.is_file() and path.suffix == ".bin":
         return v3.open_bin(path) if v3.is_v3(path) else llama2c.open_bin(path)
+    if path.is_dir() and not (path / WEIGHTS).exists():
+        kinds = f"{CONFIG} (Hugging Face), {PARAMS} (Meta), {WEIGHTS} (train.py)"
+        raise BadInput(f"{path}: is no folder of a model, allowed is one with {kinds}")
     return open_checkpoint(path)
 
 

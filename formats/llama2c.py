@@ -207,7 +207,7 @@ def read_header(path: Path, data: np.ndarray) -> tuple[Config, int, int, int]:
         fields, size = struct.unpack_from("<7i", raw, 8), HEADER_BYTES
         tied, group_size = raw[36] == 1, struct.unpack_from("<i", raw, 37)[0] if version == 2 else 0
     else:
-        raise BadInput(f"{path}: version = {version}, allowed 0, 1 and 2")
+        raise BadInput(f"{path}: version = {version}, allowed 0, 1, 2 and 3")
     shape = dict(zip(HEADER, fields, strict=True)) | {"vocab_size": abs(fields[5]), "tied": tied}
     try:
         config = Config(**shape)

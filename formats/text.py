@@ -44,9 +44,10 @@ def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizer
             fitting.append(read_tokenizer(path, vocab_size, padded))
         except BadInput as error:
             problem = problem or error
-    if problem and not fitting:
+    best = max(fitting, key=lambda known: known.vocab_size, default=None)
+    if problem and (best is None or best.vocab_size < vocab_size):  # which may name what the best does not
         raise problem
-    return max(fitting, key=lambda known: known.vocab_size, default=None)
+    return best
 
 
 def vocabulary_in(source: Source) -> Vocabulary | None:

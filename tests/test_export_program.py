@@ -228,12 +228,19 @@ def test_a_wrong_command_line_is_one_line(checkpoint, path, capsys, options):
 
 
 def test_errors_are_one_line_and_have_the_exit_status_of_their_kind(checkpoint, path, capsys):
+    folder = path.parent / "empty"
+    folder.mkdir()
     cases = {
         (str(checkpoint), str(path), "--version", "2", "--group-size", "7"): (
             2,
             "group_size = 7, allowed divisors of dim = 64 and hidden_dim = 192",
         ),
         (str(checkpoint), str(checkpoint)): (2, f"{checkpoint}: is the model itself"),
+        (str(folder), str(path)): (
+            3,
+            f"{folder}: is no folder of a model, allowed is one with config.json (Hugging Face), "
+            "params.json (Meta), model.safetensors (train.py)",
+        ),
         (str(path.parent / "no"), str(path)): (3, f"{path.parent / 'no'}: No such file or directory"),
         (str(checkpoint), str(path.parent)): (
             2,

@@ -130,6 +130,16 @@ def test_of_two_tokenizers_in_a_folder_the_larger_one_counts(folder, tmp_path, k
 # --- What is refused
 
 
+def test_a_smaller_tokenizer_does_not_stand_in_for_one_that_cannot_be_read(folder, tmp_path, capsys):
+    """Phi-3's tokenizer.json has tokens that its tokenizer.model has not."""
+    tokenizers.train(["ab ab"], 263, folder / "tokenizer.model")
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    fields["added_tokens"][0]["rstrip"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    assert export.main([str(folder), str(tmp_path / "model.bin"), "--version", "3"]) == 3
+    assert "tokenizer.json: added_tokens.rstrip = true, allowed false" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_is_given_or_lies_elsewhere_must_have_all_tokens(folder, tmp_path, known, capsys):
     """Or any small tokenizer would do for any model."""
     given = shutil.copy(folder / "tokenizer.json", tmp_path / "tokenizer.json")
