@@ -85,10 +85,8 @@ def group_parts(data: np.ndarray, dtype: str, rows: int, cols: int) -> tuple[np.
     for part, together in ((tiles[:, :even], 2), (tiles[:, even:], 1)):  # groups of a block
         blocks = part.reshape(len(tiles), -1, 2 * SCALES + together * n)
         if blocks.shape[1]:
-            halves, fours = (
-                blocks[:, :, : together * SCALES].view("<f2"),
-                blocks[:, :, 2 * SCALES :].view("<u4"),
-            )
+            halves = blocks[:, :, : together * SCALES].view("<f2")
+            fours = blocks[:, :, 2 * SCALES :].view("<u4")
             scales.append(halves.reshape(len(tiles), -1, ROWS))  # (tiles, groups, 16)
             numbers.append(fours.reshape(len(tiles), -1, n // 64, ROWS))  # of 4 columns: faster to move
     weights = np.concatenate(numbers, 1).transpose(0, 3, 1, 2)  # (tiles, 16, groups, chunks)

@@ -268,9 +268,7 @@ def check(path: Path) -> None:
 def open_bin(path: Path) -> Source:
     """The model in a file. Raises BadInput, OSError."""
     check(path)
-    data = np.asarray(
-        np.memmap(path, np.uint8, "c")
-    )  # "c": where somebody changes a tensor, its page is copied
+    data = np.asarray(np.memmap(path, np.uint8, "c"))  # "c": a page is copied where a tensor is changed
     config, extras = read_config(path, bytes(data[:HEADER_BYTES])), read_extras(data)
     places = ((name, HEADER_BYTES + i * ENTRY_BYTES) for i, name in enumerate(names(config)))
     entries = [Entry.unpack(name, bytes(data[at : at + ENTRY_BYTES])) for name, at in places]
