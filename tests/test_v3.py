@@ -239,6 +239,20 @@ def test_the_tokenizer_outlives_the_model_in_python(whole):
     assert tokenizer.decode(tokenizer.encode("abc abc")) == "abc abc"
 
 
+@pytest.mark.parametrize(("own", "said", "bos"), [(True, 7, 1), (False, 7, 7), (False, -1, -1)])
+def test_the_header_has_a_bos_for_a_tokenizer_without_one(tmp_path, own, said, bos):
+    pieces = PIECES if own else [piece.replace("<s>", "<t>") for piece in PIECES]
+    path = write_pieces(tmp_path / "t.bin", [(piece, -float(i)) for i, piece in enumerate(pieces)])
+    write(tmp_path / "m.bin", Shape(vocab_size=len(PIECES)), "fp32", Extras(path.read_bytes(), bos=said))
+    with llama.Llama(tmp_path / "m.bin") as model:
+        assert model.tokenizer.bos_id == bos
+        if bos >= 0:
+            assert model.encode("a")[0] == bos
+        else:
+            with pytest.raises(llama.UsageError, match="the vocabulary has no BOS"):
+                model.encode("a")
+
+
 def test_a_tokenizer_of_another_size_is_refused(tmp_path):
     write(tmp_path / "model.bin", Shape(), "fp32", Extras(tokenizer_bytes(tmp_path)))
     message = f"model.bin: has {len(PIECES)} tokens, the model's vocab_size = 96"

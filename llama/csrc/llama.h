@@ -53,7 +53,7 @@ typedef struct {
     int32_t rope_scaling; // LLAMA_ROPE_PLAIN ...
     float rope_factor, rope_low_freq_factor, rope_high_freq_factor;
     int32_t rope_original_max_seq_len;
-    int32_t bos;           // -1: the tokenizer knows
+    int32_t bos;           // for a tokenizer that has none, -1: none
     int32_t n_stops;       // ids that end a text, besides the tokenizer's EOS
     int32_t stops[8];      // (LLAMA_MAX_STOPS)
     int32_t chat_template; // LLAMA_CHAT_NONE ...

@@ -247,11 +247,13 @@ static int check_vocabulary(const char *path, LlamaTokenizer *tokenizer, int32_t
     return fail(error, LLAMA_ERROR_FILE, "%s: has %d tokens, the model's vocab_size = %d", path, size, vocab_size);
 }
 
-// Opens the tokenizer at path, for path NULL the one inside the model's file.
+// Opens the tokenizer at path, for path NULL the one inside the model's file. Where it has no BOS, the model's is
+// it.
 static int open_checked(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error) {
     const char *name = path ? path : model->path;
     int code = tokenizer_open(path, &model->tokenizer, name, tokenizer, error);
     if (code == LLAMA_OK) code = check_vocabulary(name, *tokenizer, model->config.vocab_size, error);
+    if (code == LLAMA_OK && (*tokenizer)->bos < 0) (*tokenizer)->bos = model->config.bos;
     if (code == LLAMA_OK) return LLAMA_OK;
     llama_tokenizer_close(*tokenizer);
     *tokenizer = NULL;
