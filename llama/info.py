@@ -6,8 +6,8 @@
     python -m llama.info out/last/model.safetensors --json
 
 Reads the .bin files that the engine runs (v0 to v3), and of what export.py turns into them, the headers: a
-.safetensors, a .pth, a folder of Hugging Face, Meta or train.py. Weights are mapped, and shared by processes;
-the cache is that of one sequence with -c positions. ./run --info says the same of a .bin in short.
+.safetensors, a .pth, a .gguf, a folder of Hugging Face, Meta or train.py. Weights are mapped, and shared by
+processes; the cache is that of one sequence with -c positions. ./run --info says the same of a .bin in short.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama import headers, hub
+from llama import gguf_header, headers, hub
 from llama.bench import aligned
 from llama.command import run_command
 from llama.engine import KV, SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
@@ -33,7 +33,12 @@ ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
 TEMPLATES = ("none", "llama2", "llama3")  # LLAMA_CHAT_NONE ...
 TYPES = ("fp32", "bf16", "int8", "int4")  # that export.py writes
 KEY_BLOCK = 16  # positions of the cache come in blocks (kernels.h)
-NO_WEIGHTS = ("rotary_emb.inv_freq", "rope.freqs")  # tables that some files hold beside the weights
+LAYER = "(layers|blk)"  # before a number; blk in GGUF
+NO_WEIGHTS = (
+    "rotary_emb.inv_freq",
+    "rope.freqs",
+    "rope_freqs.weight",
+)  # tables that some files hold beside the weights
 
 
 @dataclass
@@ -77,7 +82,7 @@ def bytes_as(tensor: Tensor, kind: str) -> int:
     """Bytes of a tensor in a v3 file whose layers have a type; the ends of an int4 file are int8."""
     if len(tensor.shape) != 2:
         return 4 * tensor.values
-    is_end = not re.search(r"\blayers\.", tensor.name)
+    is_end = not re.search(r"\b(layers|blk)\.", tensor.name)
     return packed_bytes("int8" if kind == "int4" and is_end else kind, *tensor.shape)
 
 
@@ -189,16 +194,19 @@ def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> In
 # --- What export.py reads
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether a path is a folder, a zip or a safetensors file, none of which the engine opens."""
-    if path.is_dir():
-        return True
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file, none of what can't be read: whoever opens it says why."""
     try:
         with path.open("rb") as file:
-            start = file.read(10)
+            return file.read(10)
     except OSError:
-        return False  # the engine says it
-    return start[:4] == b"PK\3\4" or start[8:] == b'{"' or path.suffix == ".safetensors"
+        return b""
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a folder, a zip or a safetensors file, none of which the engine opens."""
+    start = start_of(path)
+    return path.is_dir() or start[:4] == b"PK\3\4" or start[8:] == b'{"' or path.suffix == ".safetensors"
 
 
 def cache_bytes(config: dict[str, Any], context: int, each: int) -> int | None:
@@ -210,6 +218,21 @@ def cache_bytes(config: dict[str, Any], context: int, each: int) -> int | None:
         return None
     layers, heads, width = sizes
     return 2 * each * layers * heads * width * -(-context // KEY_BLOCK) * KEY_BLOCK
+
+
+def positions(context: int, config: dict[str, Any]) -> int:
+    """Positions that are asked for, 0: those of the model, as far as it says so. Raises UsageError."""
+    longest = config.get("max_seq_len")
+    longest = longest if isinstance(longest, int) and 0 < longest < 1 << 32 else 0
+    if longest and context > longest:
+        raise UsageError(f"--context = {context}, allowed 1 to {longest}, the model's max_seq_len")
+    return context or longest
+
+
+def most_frequent(tensors: Iterable[Tensor]) -> str:
+    """The type of most matrices."""
+    matrices = [tensor.type for tensor in tensors if len(tensor.shape) == 2]
+    return max(set(matrices), key=matrices.count, default="no weights")
 
 
 def folder_extras(folder: Path) -> tuple[str, list[int]]:
@@ -232,18 +255,13 @@ def of_headers(path: str, context: int) -> Info:
     found, folder = headers.read(Path(path)), Path(path) if Path(path).is_dir() else Path(path).parent
     config = headers.configuration(found)
     tensors = weights_of(found.tensors, bool(config.get("tied")))
-    longest = config.get("max_seq_len")
-    longest = longest if isinstance(longest, int) and 0 < longest < 1 << 32 else 0
-    if longest and context > longest:
-        raise UsageError(f"--context = {context}, allowed 1 to {longest}, the model's max_seq_len")
-    size, context = sum(tensor.bytes for tensor in tensors), context or longest
+    size, context = sum(tensor.bytes for tensor in tensors), positions(context, config)
     caches = (cache_bytes(config, context, value) for value in (4, 2))
     template, stops = folder_extras(folder)
-    matrices = [tensor.type for tensor in tensors if len(tensor.shape) == 2]
     return Info(
         path,
         found.kind,
-        max(set(matrices), key=matrices.count, default="no weights"),
+        most_frequent(tensors),
         sum(file.stat().st_size for file in found.files),
         sum(tensor.values for tensor in tensors),
         config,
@@ -257,12 +275,37 @@ def of_headers(path: str, context: int) -> Info:
     )
 
 
+def of_gguf(path: str, context: int) -> Info:
+    """A GGUF file. Raises BadFileError, UsageError."""
+    values, tensors = gguf_header.read(Path(path))
+    config, eos = gguf_header.configuration(values, tensors), values.get("tokenizer.ggml.eos_token_id")
+    weights, context = weights_of(tensors, False), positions(context, config)
+    size = sum(tensor.bytes for tensor in weights)
+    caches = (cache_bytes(config, context, value) for value in (4, 2))
+    return Info(
+        path,
+        f"GGUF, {values.get('general.architecture', 'unknown')}",
+        most_frequent(tensors),
+        Path(path).stat().st_size,
+        sum(tensor.values for tensor in weights),
+        config,
+        gguf_header.tokenizer(values),
+        "in the file" if "tokenizer.chat_template" in values else "none",
+        [eos] if isinstance(eos, int) else [],
+        tensors,
+        Memory(context or None, size, *caches, None, weights_as(weights)),
+        "none in a file of this kind",
+    )
+
+
 def info(path: str, tokenizer: str | None = None, context: int = 0, check: bool = False) -> Info:
     """All about a file or a folder.
 
     tokenizer: of a .bin, None: the one that belongs to it. context: positions, 0: as many as the model has.
     check: compare checksums. Raises BadFileError, UsageError.
     """
+    if start_of(Path(path))[:4] == b"GGUF":
+        return of_gguf(path, context)
     if is_foreign(Path(path)):
         return of_headers(path, context)
     return of_engine(path, tokenizer, context, check)
@@ -319,10 +362,11 @@ def folded(tensors: Iterable[Tensor]) -> Iterator[tuple[str, Tensor, int]]:
     """Name, an example and the number of tensors that differ in nothing but their layer."""
     groups: dict[tuple[str, str, tuple[int, ...]], list[Tensor]] = {}
     for tensor in tensors:
-        name = re.sub(r"\blayers\.\d+\.", "layers.*.", tensor.name, count=1)
+        name = re.sub(rf"\b{LAYER}\.\d+\.", r"\1.*.", tensor.name, count=1)
         groups.setdefault((name, tensor.type, tensor.shape), []).append(tensor)
     for (name, _, _), group in groups.items():
-        layers = sorted({int(layer) for t in group for layer in re.findall(r"\blayers\.(\d+)\.", t.name)[:1]})
+        found = (re.search(rf"\b{LAYER}\.(\d+)\.", tensor.name) for tensor in group)
+        layers = sorted({int(match[2]) for match in found if match})
         yield name.replace("*", numbers(layers)), group[0], len(group)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import checkpoints
 import pytest
 from checkpoints import Shape
-from helpers import assert_refused, run, write_pieces
+from helpers import ROOT, assert_refused, run, write_pieces
 from test_export import random_model
 
 import llama
@@ -294,7 +297,7 @@ def test_a_long_path_is_cut_off_and_nothing_else_happens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [(None, "No such file"), (b"GGUF" + bytes(300), "GGUF"), (b"", "is empty")]
+    ("data", "message"), [(None, "No such file"), (b'{"a": 1}' + b" " * 300, "JSON"), (b"", "is empty")]
 )
 def test_what_the_engine_refuses_is_refused_in_its_words(tmp_path, data, message):
     path = tmp_path / "a.bin"
@@ -302,3 +305,17 @@ def test_what_the_engine_refuses_is_refused_in_its_words(tmp_path, data, message
         path.write_bytes(data)
     with pytest.raises(llama.BadFileError, match=message):
         info.info(str(path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_output_that_is_full_or_closed_is_one_line(tmp_path, options):
+    path = write_model(tmp_path, "v0", SHAPES["tied"])
+    reader, closed = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("wb") as full, os.fdopen(closed, "wb") as pipe:
+        for output, reason in ((full, "No space left on device"), (pipe, "Broken pipe")):
+            line = [sys.executable, "-m", "llama.info", str(path), "--tensors", *options]
+            result = subprocess.run(line, stdout=output, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+            stderr = result.stderr.decode()
+            assert (result.returncode, stderr) == (4, f"error: standard output: {reason}\n")
