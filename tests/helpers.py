@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sentencepiece import SentencePieceProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path(os.environ.get("RUN_BINARY", ROOT / "run")).absolute()
 PROGRAMS = {"native": [str(RUN)], "python": [sys.executable, "-m", "llama.run"]}
+each_program = pytest.mark.parametrize("program", PROGRAMS)
 
 # --- Tokenizers
 
@@ -71,3 +73,12 @@ def assert_refused(result: subprocess.CompletedProcess, code: int, message: str 
     assert result.stderr.count(b"\n") == 1, result.stderr
     if message is not None:
         assert os.fsdecode(result.stderr) == f"error: {message}\n"
+
+
+def both(model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """What both programs do, which must be the same."""
+    native, python = (run(p, model.name, *options, cwd=model.parent, stdin=stdin) for p in PROGRAMS)
+    assert native.stdout == python.stdout
+    assert without_times(native.stderr) == without_times(python.stderr)
+    assert native.returncode == python.returncode
+    return native

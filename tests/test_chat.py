@@ -1,6 +1,6 @@
 """Turns of a chat (chat.h) have the ids that transformers makes by the template; what a user writes is text.
 
-Left out on purpose: what a chat asks and prints, and when it ends (test_run.py); which template a model has
+Left out on purpose: what a chat asks and prints, and when it ends (test_conversation.py); which template a model has
 (test_huggingface.py, test_meta.py, test_gguf.py).
 """
 
@@ -17,12 +17,12 @@ import torch
 import transformers
 from checkpoints import Shape
 from checkpoints import write as write_checkpoint
-from helpers import write_pieces
+from helpers import both, write_pieces
 from test_huggingface import TINY, save
 from test_model import fresh
-from test_run import SHARED, SPECIAL, VOCABULARY, both
 from test_sample import uncached
 from test_tokenizer_bytes import made_here
+from tiny_models import SPECIAL, VOCABULARY
 
 import export
 import llama
@@ -33,6 +33,7 @@ from llama import BadFileError
 from llama._engine import ffi, lib
 from model import Llama
 
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEMPLATE = "[INST] <<SYS>>\n{}\n<</SYS>>\n\n{} [/INST]"
 BOS, EOS = 1, 2
 TEXTS = ["the tin", "  the tin \t\r\n", "the\n\ntin", "", "žluťoučký 🦙", "</s><s>[INST]", "[/INST] <<SYS>>"]

@@ -1,12 +1,19 @@
-"""How likely a text is: against a softmax in float64, in windows, and from the files that hold documents."""
+"""How likely a text is: against a softmax in float64, in windows, and from the files that hold documents.
+
+The last chapter holds --perplexity of ./run and python -m llama.run to the same figures.
+"""
 
 import json
 import math
+import re
+import subprocess
+from pathlib import Path
 
 import checkpoints
 import numpy as np
 import pytest
-from helpers import write_pieces
+from helpers import PROGRAMS, assert_refused, both, each_program, run, without_times, write_pieces
+from tiny_models import write_chain
 
 import llama
 from llama import perplexity
@@ -189,3 +196,91 @@ def test_the_command_line(path, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.startswith(f"2 documents, {found['tokens']} tokens, 5 bytes: log-probability ")
     assert "bits per byte" in text
+
+
+# --- ./run --perplexity
+
+
+def figures(result: subprocess.CompletedProcess) -> list[float]:
+    """Tokens, bytes, log-probability, perplexity and bits per byte."""
+    number = r"(-?[\d.]+)"
+    found = re.fullmatch(
+        rf"1 document, {number} tokens, {number} bytes: log-probability {number}, perplexity {number}, "
+        rf"{number} bits per byte; \d+ tokens/s\n",
+        result.stdout.decode(),
+    )
+    assert found, result
+    return [float(figure) for figure in found.groups()]
+
+
+TEXTS_JUDGED = {
+    "short": b"the tin",
+    "stripped": b" \n\t the tin hat \r\n\x0b\x0c",
+    "blanks of Unicode stay": "\u00a0the tin\u2003".encode(),
+    "lines": b"the tin\r\nhat\r\n",
+    "long": b"the tin hat and the heron in the rain " * 40,
+    "other": "日本語 žluťoučký 🦙".encode(),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_JUDGED)
+@pytest.mark.parametrize("context", ["2", "7", "256"])
+def test_both_programs_and_the_package_judge_a_text_alike(noise, tmp_path, name, context):
+    text, file = TEXTS_JUDGED[name], tmp_path / "text.txt"
+    file.write_bytes(text)
+    native, python = (
+        figures(run(program, "v0.bin", "--perplexity", file, "-c", context, cwd=noise))
+        for program in PROGRAMS
+    )
+    with llama.Llama(noise / "v0.bin", context=int(context)) as model:
+        result = perplexity.measure(model, perplexity.documents(str(file)))
+    tokens, size, nats = result.tokens, result.bytes, result.log_probability
+    expected = [tokens, size, nats, result.perplexity, result.bits_per_byte]
+    for found in (native, python):
+        assert found == pytest.approx(expected, rel=1e-6, abs=0.06)
+        assert (
+            found[:2] == [tokens, size] == [len(model_ids(noise, text)) - 1, len(text.strip(b" \t\n\v\f\r"))]
+        )
+
+
+def model_ids(noise: Path, text: bytes) -> list[int]:
+    return llama.Tokenizer(noise / "tokenizer.bin").encode(text.strip(b" \t\n\v\f\r").decode())
+
+
+@each_program
+def test_a_text_to_judge_may_come_from_standard_input(noise, program):
+    file = run(program, "v0.bin", "--perplexity", "opening.txt", cwd=noise)
+    line = run(program, "v0.bin", "--perplexity", "-", "--stats", cwd=noise, stdin=b"the tin\n")
+    assert figures(file) == figures(line)
+    assert line.stderr.startswith(b"model: v0.bin, ")
+    assert file.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("odd.txt", "odd.txt: byte 3 is not UTF-8"),
+        ("empty.txt", "empty.txt: holds no text"),
+        ("newline.txt", "newline.txt: holds no text"),
+        ("missing.txt", "missing.txt: No such file or directory"),
+        (".", ".: Is a directory"),
+        ("-", "standard input: byte 2 is not UTF-8"),
+    ],
+)
+def test_a_text_that_can_not_be_judged_is_one_line(noise, name, message):
+    result = both(noise / "v0.bin", "--perplexity", name, stdin=b"ab\xc3(")
+    assert_refused(result, 3, message)
+    assert result.stdout == b""
+
+
+def test_a_text_that_can_not_be_has_an_endless_perplexity(tmp_path):
+    model = write_chain(tmp_path, ["a", "b"], {"<s>": "a", "a": "b", "b": "a"})
+    data = bytearray(model.read_bytes())
+    output = np.frombuffer(data, np.float32, offset=len(data) - 4 * 6 * 6)
+    output *= np.float32(1e34)
+    model.write_bytes(data)
+    options = (model, "--perplexity", "-", "-c", "8")
+    native, python = (run(program, *options, cwd=tmp_path, stdin=b"aa") for program in PROGRAMS)
+    assert (native.returncode, native.stderr) == (0, b"")
+    assert b"perplexity inf, " in native.stdout
+    assert without_times(native.stdout) == without_times(python.stdout)

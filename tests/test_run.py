@@ -3,8 +3,8 @@
     python -m pytest tests/test_run.py                          with ./run
     RUN_BINARY=/path/to/run python -m pytest tests/test_run.py  with another build of it
 
-Two tiny models are built here: a random one, which writes noise, and a chain, whose every token has one
-successor, so that its text can be written down. Left out on purpose: bad files (test_checkpoint.py).
+Left out on purpose: wrong options (test_options.py), chat (test_conversation.py), --perplexity (test_perplexity.py),
+bad files (test_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -16,58 +16,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import checkpoints
-import numpy as np
 import pytest
-from checkpoints import Shape
-from helpers import PROGRAMS, ROOT, assert_refused, command, run, without_times, write_pieces
+from helpers import ROOT, assert_refused, both, command, each_program, run, without_times, write_pieces
+from tiny_models import SPECIAL, VOCABULARY, write_chain
 
 import llama
-from llama import perplexity
-from llama._engine import ffi, lib
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-SPECIAL = ["<unk>", "<s>", "</s>"]
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-PIECES = [" ", *"etaoinshrdlu", "th", "he", "the", " t", " the", "an", " a", "in", "é", "日"]
-VOCABULARY = SPECIAL + BYTES + PIECES
-CONTEXT = 256
 
-each_program = pytest.mark.parametrize("program", PROGRAMS)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory) -> Path:
-    """A folder with a random model of every version and its tokenizer."""
-    folder = tmp_path_factory.mktemp("noise")
-    shape = Shape(vocab_size=len(VOCABULARY), max_seq_len=CONTEXT, tied=False)
-    for version in (0, 1, 2):
-        checkpoints.write(folder / f"v{version}.bin", shape, version)
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)])
-    (folder / "opening.txt").write_bytes(b"the tin\n")
-    (folder / "odd.txt").write_bytes(b"a\0b\xff\r\n\n")
-    (folder / "empty.txt").touch()
-    (folder / "newline.txt").write_bytes(b"\n")
-    return folder
-
-
-def write_chain(folder: Path, words: list[str], successors: dict[str, str], context: int = 64) -> Path:
-    """A model and its tokenizer: after a token comes its successor, by default the token itself."""
-    names = SPECIAL + words
-    size = len(names) + len(names) % 2
-    names += [f"unused {i}" for i in range(len(names), size)]
-    shape = Shape(size, 1, 1, 1, 1, vocab_size=size, max_seq_len=context, tied=False)
-    # Attention and feed-forward add nothing, so the classifier sees the embedding of the newest token alone.
-    weights = {name: np.zeros_like(w) for name, w in checkpoints.random_weights(shape).items()}
-    weights["tok_embeddings"] = np.eye(size, dtype=np.float32)
-    weights["norm"][:] = 1
-    for i, name in enumerate(names):
-        weights["output"][names.index(successors.get(name, name)), i] = 100
-    path = folder / "chain.bin"
-    path.write_bytes(checkpoints.v0(shape, weights))
-    write_pieces(folder / "tokenizer.bin", [(name, -float(i)) for i, name in enumerate(names)])
-    return path
 
 
 HELLO = [" he", "llo", " wor", "ld", "</s>"]
@@ -85,12 +42,6 @@ def loop(tmp_path) -> Path:
     return write_chain(tmp_path, [" x"], {"<s>": " x"})
 
 
-@pytest.fixture
-def answers(tmp_path) -> Path:
-    """Answers ab to whatever it is told, and ends. What it is told is one unknown token."""
-    return write_chain(tmp_path, ["a", "b"], {"<unk>": "a", "a": "b", "b": "</s>"})
-
-
 def output(program: str, model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> bytes:
     """What a run that must succeed writes to standard output."""
     result = run(program, model.name, *options, cwd=model.parent, stdin=stdin)
@@ -98,75 +49,11 @@ def output(program: str, model: Path, *options: str | bytes | Path, stdin: bytes
     return result.stdout
 
 
-def both(model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    """What both programs do, which must be the same."""
-    native, python = (run(p, model.name, *options, cwd=model.parent, stdin=stdin) for p in PROGRAMS)
-    assert native.stdout == python.stdout
-    assert without_times(native.stderr) == without_times(python.stderr)
-    assert native.returncode == python.returncode
-    return native
-
-
 def counts(result: subprocess.CompletedProcess) -> tuple[int, int]:
     """Tokens of the prompt and tokens generated, as the line of the speed says."""
     found = re.search(rb"^prompt: (\d+) tokens, .*; generated: (\d+) tokens, ", result.stderr, re.MULTILINE)
     assert found, result.stderr
     return int(found[1]), int(found[2])
-
-
-# --- Help
-
-
-def help_lines() -> list[tuple[list[str], str]]:
-    """The names of each option in the help, and what stands for its value, "" for none."""
-    lines = re.findall(r"^ {2,6}(-.*?)(?: ([A-Z]+))? {2,}\S", run_help(), re.MULTILINE)
-    return [(names.split(", "), value) for names, value in lines]
-
-
-def run_help() -> str:
-    return ffi.string(lib.llama_run_help()).decode()
-
-
-def test_both_programs_print_the_same_help(tmp_path):
-    for option in ("-h", "--help"):
-        for program in PROGRAMS:
-            result = run(program, option, cwd=tmp_path)
-            assert (result.returncode, result.stdout.decode(), result.stderr) == (0, run_help(), b"")
-
-
-def test_the_help_lists_every_option_that_the_parser_takes():
-    source = (ROOT / "llama" / "csrc" / "options.h").read_text()
-    table = re.findall(r'^ +\{"(-\w)?", "(--[\w-]+)",', source, re.MULTILINE)
-    assert len(table) > 20
-    assert sorted(n for pair in table for n in pair if n) == sorted(n for ns, _ in help_lines() for n in ns)
-
-
-def test_every_option_in_the_help_is_taken(noise):
-    values = {
-        "TEXT": ["the"],
-        "FILE": ["opening.txt"],
-        "MODE": ["generate"],
-        "N": ["4", "1"],
-        "K": ["0", "7"],
-        "S": ["1", str(2**64 - 1)],
-        "X": ["1", "1e6"],
-        "T": ["0", "0.5", "1e3"],
-        "P": ["0", "0.5", "1"],
-        "R": ["0.5", "1.5"],
-        "TYPE": ["fp32", "fp16", "bf16"],
-        "": [None],
-    }
-    for names, kind in help_lines():
-        for name in names:
-            for value in ["tokenizer.bin"] if name in ("-z", "--tokenizer") else values[kind]:
-                for form in (
-                    {(name, value), (f"{name}={value}",)} if value and len(name) > 2 else {(name, value)}
-                ):
-                    options = [part for part in form if part is not None]
-                    result = run("native", "v0.bin", "-n4", *options, cwd=noise)
-                    assert_refused(result, 2, "unknown option -n4, --help lists them")
-                    result = run("native", "v0.bin", "--steps=4", *options, cwd=noise)
-                    assert result.returncode == 0, (options, result.stderr)
 
 
 # --- The same text from both programs
@@ -351,6 +238,22 @@ def test_a_long_prompt_on_the_command_line_is_read(tmp_path, program):
     assert counts(result) == (5_001, 3)
 
 
+@pytest.mark.parametrize(("options", "room"), [([], 64), (["-n", "10"], 10), (["-c", "5"], 5)])
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(loop, options, room):
+    result = both(loop, "-f", "-", *options, stdin=" ".join("x" * room).encode())
+    assert_refused(result, 2, f"the prompt has {room + 1} tokens, the context has room for {room}")
+    assert result.stdout == b""
+    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * (room - 1)).encode())
+    assert (result.returncode, result.stdout) == (0, b" x\n")
+
+
+def test_a_prompt_file_that_can_not_be_read_is_a_bad_file(noise):
+    for name, message in (("missing.txt", "No such file or directory"), (".", "Is a directory")):
+        result = both(noise / "v0.bin", "-f", name)
+        assert_refused(result, 3, f"{name}: {message}")
+        assert result.stdout == b""
+
+
 # --- The rules of llama2.c
 
 
@@ -448,94 +351,6 @@ def test_llama_isa_chooses_the_kernels(noise, program):
     assert result.stderr.startswith(b"error: kernels = sse9, this CPU has: ")
 
 
-# --- How well a text is predicted
-
-
-def figures(result: subprocess.CompletedProcess) -> list[float]:
-    """Tokens, bytes, log-probability, perplexity and bits per byte."""
-    number = r"(-?[\d.]+)"
-    found = re.fullmatch(
-        rf"1 document, {number} tokens, {number} bytes: log-probability {number}, perplexity {number}, "
-        rf"{number} bits per byte; \d+ tokens/s\n",
-        result.stdout.decode(),
-    )
-    assert found, result
-    return [float(figure) for figure in found.groups()]
-
-
-TEXTS_JUDGED = {
-    "short": b"the tin",
-    "stripped": b" \n\t the tin hat \r\n\x0b\x0c",
-    "blanks of Unicode stay": "\u00a0the tin\u2003".encode(),
-    "lines": b"the tin\r\nhat\r\n",
-    "long": b"the tin hat and the heron in the rain " * 40,
-    "other": "日本語 žluťoučký 🦙".encode(),
-}
-
-
-@pytest.mark.parametrize("name", TEXTS_JUDGED)
-@pytest.mark.parametrize("context", ["2", "7", "256"])
-def test_both_programs_and_the_package_judge_a_text_alike(noise, tmp_path, name, context):
-    text, file = TEXTS_JUDGED[name], tmp_path / "text.txt"
-    file.write_bytes(text)
-    native, python = (
-        figures(run(program, "v0.bin", "--perplexity", file, "-c", context, cwd=noise))
-        for program in PROGRAMS
-    )
-    with llama.Llama(noise / "v0.bin", context=int(context)) as model:
-        result = perplexity.measure(model, perplexity.documents(str(file)))
-    tokens, size, nats = result.tokens, result.bytes, result.log_probability
-    expected = [tokens, size, nats, result.perplexity, result.bits_per_byte]
-    for found in (native, python):
-        assert found == pytest.approx(expected, rel=1e-6, abs=0.06)
-        assert (
-            found[:2] == [tokens, size] == [len(model_ids(noise, text)) - 1, len(text.strip(b" \t\n\v\f\r"))]
-        )
-
-
-def model_ids(noise: Path, text: bytes) -> list[int]:
-    return llama.Tokenizer(noise / "tokenizer.bin").encode(text.strip(b" \t\n\v\f\r").decode())
-
-
-@each_program
-def test_a_text_to_judge_may_come_from_standard_input(noise, program):
-    file = run(program, "v0.bin", "--perplexity", "opening.txt", cwd=noise)
-    line = run(program, "v0.bin", "--perplexity", "-", "--stats", cwd=noise, stdin=b"the tin\n")
-    assert figures(file) == figures(line)
-    assert line.stderr.startswith(b"model: v0.bin, ")
-    assert file.stderr == b""
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("odd.txt", "odd.txt: byte 3 is not UTF-8"),
-        ("empty.txt", "empty.txt: holds no text"),
-        ("newline.txt", "newline.txt: holds no text"),
-        ("missing.txt", "missing.txt: No such file or directory"),
-        (".", ".: Is a directory"),
-        ("-", "standard input: byte 2 is not UTF-8"),
-    ],
-)
-def test_a_text_that_can_not_be_judged_is_one_line(noise, name, message):
-    result = both(noise / "v0.bin", "--perplexity", name, stdin=b"ab\xc3(")
-    assert_refused(result, 3, message)
-    assert result.stdout == b""
-
-
-def test_a_text_that_can_not_be_has_an_endless_perplexity(tmp_path):
-    model = write_chain(tmp_path, ["a", "b"], {"<s>": "a", "a": "b", "b": "a"})
-    data = bytearray(model.read_bytes())
-    output = np.frombuffer(data, np.float32, offset=len(data) - 4 * 6 * 6)
-    output *= np.float32(1e34)
-    model.write_bytes(data)
-    options = (model, "--perplexity", "-", "-c", "8")
-    native, python = (run(program, *options, cwd=tmp_path, stdin=b"aa") for program in PROGRAMS)
-    assert (native.returncode, native.stderr) == (0, b"")
-    assert b"perplexity inf, " in native.stdout
-    assert without_times(native.stdout) == without_times(python.stdout)
-
-
 # --- Another base of RoPE
 
 
@@ -615,111 +430,7 @@ def test_without_a_tokenizer_the_message_names_what_was_looked_for(places, progr
     assert_refused(run(program, model, cwd=here), 3, message)
 
 
-# --- Errors
-
-INTEGERS = "allowed whole numbers from"
-USAGE = [
-    (["-t", "word"], "--temperature = word, allowed numbers from 0 to 1000000000"),
-    (["-t", "nan"], "--temperature = nan, allowed numbers from 0 to 1000000000"),
-    (["-t", "inf"], "--temperature = inf, allowed numbers from 0 to 1000000000"),
-    (["-t", "-1"], "--temperature = -1, allowed numbers from 0 to 1000000000"),
-    (["-t", ""], "--temperature = , allowed numbers from 0 to 1000000000"),
-    (["-t", "1x"], "--temperature = 1x, allowed numbers from 0 to 1000000000"),
-    (["-t", "1,5"], "--temperature = 1,5, allowed numbers from 0 to 1000000000"),
-    (["-t", b"\xff"], "--temperature = \udcff, allowed numbers from 0 to 1000000000"),
-    (["-n", "-5"], f"--steps = -5, {INTEGERS} 0 to 2147483647"),
-    (["-n", "1.5"], f"--steps = 1.5, {INTEGERS} 0 to 2147483647"),
-    (["-n", "99999999999"], f"--steps = 99999999999, {INTEGERS} 0 to 2147483647"),
-    (["-n", "2147483648"], f"--steps = 2147483648, {INTEGERS} 0 to 2147483647"),
-    (["-p", "2"], "--top-p = 2, allowed numbers from 0 to 1"),
-    (["-p", "-0.1"], "--top-p = -0.1, allowed numbers from 0 to 1"),
-    (["--min-p", "1.1"], "--min-p = 1.1, allowed numbers from 0 to 1"),
-    (["--top-k", "-1"], f"--top-k = -1, {INTEGERS} 0 to 2147483647"),
-    (["--repeat-penalty", "0"], "--repeat-penalty = 0, allowed numbers from 0.001 to 1000"),
-    (["--presence-penalty=nan"], "--presence-penalty = nan, allowed numbers from -1000 to 1000"),
-    (["-s", "-1"], f"--seed = -1, {INTEGERS} 0 to 18446744073709551615"),
-    (["-s", "word"], f"--seed = word, {INTEGERS} 0 to 18446744073709551615"),
-    (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
-    (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
-    (["--kv", "int8"], "--kv = int8, allowed fp32, fp16 and bf16"),
-    (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
-    (["-n", "0", "-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
-    (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),
-    (["--stop", ""], "stop string 1 is empty"),
-    (["-m", "poem"], "--mode = poem, allowed generate and chat"),
-    (["-i", "a", "-f", "opening.txt"], "--prompt and --prompt-file are both given"),
-    (["-i", "", "-f", "-"], "--prompt and --prompt-file are both given"),
-    (["-m", "chat", "-f", "-"], "--prompt-file is not for a chat, which reads standard input"),
-    (["-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
-    (["--bogus"], "unknown option --bogus, --help lists them"),
-    (["-x"], "unknown option -x, --help lists them"),
-    (["-"], "unknown option -, --help lists them"),
-    (["--"], "unknown option --, --help lists them"),
-    (["--steps4"], "unknown option --steps4, --help lists them"),
-    (["--step=4"], "unknown option --step=4, --help lists them"),
-    (["-n=4"], "unknown option -n=4, --help lists them"),
-    (["-n"], "--steps needs a value"),
-    (["-t", "0", "--stop"], "--stop needs a value"),
-    (["--stats=1"], "--stats takes no value"),
-    (["v1.bin"], "two models are given: v0.bin and v1.bin"),
-    (["--rope-theta", "0"], "--rope-theta = 0, allowed numbers from 1 to 1000000000"),
-    (["--info", "-m", "chat"], "only one of --info, --perplexity and --mode chat can be given"),
-    (["--info", "--perplexity", "a"], "only one of --info, --perplexity and --mode chat can be given"),
-    (["--perplexity", "opening.txt", "-c", "1"], "--context = 1, allowed 2 or more to judge a text"),
-    *(
-        (
-            ["--perplexity", name],
-            f"--perplexity = {name}, allowed plain text; python -m llama.perplexity reads lists of documents",
-        )
-        for name in ("a.json", "/a/b.jsonl")
-    ),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), USAGE, ids=lambda value: repr(value)[:40])
-def test_a_wrong_command_line_is_refused_in_one_line(noise, options, message):
-    result = both(noise / "v0.bin", *options)
-    assert_refused(result, 2, message)
-    assert result.stdout == b""
-
-
-def test_a_value_of_any_length_is_refused_in_one_line(noise):
-    for options in (
-        ["-t", "9" * 100_000],
-        ["--" + "x" * 100_000],
-        ["--top-k=" + "é" * 50_000],
-        ["y" * 100_000],
-    ):
-        result = both(noise / "v0.bin", *options)
-        assert_refused(result, 2)
-        assert len(result.stderr) < 1100
-
-
-def test_without_the_model_that_ships_its_name_is_said(tmp_path):
-    """A program that lies elsewhere: the model is looked for beside it."""
-    program = tmp_path / "run"
-    shutil.copy(PROGRAMS["native"][0], program)
-    for options in ([], ["-t", "0"]):
-        result = subprocess.run([program, *options], capture_output=True, timeout=20, check=False)
-        assert_refused(result, 3)
-        assert result.stderr.endswith(b"/llama/models/stories.bin: No such file or directory\n")
-        assert result.stdout == b""
-
-
-@pytest.mark.parametrize(("options", "room"), [([], 64), (["-n", "10"], 10), (["-c", "5"], 5)])
-def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(loop, options, room):
-    result = both(loop, "-f", "-", *options, stdin=" ".join("x" * room).encode())
-    assert_refused(result, 2, f"the prompt has {room + 1} tokens, the context has room for {room}")
-    assert result.stdout == b""
-    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * (room - 1)).encode())
-    assert (result.returncode, result.stdout) == (0, b" x\n")
-
-
-def test_a_prompt_file_that_can_not_be_read_is_a_bad_file(noise):
-    for name, message in (("missing.txt", "No such file or directory"), (".", "Is a directory")):
-        result = both(noise / "v0.bin", "-f", name)
-        assert_refused(result, 3, f"{name}: {message}")
-        assert result.stdout == b""
+# --- Output that fails
 
 
 @needs_full
@@ -755,100 +466,3 @@ def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.Compl
         timeout=20,
         check=False,
     )
-
-
-# --- Chat
-
-
-def test_a_chat_asks_answers_and_ends_with_its_input(answers):
-    result = both(answers, "-m", "chat", stdin=b"be kind\nhello\nand again\n")
-    assert result.stdout.decode() == (
-        "Enter system prompt (optional): User: Assistant: ab\nUser: Assistant: ab\nUser: \n"
-    )
-    assert (result.returncode, result.stderr) == (0, b"")
-
-
-@pytest.mark.parametrize(
-    ("options", "stdin", "text"),
-    [
-        ([], b"", "Enter system prompt (optional): \n"),
-        ([], b"\n", "Enter system prompt (optional): User: \n"),
-        (
-            [],
-            b"\n\n\nhi\n\n",
-            "Enter system prompt (optional): User: User: User: Assistant: ab\nUser: User: \n",
-        ),
-        ([], b"kind\nhi", "Enter system prompt (optional): User: Assistant: ab\nUser: \n"),
-        (["-y", "kind"], b"hi\n", "User: Assistant: ab\nUser: \n"),
-        (["-y", ""], b"hi\n", "User: Assistant: ab\nUser: \n"),
-        (["-y", "kind", "-i", "hi"], b"", "Assistant: ab\nUser: \n"),
-        (
-            ["-i", "hi"],
-            b"kind\nho\n",
-            "Enter system prompt (optional): Assistant: ab\nUser: Assistant: ab\nUser: \n",
-        ),
-        (["-y", "", "--stop", "b"], b"hi\nho\n", "User: Assistant: a\nUser: Assistant: a\nUser: \n"),
-        (["-y", ""], b"a\0b\xff\r\n \n", "User: Assistant: ab\nUser: Assistant: ab\nUser: \n"),
-    ],
-)
-def test_a_chat_takes_its_turns_from_options_and_lines(answers, options, stdin, text):
-    result = both(answers, "-m", "chat", *options, stdin=stdin)
-    assert (result.returncode, result.stdout.decode(), result.stderr) == (0, text, b"")
-
-
-# A turn takes BOS and one token, an answer two; EOS comes before each turn but the first.
-@pytest.mark.parametrize(
-    ("context", "text"),
-    [
-        (2, "User: Assistant: a\n"),
-        (3, "User: Assistant: ab\n"),
-        (4, "User: Assistant: ab\nUser: "),
-        (6, "User: Assistant: ab\nUser: "),
-        (7, "User: Assistant: ab\nUser: Assistant: a\n"),
-        (9, "User: Assistant: ab\nUser: Assistant: ab\nUser: "),
-    ],
-)
-@pytest.mark.parametrize("option", ["-c", "-n"])
-def test_a_chat_that_fills_the_context_says_so(answers, context, text, option):
-    result = both(answers, "-m", "chat", "-y", "", option, str(context), stdin=b"hi\n" * 9)
-    message = f"the conversation fills the context of {context} positions\n"
-    assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, text, message)
-
-
-def test_a_chat_whose_answer_ended_at_a_stop_string_counts_all_of_its_tokens(answers):
-    """The last token of such an answer waits to be run before the next turn, and needs its position too."""
-    options = ("-m", "chat", "-y", "", "--stop", "b", "-c")
-    for context, text in ((6, "User: Assistant: a\nUser: "), (7, "User: Assistant: a\nUser: Assistant: a\n")):
-        result = both(answers, *options, str(context), stdin=b"hi\n" * 3)
-        message = f"the conversation fills the context of {context} positions\n"
-        assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, text, message)
-
-
-def test_a_very_long_line_is_refused_or_fits(tmp_path):
-    model = write_chain(tmp_path, [" x", "a"], {"<unk>": "a", "a": "</s>"})
-    long = b"x " * 50_000 + b"\n"
-    result = both(model, "-m", "chat", "-y", "", stdin=long)
-    assert_refused(result, 2)
-    assert re.search(rb"the prompt has 5\d{4} tokens, the context has room for 64\n", result.stderr)
-    result = both(model, "-m", "chat", "-y", "", stdin=b"hi\n" + long)
-    assert result.returncode == 0
-    assert result.stderr == b"the conversation fills the context of 64 positions\n"
-    result = both(model, "-m", "chat", stdin=b"y" * 100_000 + b"\n" + b"z" * 100_000 + b"\n")
-    assert (result.returncode, result.stderr) == (0, b"")
-    assert result.stdout == b"Enter system prompt (optional): User: Assistant: a\nUser: \n"
-
-
-def test_a_chat_of_noise_is_the_same_from_both_programs(noise):
-    stdin = "be kind\nhow are you?\nžluťoučký 🦙\n".encode()
-    for flags in (["-s", "1"], ["-t", "0"], ["-s", "2", "--top-k", "5", "--stop", "t"]):
-        result = both(noise / "v0.bin", "-m", "chat", *flags, stdin=stdin)
-        assert result.returncode == 0
-        assert result.stdout.startswith(b"Enter system prompt (optional): User: Assistant: ")
-
-
-@each_program
-def test_a_chat_needs_bos_and_eos(tmp_path, program):
-    model = write_chain(tmp_path, ["a"], {})
-    write_pieces(tmp_path / "none.bin", [("<unk>", 0), ("<s>", 0), ("b", 0), ("a", 0)])
-    result = run(program, model, "-m", "chat", "-y", "", "-i", "hi", "-z", "none.bin", cwd=tmp_path)
-    assert_refused(result, 3, "the tokenizer has no </s>, which the chat template needs")

@@ -1,0 +1,156 @@
+"""The options of ./run and python -m llama.run: their help, and command lines that both refuse alike."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from helpers import PROGRAMS, ROOT, assert_refused, both, run
+
+from llama._engine import ffi, lib
+
+# --- Help
+
+
+def help_lines() -> list[tuple[list[str], str]]:
+    """The names of each option in the help, and what stands for its value, "" for none."""
+    lines = re.findall(r"^ {2,6}(-.*?)(?: ([A-Z]+))? {2,}\S", run_help(), re.MULTILINE)
+    return [(names.split(", "), value) for names, value in lines]
+
+
+def run_help() -> str:
+    return ffi.string(lib.llama_run_help()).decode()
+
+
+def test_both_programs_print_the_same_help(tmp_path):
+    for option in ("-h", "--help"):
+        for program in PROGRAMS:
+            result = run(program, option, cwd=tmp_path)
+            assert (result.returncode, result.stdout.decode(), result.stderr) == (0, run_help(), b"")
+
+
+def test_the_help_lists_every_option_that_the_parser_takes():
+    source = (ROOT / "llama" / "csrc" / "options.h").read_text()
+    table = re.findall(r'^ +\{"(-\w)?", "(--[\w-]+)",', source, re.MULTILINE)
+    assert len(table) > 20
+    assert sorted(n for pair in table for n in pair if n) == sorted(n for ns, _ in help_lines() for n in ns)
+
+
+def test_every_option_in_the_help_is_taken(noise):
+    values = {
+        "TEXT": ["the"],
+        "FILE": ["opening.txt"],
+        "MODE": ["generate"],
+        "N": ["4", "1"],
+        "K": ["0", "7"],
+        "S": ["1", str(2**64 - 1)],
+        "X": ["1", "1e6"],
+        "T": ["0", "0.5", "1e3"],
+        "P": ["0", "0.5", "1"],
+        "R": ["0.5", "1.5"],
+        "TYPE": ["fp32", "fp16", "bf16"],
+        "": [None],
+    }
+    for names, kind in help_lines():
+        for name in names:
+            for value in ["tokenizer.bin"] if name in ("-z", "--tokenizer") else values[kind]:
+                forms = [[name, value]] if value else [[name]]
+                if value and name.startswith("--"):
+                    forms.append([f"{name}={value}"])
+                for options in forms:
+                    result = run("native", "v0.bin", "--steps=4", *options, cwd=noise)
+                    assert result.returncode == 0, (options, result.stderr)
+
+
+# --- Errors
+
+INTEGERS = "allowed whole numbers from"
+USAGE = [
+    (["-t", "word"], "--temperature = word, allowed numbers from 0 to 1000000000"),
+    (["-t", "nan"], "--temperature = nan, allowed numbers from 0 to 1000000000"),
+    (["-t", "inf"], "--temperature = inf, allowed numbers from 0 to 1000000000"),
+    (["-t", "-1"], "--temperature = -1, allowed numbers from 0 to 1000000000"),
+    (["-t", ""], "--temperature = , allowed numbers from 0 to 1000000000"),
+    (["-t", "1x"], "--temperature = 1x, allowed numbers from 0 to 1000000000"),
+    (["-t", "1,5"], "--temperature = 1,5, allowed numbers from 0 to 1000000000"),
+    (["-t", b"\xff"], "--temperature = \udcff, allowed numbers from 0 to 1000000000"),
+    (["-n", "-5"], f"--steps = -5, {INTEGERS} 0 to 2147483647"),
+    (["-n", "1.5"], f"--steps = 1.5, {INTEGERS} 0 to 2147483647"),
+    (["-n", "99999999999"], f"--steps = 99999999999, {INTEGERS} 0 to 2147483647"),
+    (["-n", "2147483648"], f"--steps = 2147483648, {INTEGERS} 0 to 2147483647"),
+    (["-p", "2"], "--top-p = 2, allowed numbers from 0 to 1"),
+    (["-p", "-0.1"], "--top-p = -0.1, allowed numbers from 0 to 1"),
+    (["--min-p", "1.1"], "--min-p = 1.1, allowed numbers from 0 to 1"),
+    (["--top-k", "-1"], f"--top-k = -1, {INTEGERS} 0 to 2147483647"),
+    (["--repeat-penalty", "0"], "--repeat-penalty = 0, allowed numbers from 0.001 to 1000"),
+    (["--presence-penalty=nan"], "--presence-penalty = nan, allowed numbers from -1000 to 1000"),
+    (["-s", "-1"], f"--seed = -1, {INTEGERS} 0 to 18446744073709551615"),
+    (["-s", "word"], f"--seed = word, {INTEGERS} 0 to 18446744073709551615"),
+    (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
+    (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
+    (["--kv", "int8"], "--kv = int8, allowed fp32, fp16 and bf16"),
+    (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
+    (["-n", "0", "-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
+    (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),
+    (["--stop", ""], "stop string 1 is empty"),
+    (["-m", "poem"], "--mode = poem, allowed generate and chat"),
+    (["-i", "a", "-f", "opening.txt"], "--prompt and --prompt-file are both given"),
+    (["-i", "", "-f", "-"], "--prompt and --prompt-file are both given"),
+    (["-m", "chat", "-f", "-"], "--prompt-file is not for a chat, which reads standard input"),
+    (["-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
+    (["--bogus"], "unknown option --bogus, --help lists them"),
+    (["-x"], "unknown option -x, --help lists them"),
+    (["-"], "unknown option -, --help lists them"),
+    (["--"], "unknown option --, --help lists them"),
+    (["--steps4"], "unknown option --steps4, --help lists them"),
+    (["--step=4"], "unknown option --step=4, --help lists them"),
+    (["-n=4"], "unknown option -n=4, --help lists them"),
+    (["-n4"], "unknown option -n4, --help lists them"),
+    (["-n"], "--steps needs a value"),
+    (["-t", "0", "--stop"], "--stop needs a value"),
+    (["--stats=1"], "--stats takes no value"),
+    (["v1.bin"], "two models are given: v0.bin and v1.bin"),
+    (["--rope-theta", "0"], "--rope-theta = 0, allowed numbers from 1 to 1000000000"),
+    (["--info", "-m", "chat"], "only one of --info, --perplexity and --mode chat can be given"),
+    (["--info", "--perplexity", "a"], "only one of --info, --perplexity and --mode chat can be given"),
+    (["--perplexity", "opening.txt", "-c", "1"], "--context = 1, allowed 2 or more to judge a text"),
+    *(
+        (
+            ["--perplexity", name],
+            f"--perplexity = {name}, allowed plain text; python -m llama.perplexity reads lists of documents",
+        )
+        for name in ("a.json", "/a/b.jsonl")
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), USAGE, ids=lambda value: repr(value)[:40])
+def test_a_wrong_command_line_is_refused_in_one_line(noise, options, message):
+    result = both(noise / "v0.bin", *options)
+    assert_refused(result, 2, message)
+    assert result.stdout == b""
+
+
+def test_a_value_of_any_length_is_refused_in_one_line(noise):
+    for options in (
+        ["-t", "9" * 100_000],
+        ["--" + "x" * 100_000],
+        ["--top-k=" + "é" * 50_000],
+        ["y" * 100_000],
+    ):
+        result = both(noise / "v0.bin", *options)
+        assert_refused(result, 2)
+        assert len(result.stderr) < 1100
+
+
+def test_without_the_model_that_ships_its_name_is_said(tmp_path):
+    """A program that lies elsewhere: the model is looked for beside it."""
+    program = tmp_path / "run"
+    shutil.copy(PROGRAMS["native"][0], program)
+    for options in ([], ["-t", "0"]):
+        result = subprocess.run([program, *options], capture_output=True, timeout=20, check=False)
+        assert_refused(result, 3)
+        assert result.stderr.endswith(b"/llama/models/stories.bin: No such file or directory\n")
+        assert result.stdout == b""
