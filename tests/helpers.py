@@ -40,20 +40,24 @@ def command(program: str, *arguments: str | bytes | Path) -> list[bytes]:
     return [os.fsencode(part) for part in (*PROGRAMS[program], *arguments)]
 
 
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of this process with changes. Python finds the modules there that it finds here."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)} | changes
+
+
 def run(
-    program: str, *arguments: str | bytes | Path, cwd: Path, stdin: bytes = b"", **environment: str
+    program: str, *arguments: str | bytes | Path, cwd: Path, stdin: bytes = b"", **changes: str
 ) -> subprocess.CompletedProcess:
-    """Runs a program in a folder, with the path of this process. One that hangs raises TimeoutExpired."""
+    """Runs a program in a folder. changes: of its environment. One that hangs raises TimeoutExpired."""
     if program == "native" and not RUN.exists():
         raise FileNotFoundError(
             f"{RUN} is missing: build it with make runfast, or name another in RUN_BINARY"
         )
-    path = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     return subprocess.run(
         command(program, *arguments),
         input=stdin,
         cwd=cwd,
-        env=os.environ | path | environment,
+        env=environment(**changes),
         capture_output=True,
         timeout=20,
         check=False,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from helpers import ROOT, assert_refused, write_pieces, write_tokenizer
+from helpers import ROOT, assert_refused, environment, write_pieces, write_tokenizer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
@@ -139,27 +139,28 @@ def server():
     http.server_close()
 
 
-def run(module: str, *arguments: str, server: Hub, cwd: Path, **environment: str):
+def run(module: str, *arguments: str, server: Hub, cwd: Path, **changes: str):
     """Runs a program of the package, with a cache of its own in a folder."""
     known = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith(("_proxy", "_token"))
+        name: value
+        for name, value in environment().items()
+        if not name.lower().endswith(("_proxy", "_token"))
     }
     hub_home = {"HF_ENDPOINT": server.address, "HF_HOME": str(cwd / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-m", module, *arguments]
-    path = {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     return subprocess.run(
         command,
         cwd=cwd,
-        env=known | path | hub_home | environment,
+        env=known | hub_home | changes,
         capture_output=True,
         timeout=120,
         check=False,
     )
 
 
-def get(name: str, server: Hub, cwd: Path, **environment: str) -> list[Path]:
+def get(name: str, server: Hub, cwd: Path, **changes: str) -> list[Path]:
     """The files of a name, the model and, where there is one, the tokenizer."""
-    result = run("llama.hub", name, server=server, cwd=cwd, **environment)
+    result = run("llama.hub", name, server=server, cwd=cwd, **changes)
     assert (result.returncode, result.stderr) == (0, b"")
     return [Path(line) for line in result.stdout.decode().splitlines()]
 

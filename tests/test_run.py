@@ -3,8 +3,8 @@
     python -m pytest tests/test_run.py                          with ./run
     RUN_BINARY=/path/to/run python -m pytest tests/test_run.py  with another build of it
 
-Left out on purpose: wrong options (test_options.py), chat (test_conversation.py), --perplexity (test_perplexity.py),
-bad files (test_checkpoint.py).
+Left out on purpose: wrong options (test_options.py), chat (test_conversation.py), --perplexity
+(test_perplexity.py), bad files (test_checkpoint.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, assert_refused, both, command, each_program, run, without_times, write_pieces
+from helpers import assert_refused, both, command, each_program, environment, run, without_times, write_pieces
 from tiny_models import SPECIAL, VOCABULARY, write_chain
 
 import llama
@@ -185,7 +185,9 @@ def test_the_number_of_threads_does_not_change_the_text(noise, version):
 def test_samples_share_the_prompt_and_differ(noise, program):
     model, options = noise / "v0.bin", ("-s", "1", "-n", "60", "-i", "the tin")
     alone = output(program, model, *options)
-    samples = output(program, model, *options, "--samples", "3").split(b"---\n")
+    result = run(program, "v0.bin", *options, "--samples", "3", cwd=noise)
+    assert counts(result)[0] == 1  # that the last one read: it began before the last token
+    samples = result.stdout.split(b"---\n")
     assert samples[0] == alone
     assert len(set(samples)) == len(samples) == 3
     assert all(sample.startswith(b"the tin") for sample in samples)
@@ -454,7 +456,6 @@ def test_a_closed_pipe_is_an_error(noise, program, options):
 
 def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.CompletedProcess:
     """Runs a program that writes to an open file."""
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT)])}
     line = command(program, model.name, *options)
     return subprocess.run(
         line,
@@ -462,7 +463,7 @@ def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.Compl
         stdout=stdout,
         stderr=subprocess.PIPE,
         cwd=model.parent,
-        env=os.environ | path,
+        env=environment(),
         timeout=20,
         check=False,
     )

@@ -1,0 +1,302 @@
+"""Llama, Tokenizer and Generation, the objects of the package: what they do, what they refuse, when they end.
+
+The model is tiny and random: whether its text is right is for the tests of the engine.
+"""
+
+import dataclasses
+import math
+import re
+import threading
+
+import checkpoints
+import numpy as np
+import pytest
+from checkpoints import Shape
+from helpers import write_pieces
+
+import llama
+from llama._engine import ffi, lib
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *LETTERS]
+SHAPE = Shape(dim=16, hidden_dim=32, n_heads=4, n_kv_heads=2, vocab_size=len(PIECES), max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    checkpoints.write(path / "model.bin", SHAPE)
+    write_pieces(path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    with llama.Llama(folder / "model.bin") as model:
+        yield model
+
+
+# --- opening
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(llama.BadFileError, match=r"nowhere\.bin: No such file or directory"):
+        llama.Llama(tmp_path / "nowhere.bin")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"GGUF" + bytes(1000))
+    with pytest.raises(llama.BadFileError, match="GGUF"):
+        llama.Llama(path)
+
+
+def test_a_path_with_a_nul_is_refused():
+    with pytest.raises(llama.UsageError, match="NUL"):
+        llama.Llama("model.bin\0.txt")
+
+
+def test_a_missing_tokenizer_matters_only_to_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoints.write(tmp_path / "alone.bin", SHAPE)
+    with llama.Llama(tmp_path / "alone.bin") as model:
+        assert model.logits([1, 5]).shape == (2, SHAPE.vocab_size)
+        with pytest.raises(llama.BadFileError, match=r"tokenizer\.bin"):
+            model.generate("a")
+
+
+# --- the model
+
+
+def test_config_is_the_header(model):
+    config = dataclasses.asdict(model.config)
+    said = {name: value for name, value in dataclasses.asdict(SHAPE).items() if name != "group_size"}
+    assert {name: config[name] for name in said} == said
+    assert config["version"] == 0
+    assert (config["head_dim"], config["weight_type"], config["group_size"]) == (4, "fp32", 0)
+    assert config["rope_theta"] == 10000
+    assert config["norm_eps"] == pytest.approx(1e-5)
+
+
+def test_config_is_frozen(model):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.config.dim = 1
+
+
+def test_options_come_back(folder):
+    isas = re.search(r"LLAMA_ISA=(\S+) ", ffi.string(lib.llama_run_help()).decode())[1]
+    with llama.Llama(folder / "model.bin", threads=2, context=10) as model:
+        assert (model.threads, model.context, model.kv) == (2, 10, "fp32")
+        assert model.kernels in isas.split("|")
+        assert f"context 10, 2 threads, {model.kernels}" in repr(model)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}, {"kv": "int8"}]
+)
+def test_options_out_of_range_are_refused(folder, options):
+    with pytest.raises(llama.UsageError, match=next(iter(options))):
+        llama.Llama(folder / "model.bin", **options)
+
+
+def test_logits_do_not_depend_on_what_came_before(model):
+    ids = [1, 260, 270, 280]
+    first = model.logits(ids)
+    model.logits([1, 5, 6, 7, 8])
+    assert first.dtype == np.float32
+    assert np.array_equal(model.logits(ids), first)
+    assert np.array_equal(model.logits(np.array(ids[:2])), first[:2])
+    assert model.logits([]).shape == (0, SHAPE.vocab_size)
+
+
+@pytest.mark.parametrize("ids", [[286], [-1], [2**40], ["a"], [1.5], [1] * 65])
+def test_logits_of_wrong_ids_are_refused(model, ids):
+    with pytest.raises(llama.UsageError):
+        model.logits(ids)
+    assert model.logits([1]).shape == (1, SHAPE.vocab_size)
+
+
+# --- text
+
+
+def test_tokenizer_may_be_a_path_or_an_object(folder):
+    with llama.Tokenizer(folder / "tokenizer.bin") as tokenizer:
+        by_object = llama.Llama(folder / "model.bin", tokenizer)
+        by_path = llama.Llama(folder / "model.bin", folder / "tokenizer.bin")
+        assert by_object.encode("abc") == by_path.encode("abc") == tokenizer.encode("abc")
+        by_object.close()
+        assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (286, 1, 2)
+
+
+def test_encode_marks_begin_and_end(model):
+    assert model.encode("", bos=True, eos=True) == [1, 2]
+    assert model.encode("a", bos=False) == model.encode("a", eos=True)[1:-1]
+
+
+@pytest.mark.parametrize("text", ["", "abc", " a  b ", "naïve ☃ 🙂", "a\0b", "\n\t"])
+def test_decode_is_the_inverse_of_encode(model, text):
+    assert model.decode(model.encode(text)) == text
+
+
+def test_what_is_not_utf8_is_replaced(model):
+    byte = 3  # byte b is token b + 3
+    assert model.decode([1, 0x61 + byte, 0xE2 + byte, 0x98 + byte]) == "a\ufffd\ufffd"
+    assert model.decode(model.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_decode_of_an_unknown_id_is_refused(model):
+    for token in (286, -1, 2**40, "a"):
+        with pytest.raises(llama.UsageError):
+            model.decode([token])
+
+
+# --- generation
+
+
+def test_generate_is_an_iterator_of_new_text(model):
+    pieces = model.generate("hello", max_tokens=20, seed=3)
+    assert iter(pieces) is pieces
+    assert pieces.finish is None
+    text = list(pieces)
+    assert text
+    assert all(isinstance(piece, str) and piece for piece in text)
+    assert pieces.finish in ("length", "stop_token")
+    assert next(pieces, None) is None
+
+
+def test_a_seed_repeats_the_text_and_ids_equal_their_text(model):
+    def write(prompt, **options):
+        return "".join(model.generate(prompt, max_tokens=30, **options))
+
+    assert write("hello", seed=7) == write("hello", seed=7) == write(model.encode("hello"), seed=7)
+    assert write("hello", seed=7) != write("hello", seed=8)
+    assert write("hello") != write("hello")
+
+
+def test_max_tokens_counts_what_is_drawn(model):
+    only_a = {model.encode("a", bos=False)[-1]: 1e9}
+    for n in (0, 1, 2, 20):
+        generation = model.generate("b", max_tokens=n, logit_bias=only_a)
+        assert ("".join(generation), generation.finish) == ("a" * n, "length")
+    # the context has room for 64 tokens, one more is drawn from the last of them
+    prompt = model.encode("b")
+    assert len("".join(model.generate("b", logit_bias=only_a))) == 65 - len(prompt)
+    assert len("".join(model.generate("b", max_tokens=1000, logit_bias=only_a))) == 65 - len(prompt)
+
+
+def test_stop_ends_the_text(model):
+    only_a = {model.encode("a", bos=False)[-1]: 1e9}
+    for stop in ("aaa", ["x", "aaa"]):
+        generation = model.generate("b", stop=stop, logit_bias=only_a)
+        assert ("".join(generation), generation.finish) == ("", "stop_string")
+
+
+def test_end_of_text_token_ends_the_text(model):
+    generation = model.generate("b", logit_bias={2: 1e9})
+    assert ("".join(generation), generation.finish) == ("", "stop_token")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"temperature": "hot"},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"max_tokens": -1},
+        {"stop": [""]},
+        {"stop": "a\0b"},
+        {"logit_bias": {286: 1.0}},
+        {"logit_bias": {1: math.nan}},
+        {"prompt": []},
+        {"prompt": [2**40]},
+        {"prompt": [286]},
+        {"prompt": "a" * 65},
+    ],
+)
+def test_wrong_options_are_refused_at_once(model, options):
+    with pytest.raises(llama.UsageError):
+        model.generate(**{"prompt": "a", **options})
+
+
+def test_a_second_text_ends_the_first(model):
+    first = model.generate("a", max_tokens=30, logit_bias={1: -math.inf, 2: -math.inf})
+    next(first)
+    second = model.generate("a", max_tokens=5, seed=5)
+    with pytest.raises(llama.ClosedError, match="called again"):
+        next(first)
+    text = "".join(second)
+    assert text == "".join(model.generate("a", max_tokens=5, seed=5))
+
+
+def test_logits_end_a_text(model):
+    generation = model.generate("a", max_tokens=30)
+    model.logits([1])
+    with pytest.raises(llama.ClosedError):
+        next(generation)
+
+
+def test_threads_take_turns(model):
+    expected, wrong = model.logits(range(60)), []
+
+    def work():
+        for _ in range(20):
+            if not np.array_equal(model.logits(range(60)), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# --- closing
+
+
+def test_closed_objects_say_so(folder):
+    model = llama.Llama(folder / "model.bin")
+    generation = model.generate("a")
+    tokenizer = model.tokenizer
+    model.close()
+    model.close()
+    for use in (
+        lambda: model.generate("a"),
+        lambda: model.logits([1]),
+        lambda: model.encode("a"),
+        lambda: next(generation),
+    ):
+        with pytest.raises(llama.ClosedError, match="closed"):
+            use()
+    assert "closed" in repr(model)
+    assert tokenizer.encode("a")
+    tokenizer.close()
+    with pytest.raises(llama.ClosedError, match="this tokenizer is closed"):
+        tokenizer.encode("a")
+
+
+def test_closing_a_tokenizer_ends_the_texts_that_use_it(folder):
+    tokenizer = llama.Tokenizer(folder / "tokenizer.bin")
+    model = llama.Llama(folder / "model.bin", tokenizer)
+    generation = model.generate("a")
+    tokenizer.close()
+    with pytest.raises(llama.ClosedError):
+        next(generation)
+
+
+def test_with_closes(folder):
+    with llama.Llama(folder / "model.bin") as model, model.tokenizer as tokenizer:
+        assert next(model.generate("a", logit_bias={1: -math.inf, 2: -math.inf}))
+    for closed in (model, tokenizer):
+        with pytest.raises(llama.ClosedError):
+            closed.encode("a")
+
+
+def test_a_generation_keeps_what_it_needs(folder):
+    generation = llama.Llama(folder / "model.bin").generate("a", max_tokens=20, seed=1)
+    with llama.Llama(folder / "model.bin") as model:
+        assert "".join(generation) == "".join(model.generate("a", max_tokens=20, seed=1))
