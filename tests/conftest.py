@@ -1,9 +1,15 @@
-"""Fixtures that several test files use."""
+"""What all tests share."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from tiny_models import write_noise
+
+
+def pytest_configure() -> None:
+    """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,10 @@ def interrupt(arguments, folder, ready):
         time.sleep(0.2)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or the end of the block would wait for it
         return process.returncode, out, err, time.monotonic() - start
 
 
