@@ -19,8 +19,8 @@ NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
 STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and a hare lived in a wood by the sea."
-ENGINE_TESTS = $(patsubst %,tests/test_%.py,cache chat checkpoint conversation engine forward info options package \
-	perplexity run sampler stream tiles tokenizer tokenizer_bytes v3 vocabulary)
+ENGINE_TESTS = $(patsubst %,tests/test_%.py,cache chat checkpoint conversation engine file_kinds forward info \
+	options package perplexity run sampler stream tiles tokenizer tokenizer_bytes v3 vocabulary)
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug demo test lint kernels neon reverse bench sanitize clean

@@ -6,6 +6,7 @@ D = dim, H = n_heads, K = n_kv_heads, d = head_dim.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 MAGIC = 0x616B3432
+HEADER = {0: 28, 1: 256, 2: 256}  # bytes, by version
 NORMS = ("attention_norm", "ffn_norm", "norm")
 MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 V0_ORDER = (
@@ -137,6 +139,23 @@ def v2(shape: Shape, weights: Weights) -> bytes:
             parts = (values,) if name in NORMS else quantise(values, shape.group_size)
             data += [part.tobytes() for part in parts]
     return b"".join(data)
+
+
+def file_size(version: int, shape: Shape) -> int:
+    """What a file of this shape has, header included."""
+    d, h, n, kv_dim = shape.dim, shape.hidden_dim, shape.n_layers, shape.n_kv_heads * shape.head_dim
+    matrices = (shape.vocab_size * d) * (1 if shape.tied else 2) + n * (
+        2 * d * d + 2 * kv_dim * d + 3 * h * d
+    )
+    norms, rope = 4 * d * (2 * n + 1), 4 * shape.max_seq_len * shape.head_dim if version == 0 else 0
+    weight_bytes = matrices + 4 * matrices // shape.group_size if version == 2 else 4 * matrices
+    return HEADER[version] + norms + rope + weight_bytes
+
+
+def write_zeros(path: Path, shape: Shape) -> None:
+    """Writes a v1 file of any size, whose weights are 0 and take no block of the disk."""
+    path.write_bytes(header_v1(shape, 1))
+    os.truncate(path, file_size(1, shape))
 
 
 WRITERS = {0: v0, 1: v1, 2: v2}

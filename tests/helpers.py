@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -86,3 +87,23 @@ def both(model: Path, *options: str | bytes | Path, stdin: bytes = b"") -> subpr
     assert without_times(native.stderr) == without_times(python.stderr)
     assert native.returncode == python.returncode
     return native
+
+
+def cpu_seconds() -> float:
+    """What the programs run so far have used. Unlike the clock it does not depend on what else is running."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def assert_bad_file(program: str, model: Path, message: str, *options: str | Path) -> None:
+    """Exit code 3, the message as the only line on stderr, nothing on stdout, within a second."""
+    before = cpu_seconds()
+    result = run(program, model, "-t", "0", *options, cwd=model.parent)
+    assert_refused(result, 3, message)
+    assert result.stdout == b""
+    assert cpu_seconds() - before < 1
+
+
+def assert_bad_bytes(program: str, path: Path, data: bytes, message: str) -> None:
+    path.write_bytes(data)
+    assert_bad_file(program, path, f"{path}: {message}")

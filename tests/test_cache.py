@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 
 import checkpoints
 import numpy as np
@@ -126,10 +125,7 @@ def test_the_cache_takes_half_the_memory(path, kv):
 def test_a_context_that_does_not_fit_is_named_with_the_size_of_its_type(path):
     shape = Shape(dim=2048, hidden_dim=1, n_layers=1 << 11, n_heads=1, n_kv_heads=1, vocab_size=1, tied=True)
     shape = dataclasses.replace(shape, max_seq_len=1 << 24)
-    path.write_bytes(checkpoints.header_v1(shape, 1))
-    per_layer = 2 * shape.dim + 4 * shape.dim**2 + 3 * shape.dim * shape.hidden_dim
-    values = shape.n_layers * per_layer + shape.dim + shape.vocab_size * shape.dim
-    os.truncate(path, 256 + 4 * values)  # zeros, without a block on disk
+    checkpoints.write_zeros(path, shape)
     for kv, size in ((FP32, "34359738368"), (FP16, "17179869184"), (BF16, "17179869184")):
         with pytest.raises(RuntimeError, match=rf"a context of 16777216 positions needs {size}\.0 GiB"):
             Engine(path, sequences=1 << 16, threads=1, batch=1, kv=kv)

@@ -1,38 +1,30 @@
-"""Hostile checkpoints and tokenizers: both programs refuse them in one line that says what is wrong.
+"""Hostile checkpoints: both programs refuse them in one line that says what is wrong.
 
     python -m pytest tests/test_checkpoint.py                          with ./run
     RUN_BINARY=/path/to/run python -m pytest tests/test_checkpoint.py  with another build of it
 
-Left out on purpose: what a valid checkpoint computes (test_forward.py), the records of a tokenizer.bin
-(test_tokenizer.py).
+Left out on purpose: what a valid checkpoint computes (test_forward.py), v3 (test_v3.py), files that are no
+checkpoints at all (test_file_kinds.py).
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import os
-import pickle
 import random
-import resource
 import struct
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
 import numpy as np
 import pytest
-from checkpoints import Shape
-from helpers import PROGRAMS, assert_refused, run, write_pieces
-from sentencepiece import SentencePieceTrainer
+from checkpoints import HEADER, Shape, file_size
+from helpers import PROGRAMS, assert_bad_bytes, assert_refused, each_program, run, write_pieces
 
 import llama
 from llama._engine import ffi, lib
 
 SHAPE = Shape(dim=16, hidden_dim=24, n_heads=4, n_kv_heads=2, vocab_size=32, max_seq_len=16, group_size=8)
-HEADER = {0: 28, 1: 256, 2: 256}
 FIELDS_AT = {0: 0, 1: 8, 2: 8}
 MAX = {
     "dim": 1 << 17,
@@ -47,7 +39,6 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 # A Python process takes long to start, so it gets the files of one version.
 PAIRS = [("native", 0), ("native", 1), ("native", 2), ("python", 1)]
 each_version = pytest.mark.parametrize("version", [0, 1, 2])
-each_program = pytest.mark.parametrize("program", PROGRAMS)
 each_pair = pytest.mark.parametrize(("program", "version"), PAIRS)
 
 
@@ -73,37 +64,6 @@ def with_fields(version: int, shape: Shape = SHAPE, **fields: int) -> bytes:
     for name, value in fields.items():
         data = patched(data, FIELDS_AT[version] + 4 * list(MAX).index(name), "<i", value)
     return data
-
-
-def file_size(version: int, shape: Shape) -> int:
-    """What a file of this shape has, header included."""
-    d, h, n, kv_dim = shape.dim, shape.hidden_dim, shape.n_layers, shape.n_kv_heads * shape.head_dim
-    matrices = (shape.vocab_size * d) * (1 if shape.tied else 2) + n * (
-        2 * d * d + 2 * kv_dim * d + 3 * h * d
-    )
-    norms, rope = 4 * d * (2 * n + 1), 4 * shape.max_seq_len * shape.head_dim if version == 0 else 0
-    weight_bytes = matrices + 4 * matrices // shape.group_size if version == 2 else 4 * matrices
-    return HEADER[version] + norms + rope + weight_bytes
-
-
-def cpu_seconds() -> float:
-    """What the programs run so far have used. Unlike the clock it does not depend on what else is running."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def assert_bad_file(program: str, model: Path, message: str, *options: str | Path) -> None:
-    """Exit code 3, the message as the only line on stderr, nothing on stdout, within a second."""
-    before = cpu_seconds()
-    result = run(program, model, "-t", "0", *options, cwd=model.parent)
-    assert_refused(result, 3, message)
-    assert result.stdout == b""
-    assert cpu_seconds() - before < 1
-
-
-def assert_bad_bytes(program: str, path: Path, data: bytes, message: str) -> None:
-    path.write_bytes(data)
-    assert_bad_file(program, path, f"{path}: {message}")
 
 
 def open_model(path: Path) -> tuple[int, str, object]:
@@ -255,162 +215,6 @@ def test_a_group_that_runs_over_the_rows_of_w2_is_refused_though_it_divides_dim(
     assert_bad_bytes(program, path, data, message)
 
 
-# --- Other kinds of files
-
-
-def zip_archive() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x" * 1000)
-    return file.getvalue()
-
-
-def sentencepiece_model() -> bytes:
-    model = io.BytesIO()
-    text = iter(["one two three", "four five six"] * 5)
-    options = {"vocab_size": 32, "hard_vocab_limit": False, "model_type": "bpe", "minloglevel": 2}
-    SentencePieceTrainer.train(sentence_iterator=text, model_writer=model, **options)
-    return model.getvalue()
-
-
-def safetensors() -> bytes:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(16)
-
-
-HTML = b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
-STATE = {"weights": list(range(200))}
-KINDS = {
-    "gguf": (lambda: b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + bytes(400), "a GGUF file"),
-    "zip": (zip_archive, "a zip archive, such as a PyTorch checkpoint (.pt, .pth)"),
-    "pickle2": (lambda: pickle.dumps(STATE, 2), "a Python pickle, such as an old PyTorch checkpoint"),
-    "pickle4": (lambda: pickle.dumps(STATE, 4), "a Python pickle"),
-    "pickle5": (lambda: pickle.dumps(STATE, 5), "a Python pickle"),
-    "safetensors": (safetensors, "a safetensors file"),
-    "html": (lambda: HTML, "an HTML page"),
-    "html-lower": (lambda: HTML.lower() * 10, "an HTML page"),
-    "html-bare": (lambda: HTML[16:], "an HTML page"),
-    "lfs": (
-        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 60816028\n",
-        "a Git LFS pointer: run git lfs pull",
-    ),
-    "json": (lambda: json.dumps(STATE).encode(), "a JSON file"),
-    "json-short": (lambda: b"{}", "a JSON file"),
-    "gzip": (lambda: gzip.compress(bytes(random.Random(1).randbytes(500))), "a gzip archive"),
-    "elf": (lambda: b"\x7fELF\2\1\1".ljust(600, b"\0"), "a program"),
-    "sentencepiece": (sentencepiece_model, "a sentencepiece model, not a tokenizer.bin"),
-}
-
-
-@each_program
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_another_kind_is_called_by_its_name(path, program, kind):
-    make, name = KINDS[kind]
-    assert_bad_bytes(program, path, make(), f"is {name}, not a llama2.c checkpoint")
-
-
-@each_program
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_another_kind_is_no_tokenizer(path, program, kind):
-    make, name = KINDS[kind]
-    path.write_bytes(valid(1))
-    other = path.with_name("other")
-    other.write_bytes(make())
-    message = f"{other}: can't be read as a tokenizer: it is {name}"
-    assert_bad_file(program, path, message, "-z", other)
-
-
-@each_program
-@pytest.mark.parametrize("text", [b"no model\n" * 100, b"\0" * 1000, b"\xff" * 1000, b"\n", b"\x89PNG\r\n"])
-def test_a_file_of_no_known_kind_is_refused_by_its_header(path, program, text):
-    path.write_bytes(text)
-    result = run(program, path, cwd=path.parent)
-    assert_refused(result, 3)
-    assert result.stderr.startswith(b"error: " + os.fsencode(path) + b": ")
-    assert b", allowed " in result.stderr or b" bytes, the header alone has 28" in result.stderr
-    assert result.stdout == b""
-
-
-# --- What is no file, or can't be read
-
-
-def make_directory(path: Path) -> None:
-    path.mkdir()
-
-
-def make_fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_nothing(path: Path) -> None:
-    pass
-
-
-def make_unreadable(path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read every file")
-    path.write_bytes(valid(1))
-    path.chmod(0)
-
-
-def make_loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-UNREADABLE = [
-    (make_directory, "is a directory, not a file"),
-    (make_fifo, "is a pipe or a device, not a file"),
-    (make_nothing, "No such file or directory"),
-    (make_unreadable, "Permission denied"),
-    (make_loop, "Too many levels of symbolic links"),
-]
-
-
-@each_program
-@pytest.mark.parametrize("option", ["model", "tokenizer"])
-@pytest.mark.parametrize(("make", "message"), UNREADABLE, ids=lambda value: getattr(value, "__name__", ""))
-def test_what_is_not_a_file_is_refused_and_not_waited_for(path, program, option, make, message):
-    other = path.with_name("other")
-    make(other)
-    if option == "model":
-        assert_bad_file(program, other, f"{other}: {message}")
-    else:
-        path.write_bytes(valid(1))
-        assert_bad_file(program, path, f"{other}: {message}", "-z", other)
-
-
-@each_program
-def test_the_name_of_a_file_may_be_any_bytes(path, program):
-    name = os.fsdecode(b"caf\xe9 \xff %s%n.bin")
-    assert_bad_file(program, path.with_name(name), f"{path.with_name(name)}: No such file or directory")
-
-
-# --- Tokenizers
-
-
-@each_program
-@pytest.mark.parametrize("size", [3, 31, 33, 512])
-def test_a_tokenizer_of_another_size_is_refused_with_both_sizes(path, program, size):
-    path.write_bytes(valid(1))
-    other = write_pieces(path.with_name("other"), [("<unk>", 0), ("<s>", 0)] + [("x", 0)] * (size - 2))
-    assert_bad_file(program, path, f"{other}: has {size} tokens, the model's vocab_size = 32", "-z", other)
-
-
-@each_program
-def test_a_tokenizer_that_is_cut_is_refused(path, program):
-    path.write_bytes(valid(1))
-    other, data = path.with_name("other"), path.with_name("tok32.bin").read_bytes()
-    for size, message in (
-        (0, "is empty"),
-        (3, "has no tokens"),
-        (4, "has no tokens"),
-        (11, "token 0 has 7 bytes of its record, needed are at least 8"),
-        (len(data) - 1, "token 31 has length = 1, but the file ends after 0 bytes"),
-    ):
-        other.write_bytes(data[:size])
-        assert_bad_file(program, path, f"{other}: {message}", "-z", other)
-
-
 # --- Weights
 
 
@@ -458,10 +262,9 @@ def test_weights_that_are_not_numbers_give_the_same_error_in_python(path, versio
 
 @pytest.fixture
 def large(path) -> Path:
-    """A model of 8 MB, all zeros and so without a block on disk, whose whole context takes 1.1 TB."""
+    """A model of 8 MB, whose whole context takes 1.1 TB."""
     shape = replace(SHAPE, dim=64, hidden_dim=1, n_layers=128, n_heads=1, n_kv_heads=1, max_seq_len=1 << 24)
-    path.write_bytes(checkpoints.header_v1(shape, 1))
-    os.truncate(path, file_size(1, shape))
+    checkpoints.write_zeros(path, shape)
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 
 import checkpoints
@@ -242,10 +241,7 @@ def test_a_cache_beyond_64_bits_is_refused(path):
     # 2 caches of 2^62 floats: their bytes are 0 modulo 2^64
     shape = Shape(dim=2048, hidden_dim=1, n_layers=1 << 11, n_heads=1, n_kv_heads=1, vocab_size=1, tied=True)
     shape = dataclasses.replace(shape, max_seq_len=1 << 24)
-    path.write_bytes(checkpoints.header_v1(shape, 1))
-    per_layer = 2 * shape.dim + 4 * shape.dim**2 + 3 * shape.dim * shape.hidden_dim
-    values = shape.n_layers * per_layer + shape.dim + shape.vocab_size * shape.dim
-    os.truncate(path, 256 + 4 * values)  # 137 GB of zeros, without a block on disk
+    checkpoints.write_zeros(path, shape)  # 137 GB
     with pytest.raises(RuntimeError, match=r"a context of 16777216 positions needs 34359738368\.0 GiB"):
         Engine(path, sequences=1 << 16, threads=1, batch=1)
 
