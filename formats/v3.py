@@ -61,7 +61,8 @@ class Extras:
     """What a file holds besides the weights.
 
     tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. stops: ids that
-    end a text, besides the tokenizer's EOS. bos: -1 where the tokenizer knows. template: of chats.
+    end a text, besides the tokenizer's EOS. bos: the id that begins one where the tokenizer names none, -1 for
+    none. template: of chats.
     """
 
     tokenizer: bytes = b""
