@@ -91,7 +91,7 @@ AVX512 static void pack_tile_avx512(uint8_t *tile, const LlamaStrip *strip, int3
 // NEON is a part of aarch64: there the compiler's own vectors are as good.
 static PackTile *pack_find(const Kernels *kernels) {
 #if defined(__x86_64__)
-    if (kernels == &kernels_avx512) return pack_tile_avx512;
+    if (kernels == &kernels_avx512 || kernels == &kernels_avx512bf16) return pack_tile_avx512;
     if (kernels == &kernels_avx2) return pack_tile_avx2;
 #endif
     (void)kernels;
