@@ -31,7 +31,7 @@ def test_the_engine_has_the_logits_of_transformers(tmp_path, family, dtype):
     folder, ids = save(model, tmp_path / "theirs"), tokens(1, 96)[0].tolist()
     expected = in_transformers(folder, ids, dtype=torch.float32)
     assert export.main([str(folder), str(tmp_path / "v3.bin"), "--version", "3", "--dtype", dtype]) == 0
-    with llama.Llama(tmp_path / "v3.bin") as engine:
+    with llama.Llama(tmp_path / "v3.bin", exact=True) as engine:  # some CPUs round activations for bf16
         found = engine.logits(ids)
     assert expected.std() > 0.5
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
