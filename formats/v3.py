@@ -60,9 +60,9 @@ LAYER = (  # in the order in which a pass uses them
 class Extras:
     """What a file holds besides the weights.
 
-    tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. bos: the id that
-    begins a text where the tokenizer names none, -1 for none. stops: ids that end one, besides the tokenizer's
-    EOS. template: of chats.
+    tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. bos: the id
+    that begins a text where the tokenizer names none, -1 for none. stops: ids that end one, besides the
+    tokenizer's EOS. template: of chats.
     """
 
     tokenizer: bytes = b""
