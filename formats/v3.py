@@ -257,8 +257,8 @@ class V3Tensors(Mapping[str, Tensor]):
 def check(path: Path) -> None:
     """Raises BadInput for a file that the engine does not open: it looks at header, table and size."""
     tiles.engine()
-    from llama.engine import model_open
     from llama.errors import BadFileError
+    from llama.native import model_open
 
     try:
         model_open(path)

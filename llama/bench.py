@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from llama import hub
+from llama._engine import ffi, lib
 from llama.command import run_command
-from llama.engine import KV, SHIPPED, call, check, context_init, ffi, lib, model_config, model_open
+from llama.engine import SHIPPED, model_config
 from llama.errors import UsageError
+from llama.native import KV, call, check, context_init, model_open
 
 PREFILL, SEQUENCES = (128, 512), (1, 8, 32)
 PROMPT, TOKENS = 16, 64  # of decoding, less where the context is smaller

@@ -13,107 +13,38 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama._engine import ffi, lib
-from llama.errors import ERRORS, ClosedError, LlamaError, UsageError
+from llama.errors import ClosedError, UsageError
+from llama.native import (
+    StrPath,
+    c_bytes,
+    c_path,
+    c_strings,
+    c_text,
+    call,
+    context_init,
+    create,
+    encode,
+    encode_turn,
+    invoke,
+    known,
+    model_open,
+    sampler_init,
+    score,
+    token_bytes,
+    whole_text,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-StrPath = str | os.PathLike[str]
-
 FINISH = (None, "stop_token", "stop_string", "length")  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
-KV = ("fp32", "bf16", "fp16")  # LLAMA_KV_FP32, LLAMA_KV_BF16, ... in their order
-FREE = {
-    "LlamaModel": lib.llama_close,
-    "LlamaContext": lib.llama_context_free,
-    "LlamaTokenizer": lib.llama_tokenizer_close,
-    "LlamaStream": lib.llama_stream_free,
-    "LlamaSampler": lib.llama_sampler_free,
-    "LlamaGeneration": lib.llama_generation_free,
-}
-NEW_UNCLEARED = ffi.new_allocator(should_clear_after_alloc=False)
 SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
-
-
-def invoke(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a C function. Raises UsageError for an argument that its C type can't hold."""
-    try:
-        return function(*arguments)
-    except (TypeError, OverflowError) as error:
-        raise UsageError(str(error)) from None
-
-
-def check(code: int, error: Any) -> None:
-    """Raises the LlamaError that a C function reported, if its code says so."""
-    if code != lib.LLAMA_OK:
-        text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
-        raise ERRORS.get(error.code, LlamaError)(text)
-
-
-def call(function: Callable[..., int], *arguments: Any) -> None:
-    """Calls a C function that takes a LlamaError last, and raises the LlamaError that it reports."""
-    error = ffi.new("LlamaError *")
-    check(invoke(function, *arguments, error), error)
-
-
-def create(kind: str, function: Callable[..., int], *arguments: Any) -> Any:
-    """Calls a C function that makes a `kind`, and returns it; it is freed when nothing refers to it any more.
-
-    The arguments live as long as the object: in C a context must not outlive its model, nor a generation its
-    context, tokenizer and sampler. So closing is only letting go, and can't pull memory from under a call in
-    another thread.
-    """
-    out = ffi.new(f"{kind} **")
-    call(function, *arguments, out)
-
-    def free(pointer: Any, keep: Any = arguments) -> None:
-        FREE[kind](pointer)
-
-    return ffi.gc(out[0], free)
-
-
-def struct(kind: str, **fields: Any) -> Any:
-    """A new C value, a struct with fields. Raises UsageError for a field of the wrong type or size."""
-    value = ffi.new(f"{kind} *")
-    for name, field in fields.items():
-        try:
-            setattr(value, name, field)
-        except (TypeError, OverflowError) as error:
-            raise UsageError(f"{name} = {field!r}: {error}") from None
-    return value
-
-
-def c_bytes(text: str) -> bytes:
-    """UTF-8 of text. A lone surrogate, which has none, counts as U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text).encode()
-
-
-def c_strings(texts: Sequence[str]) -> list[Any]:
-    """Texts as char[]s. Raises UsageError for a NUL, which ends a C string."""
-    if any("\0" in text for text in texts):
-        raise UsageError("a stop string can't hold a NUL character")
-    return [ffi.new("char[]", c_bytes(text)) for text in texts]
-
-
-def c_path(path: StrPath) -> bytes:
-    """A path as the bytes the system knows it by. Raises UsageError for a NUL, which no path can hold."""
-    name = os.fsencode(path)
-    if b"\0" in name:
-        raise UsageError(f"{path!r}: a path can't hold a NUL character")
-    return name
-
-
-def c_text(text: Any, length: int) -> bytes:
-    """A copy of length bytes at text, which may be NULL if there are none."""
-    return ffi.buffer(text, length)[:] if length else b""
 
 
 def alive(handle: Any, name: str) -> Any:
@@ -121,51 +52,6 @@ def alive(handle: Any, name: str) -> Any:
     if handle is None:
         raise ClosedError(f"this {name} is closed")
     return handle
-
-
-def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool, special: bool = False) -> list[int]:
-    """The ids of UTF-8 text by a C tokenizer."""
-    ids = NEW_UNCLEARED("int32_t[]", lib.llama_encode_bound(len(text)))
-    n = ffi.new("size_t *")
-    call(lib.llama_encode_special, tokenizer, text, len(text), bos, eos, special, ids, n)
-    return ffi.unpack(ids, n[0])
-
-
-def encode_turn(model: Any, tokenizer: Any, user: bytes, system: bytes | None, first: bool) -> list[int]:
-    """Llama.encode_turn of a C model and tokenizer, of UTF-8 texts."""
-    size = len(system or b"")
-    ids = NEW_UNCLEARED("int32_t[]", lib.llama_chat_bound(size, len(user)))
-    n, instructions = ffi.new("size_t *"), ffi.NULL if system is None else system
-    template = lib.llama_config(model).chat_template
-    call(lib.llama_chat_turn, tokenizer, template, instructions, size, user, len(user), first, ids, n)
-    return ffi.unpack(ids, n[0])
-
-
-def known(tokenizer: Any, token: int, text: Any, length: Any) -> bytes:
-    """A copy of what C said of a token. Raises UsageError for NULL: the id is not in the vocabulary."""
-    if text == ffi.NULL:
-        raise UsageError(
-            f"token id {token} is not in the vocabulary of {lib.llama_vocab_size(tokenizer)} tokens"
-        )
-    return c_text(text, length[0])
-
-
-def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
-    """The bytes of a token after `previous` (-1: none). Raises UsageError for an id not in the vocabulary."""
-    length = ffi.new("size_t *")
-    return known(
-        tokenizer, token, invoke(lib.llama_token_bytes_of, tokenizer, previous, token, length), length
-    )
-
-
-def whole_text(data: bytes) -> str:
-    """Bytes as text by the rules of the engine's streams: what is not UTF-8 is U+FFFD."""
-    stream = create("LlamaStream", lib.llama_stream_init, ffi.NULL, 0)
-    text, length, stopped = ffi.new("const char **"), ffi.new("size_t *"), ffi.new("int *")
-    call(lib.llama_stream_push, stream, data, len(data), text, length, stopped)
-    begin = c_text(text[0], length[0])
-    call(lib.llama_stream_flush, stream, text, length)
-    return (begin + c_text(text[0], length[0])).decode()
 
 
 class Tokenizer:
@@ -283,11 +169,6 @@ class Config:
     rope_theta: float
 
 
-def model_open(path: StrPath) -> Any:
-    """The C model of a checkpoint. Raises BadFileError, ResourceError."""
-    return create("LlamaModel", lib.llama_open, c_path(path))
-
-
 def model_config(model: Any) -> Config:
     """The configuration of a C model."""
     config = lib.llama_config(model)
@@ -295,35 +176,6 @@ def model_config(model: Any) -> Config:
     fields["tied"] = bool(config.tied)
     fields["weight_type"] = ffi.string(lib.llama_type_name(config.weight_type)).decode()
     return Config(**fields)
-
-
-def context_init(
-    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, kv: str = "fp32", **options: Any
-) -> Any:
-    """A C context, of any options that llama.h has. 0: the defaults. Raises UsageError, ResourceError."""
-    if kv not in KV:
-        raise UsageError(f"kv = {kv!r}, allowed are {', '.join(KV)}")
-    sizes = {"context": context, "threads": threads, "sequences": sequences}
-    options = struct("LlamaContextOptions", **sizes, kv=KV.index(kv), **options)
-    return create("LlamaContext", lib.llama_context_init, model, options)
-
-
-def score(context: Any, ids: Sequence[int]) -> list[float]:
-    """Llama.score of a C context."""
-    scores = ffi.new("double[]", max(1, len(ids)))
-    call(lib.llama_score, context, ids, len(ids), scores)
-    return ffi.unpack(scores, len(ids) - 1) if len(ids) > 1 else []
-
-
-def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
-    """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
-    if seed is None:
-        seed = int.from_bytes(os.urandom(8), "little")
-    options = struct("LlamaSampling", seed=seed or 2**64 - 1, **sampling)  # the generator has no state 0
-    sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, options)
-    for token, value in bias.items():
-        call(lib.llama_sampler_bias, sampler, token, value)
-    return sampler
 
 
 class Generation(Iterator[str]):

@@ -30,9 +30,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from llama._engine import lib
 from llama.command import run_command
-from llama.engine import lib, model_open
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
+from llama.native import model_open
 
 PREFIX = "hf:"
 FOREIGN = ("tok", "pytorch_model", "adapter_model", "training_args", "optimizer")  # .bin files, not for us

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from llama import gguf_header, headers, hub
+from llama._engine import ffi, lib
 from llama.bench import aligned
 from llama.command import run_command
-from llama.engine import KV, SHIPPED, Tokenizer, call, ffi, lib, model_config, model_open
+from llama.engine import SHIPPED, Tokenizer, model_config
 from llama.errors import BadFileError, UsageError
 from llama.headers import Tensor, printable
+from llama.native import KV, call, model_open
 from llama.pack import packed_bytes
 
 ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from llama._engine import ffi, lib
-from llama.engine import call, invoke, struct
 from llama.errors import UsageError
+from llama.native import call, invoke, struct
 
 TYPES = {"fp32": lib.LLAMA_FP32, "bf16": lib.LLAMA_BF16, "int8": lib.LLAMA_INT8, "int4": lib.LLAMA_INT4}
 FORMATS = {"f": lib.LLAMA_FP32, "h": lib.LLAMA_BF16, "H": lib.LLAMA_BF16}  # of buffers: bf16 has no letter

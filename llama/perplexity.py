@@ -27,8 +27,9 @@ from typing import Any
 
 from llama import hub
 from llama.command import run_command
-from llama.engine import KV, Llama
+from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
+from llama.native import KV
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
 BLANKS = " \t\n\v\f\r"  # what is stripped from the ends of a document

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.engine import KV, SHIPPED, call, create, encode, encode_turn, ffi, lib, model_open, score
+from llama._engine import ffi, lib
+from llama.engine import SHIPPED
 from llama.errors import BadFileError, LlamaError, ResourceError
+from llama.native import KV, call, create, encode, encode_turn, model_open, score
 
 
 @dataclass

@@ -11,8 +11,9 @@ import pytest
 
 import llama
 from llama import bench
+from llama._engine import ffi
 from llama.command import run_command
-from llama.engine import ffi, model_open
+from llama.native import model_open
 
 SHAPE = checkpoints.Shape()  # a context of 160 positions
 QUICK = ["-r", "2", "-n", "3", "-p", "2", "-j", "1", "--sequences", "1,3", "--prefill", "5"]

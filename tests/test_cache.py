@@ -17,7 +17,7 @@ from test_shipped import STORY
 import llama
 from llama import perplexity
 from llama._engine import ffi, lib
-from llama.engine import KV
+from llama.native import KV
 
 FP32, BF16, FP16 = lib.LLAMA_KV_FP32, lib.LLAMA_KV_BF16, lib.LLAMA_KV_FP16
 TORCH = {BF16: torch.bfloat16, FP16: torch.float16}

@@ -19,8 +19,8 @@ import llama
 from export import Extras, export_v3
 from llama import headers, info
 from llama._engine import ffi, lib
-from llama.engine import call, context_init, model_open
 from llama.headers import Tensor
+from llama.native import call, context_init, model_open
 from model import Config, Llama, RopeScaling
 
 PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]

@@ -18,7 +18,7 @@ import tokenizer as tokenizers
 from formats import vocabulary as tokens
 from formats.tokenizer_json import GPT2_PATTERN, LLAMA3_PATTERN
 from llama import LlamaError, Tokenizer
-from llama.engine import whole_text
+from llama.native import whole_text
 
 tiktoken = pytest.importorskip("tiktoken")
 

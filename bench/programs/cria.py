@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.shapes import Case, ordinary_logits
 from bench.turns import Work
 from llama import bench
-from llama.engine import call, ffi, lib, model_open, sampler_init
+from llama._engine import ffi, lib
+from llama.native import call, model_open, sampler_init
 
 
 class Model:
