@@ -19,7 +19,8 @@
 #include "llama/csrc/cache.h"      // what the KV cache is made of: fp32, bf16 or fp16
 #include "llama/csrc/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
 #include "llama/csrc/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
-#include "llama/csrc/checkpoint.h" // LlamaModel, Layer: llama_open
+#include "llama/csrc/model.h"      // LlamaModel, Layer: tensors in the mapped file
+#include "llama/csrc/checkpoint.h" // llama_open: v0, v1, v2 and v3
 #include "llama/csrc/context.h"    // LlamaContext: the cache and the scratch memory of forward
 #include "llama/csrc/utf8.h"       // utf8_length: where characters end
 #include "llama/csrc/pieces.h"     // the tokens of a model, and how a piece of text is found among them

@@ -10,30 +10,8 @@
 #ifndef LLAMA_CHECKPOINT_H
 #define LLAMA_CHECKPOINT_H
 
-#include "checkpoint_v3.h" // read_integers_v3, take_v3
-#include "tiles.h"         // Tensor, tensor_bytes
-#include "util.h"          // Mapping
-
-typedef struct {
-    Tensor attention_norm; // (1, dim)
-    Tensor wq;             // (n_heads * head_dim, dim)
-    Tensor wk, wv;         // (n_kv_heads * head_dim, dim)
-    Tensor wo;             // (dim, n_heads * head_dim)
-    Tensor ffn_norm;       // (1, dim)
-    Tensor w1, w3;         // (hidden_dim, dim)
-    Tensor w2;             // (dim, hidden_dim)
-} Layer;
-
-struct LlamaModel {
-    LlamaConfig config;
-    char *path; // for messages
-    Mapping file;
-    Mapping tokenizer;     // the part of the file that holds it, empty where none does
-    Tensor tok_embeddings; // (vocab_size, dim)
-    Layer *layers;         // (n_layers)
-    Tensor norm;           // (1, dim)
-    Tensor output;         // (vocab_size, dim), the classifier
-};
+#include "checkpoint_v3.h" // read_header_v3, place_tensors_v3
+#include "model.h"         // LlamaModel, Layer
 
 // ---------------------------------------------------------------------------------------------------------
 // Header
@@ -106,9 +84,7 @@ static int read_header(const char *path, const Mapping *file, LlamaConfig *c, Ll
     c->norm_eps = 1e-5f;
     c->rope_theta = 10000;
     c->bos = -1;
-    int code = c->version == 3 ? read_integers_v3(path, file->data, c, error) : LLAMA_OK;
-    if (code == LLAMA_OK && c->version == 3) code = read_floats_v3(path, file->data, c, error);
-    if (code == LLAMA_OK && c->version == 3) code = check_sections_v3(path, file, error);
+    int code = c->version == 3 ? read_header_v3(path, file, c, error) : LLAMA_OK;
     return code == LLAMA_OK ? check_fields(path, c, error) : code;
 }
 
@@ -179,50 +155,6 @@ static void place_v1_v2(Cursor *cursor, LlamaModel *m) {
     place_ffn(cursor, m);
 }
 
-// Matrices with the same input meet it in the same form.
-static void check_form_v3(TableV3 *table, const Tensor *w, const char *name, const Tensor *first) {
-    if (table->code == LLAMA_OK && !types_agree(w->type, first->type))
-        table->code = fail(table->error, LLAMA_ERROR_FILE,
-                           "%s: wq, wk, wv, and w1, w3, may be int8 and int4 mixed, else of one type, but a %s "
-                           "differs",
-                           table->path, name);
-}
-
-static void take_layer_v3(TableV3 *table, Layer *layer, const LlamaConfig *c) {
-    int32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
-    take_v3(table, &layer->attention_norm, "attention_norm", 1, c->dim);
-    take_v3(table, &layer->wq, "wq", q_dim, c->dim);
-    take_v3(table, &layer->wk, "wk", kv_dim, c->dim);
-    take_v3(table, &layer->wv, "wv", kv_dim, c->dim);
-    take_v3(table, &layer->wo, "wo", c->dim, q_dim);
-    take_v3(table, &layer->ffn_norm, "ffn_norm", 1, c->dim);
-    take_v3(table, &layer->w1, "w1", c->hidden_dim, c->dim);
-    take_v3(table, &layer->w3, "w3", c->hidden_dim, c->dim);
-    take_v3(table, &layer->w2, "w2", c->dim, c->hidden_dim);
-    check_form_v3(table, &layer->wk, "wk", &layer->wq);
-    check_form_v3(table, &layer->wv, "wv", &layer->wq);
-    check_form_v3(table, &layer->w3, "w3", &layer->w1);
-}
-
-static int place_tensors_v3(const char *path, LlamaModel *m, LlamaError *error) {
-    LlamaConfig *c = &m->config;
-    const uint8_t *header = m->file.data;
-    int64_t n_tensors = load_i32(header + N_TENSORS_AT), expected = 9 * (int64_t)c->n_layers + (c->tied ? 2 : 3);
-    if (n_tensors != expected)
-        return fail(error, LLAMA_ERROR_FILE, "%s: has %lld tensors, allowed %lld", path, (long long)n_tensors,
-                    (long long)expected);
-    m->tokenizer = (Mapping){header + load_u64(header + TOKENIZER_AT), load_u64(header + TOKENIZER_BYTES_AT)};
-    uint64_t begin = HEADER_V3 + (uint64_t)n_tensors * ENTRY_V3 + m->tokenizer.size;
-    TableV3 table = {path, &m->file, header + HEADER_V3, begin, false, error, LLAMA_OK};
-    take_v3(&table, &m->tok_embeddings, "tok_embeddings", c->vocab_size, c->dim);
-    for (int32_t l = 0; l < c->n_layers; l++) take_layer_v3(&table, &m->layers[l], c);
-    take_v3(&table, &m->norm, "norm", 1, c->dim);
-    m->output = m->tok_embeddings;
-    if (!c->tied) take_v3(&table, &m->output, "output", c->vocab_size, c->dim);
-    c->group_size = table.quantised ? TILE_GROUP : 0;
-    return table.code;
-}
-
 static int place_tensors(const char *path, LlamaModel *m, LlamaError *error) {
     if (m->config.version == 3) return place_tensors_v3(path, m, error);
     Cursor cursor = {.file = &m->file, .type = ROWS_FP32};
@@ -274,36 +206,6 @@ int llama_open(const char *path, LlamaModel **model, LlamaError *error) {
     else
         llama_close(m);
     return code;
-}
-
-const LlamaConfig *llama_config(const LlamaModel *m) {
-    return &m->config;
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// Sizes
-
-// The tensors that every decoded token is multiplied with; an embedding of its own is not, it is looked up.
-static uint64_t sum_tensors(const LlamaModel *m, uint64_t (*size)(const Tensor *w)) {
-    uint64_t sum = size(&m->norm) + size(&m->output);
-    for (int32_t l = 0; l < m->config.n_layers; l++) {
-        const Layer *y = &m->layers[l];
-        sum += size(&y->attention_norm) + size(&y->wq) + size(&y->wk) + size(&y->wv) + size(&y->wo);
-        sum += size(&y->ffn_norm) + size(&y->w1) + size(&y->w2) + size(&y->w3);
-    }
-    return sum;
-}
-
-static uint64_t tensor_values(const Tensor *w) {
-    return (uint64_t)w->rows * (uint64_t)w->cols;
-}
-
-uint64_t llama_parameters(const LlamaModel *m) {
-    return sum_tensors(m, tensor_values) + (m->config.tied ? 0 : tensor_values(&m->tok_embeddings));
-}
-
-uint64_t llama_token_bytes(const LlamaModel *m) {
-    return sum_tensors(m, tensor_bytes);
 }
 
 #endif

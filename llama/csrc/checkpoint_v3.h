@@ -4,9 +4,8 @@
 #ifndef LLAMA_CHECKPOINT_V3_H
 #define LLAMA_CHECKPOINT_V3_H
 
+#include "model.h"  // LlamaModel, Layer
 #include "pieces.h" // VOCABULARY_MAGIC
-#include "tiles.h"  // Tensor
-#include "util.h"   // Mapping
 
 enum { HEADER_V3 = 256, ENTRY_V3 = 32, ALIGN_V3 = 64, CHECKSUM_AT = 252 };
 
@@ -139,6 +138,12 @@ static int check_sections_v3(const char *path, const Mapping *file, LlamaError *
     return LLAMA_OK;
 }
 
+static int read_header_v3(const char *path, const Mapping *file, LlamaConfig *c, LlamaError *error) {
+    int code = read_integers_v3(path, file->data, c, error);
+    if (code == LLAMA_OK) code = read_floats_v3(path, file->data, c, error);
+    return code == LLAMA_OK ? check_sections_v3(path, file, error) : code;
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Table
 
@@ -177,6 +182,50 @@ static void take_v3(TableV3 *table, Tensor *w, const char *name, int32_t rows, i
         return;
     }
     w->data = table->file->data + at;
+}
+
+// Matrices with the same input meet it in the same form.
+static void check_form_v3(TableV3 *table, const Tensor *w, const char *name, const Tensor *first) {
+    if (table->code == LLAMA_OK && !types_agree(w->type, first->type))
+        table->code = fail(table->error, LLAMA_ERROR_FILE,
+                           "%s: wq, wk, wv, and w1, w3, may be int8 and int4 mixed, else of one type, but a %s "
+                           "differs",
+                           table->path, name);
+}
+
+static void take_layer_v3(TableV3 *table, Layer *layer, const LlamaConfig *c) {
+    int32_t q_dim = c->n_heads * c->head_dim, kv_dim = c->n_kv_heads * c->head_dim;
+    take_v3(table, &layer->attention_norm, "attention_norm", 1, c->dim);
+    take_v3(table, &layer->wq, "wq", q_dim, c->dim);
+    take_v3(table, &layer->wk, "wk", kv_dim, c->dim);
+    take_v3(table, &layer->wv, "wv", kv_dim, c->dim);
+    take_v3(table, &layer->wo, "wo", c->dim, q_dim);
+    take_v3(table, &layer->ffn_norm, "ffn_norm", 1, c->dim);
+    take_v3(table, &layer->w1, "w1", c->hidden_dim, c->dim);
+    take_v3(table, &layer->w3, "w3", c->hidden_dim, c->dim);
+    take_v3(table, &layer->w2, "w2", c->dim, c->hidden_dim);
+    check_form_v3(table, &layer->wk, "wk", &layer->wq);
+    check_form_v3(table, &layer->wv, "wv", &layer->wq);
+    check_form_v3(table, &layer->w3, "w3", &layer->w1);
+}
+
+static int place_tensors_v3(const char *path, LlamaModel *m, LlamaError *error) {
+    LlamaConfig *c = &m->config;
+    const uint8_t *header = m->file.data;
+    int64_t n_tensors = load_i32(header + N_TENSORS_AT), expected = 9 * (int64_t)c->n_layers + (c->tied ? 2 : 3);
+    if (n_tensors != expected)
+        return fail(error, LLAMA_ERROR_FILE, "%s: has %lld tensors, allowed %lld", path, (long long)n_tensors,
+                    (long long)expected);
+    m->tokenizer = (Mapping){header + load_u64(header + TOKENIZER_AT), load_u64(header + TOKENIZER_BYTES_AT)};
+    uint64_t begin = HEADER_V3 + (uint64_t)n_tensors * ENTRY_V3 + m->tokenizer.size;
+    TableV3 table = {path, &m->file, header + HEADER_V3, begin, false, error, LLAMA_OK};
+    take_v3(&table, &m->tok_embeddings, "tok_embeddings", c->vocab_size, c->dim);
+    for (int32_t l = 0; l < c->n_layers; l++) take_layer_v3(&table, &m->layers[l], c);
+    take_v3(&table, &m->norm, "norm", 1, c->dim);
+    m->output = m->tok_embeddings;
+    if (!c->tied) take_v3(&table, &m->output, "output", c->vocab_size, c->dim);
+    c->group_size = table.quantised ? TILE_GROUP : 0;
+    return table.code;
 }
 
 #endif

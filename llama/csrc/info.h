@@ -3,8 +3,8 @@
 #ifndef LLAMA_INFO_H
 #define LLAMA_INFO_H
 
-#include "checkpoint.h" // LlamaModel, Layer
 #include "context.h"    // context_place
+#include "model.h"      // LlamaModel, Layer
 #include "vocabulary.h" // llama_bos, llama_eos
 
 // ---------------------------------------------------------------------------------------------------------

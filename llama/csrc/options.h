@@ -2,9 +2,9 @@
 #ifndef LLAMA_OPTIONS_H
 #define LLAMA_OPTIONS_H
 
-#include "cache.h"      // llama_kv_name
-#include "checkpoint.h" // LlamaModel
-#include "tokenizer.h"  // llama_tokenizer_open
+#include "cache.h"     // llama_kv_name
+#include "model.h"     // LlamaModel
+#include "tokenizer.h" // llama_tokenizer_open
 
 #include <math.h> // isfinite
 
