@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from helpers import write_pieces
+from helpers import write_ranked
 
 from formats.gguf import open_gguf
 from formats.source import Source, tensor_shapes
@@ -38,8 +38,7 @@ def random_source(config: Config, seed: int = 0) -> Source:
 
 def tokenizer_bin(folder: Path) -> bytes:
     """A tokenizer.bin for SMALL."""
-    pieces = [(piece, -float(i)) for i, piece in enumerate(PIECES)]
-    return write_pieces(folder / "tokenizer.bin", pieces).read_bytes()
+    return write_ranked(folder / "tokenizer.bin", PIECES).read_bytes()
 
 
 def logits_of(source: Source, ids: list[int]) -> np.ndarray:

@@ -18,12 +18,19 @@ each_program = pytest.mark.parametrize("program", PROGRAMS)
 
 # --- Tokenizers
 
+PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
+
 
 def write_pieces(path: Path, pieces: list[tuple[str, float]]) -> Path:
     """Writes pieces and their scores as a tokenizer.bin."""
     records = (struct.pack("<fi", score, len(piece.encode())) + piece.encode() for piece, score in pieces)
     path.write_bytes(struct.pack("<I", max(len(piece.encode()) for piece, _ in pieces)) + b"".join(records))
     return path
+
+
+def write_ranked(path: Path, pieces: list[str]) -> Path:
+    """Writes pieces as a tokenizer.bin that prefers earlier ones."""
+    return write_pieces(path, [(piece, -float(i)) for i, piece in enumerate(pieces)])
 
 
 def write_tokenizer(path: Path, sp: SentencePieceProcessor) -> Path:

@@ -17,7 +17,7 @@ import torch
 import transformers
 from checkpoints import Shape
 from checkpoints import write as write_checkpoint
-from helpers import both, write_pieces
+from helpers import both, write_pieces, write_ranked
 from test_huggingface import TINY, save
 from test_model import fresh
 from test_sample import uncached
@@ -69,8 +69,7 @@ def llama2_turn(
 
 @pytest.fixture
 def letters(tmp_path) -> llama.Tokenizer:
-    pieces = [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)]
-    return llama.Tokenizer(write_pieces(tmp_path / "tokenizer.bin", pieces))
+    return llama.Tokenizer(write_ranked(tmp_path / "tokenizer.bin", VOCABULARY))
 
 
 @pytest.mark.parametrize("user", TEXTS)

@@ -12,7 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 from checkpoints import Shape
-from helpers import write_pieces
+from helpers import write_ranked
 
 import llama
 from llama._engine import ffi, lib
@@ -26,7 +26,7 @@ SHAPE = Shape(dim=16, hidden_dim=32, n_heads=4, n_kv_heads=2, vocab_size=len(PIE
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     checkpoints.write(path / "model.bin", SHAPE)
-    write_pieces(path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    write_ranked(path / "tokenizer.bin", PIECES)
     return path
 
 

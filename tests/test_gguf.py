@@ -13,8 +13,6 @@ import os
 import re
 import shutil
 import struct
-import weakref
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +31,7 @@ from gguf_files import (
     refuses,
     tokenizer_bin,
 )
+from test_export import Lazy
 from torch import Tensor
 
 import llama
@@ -141,29 +140,6 @@ def test_the_error_is_no_larger_than_that_of_the_library(path, dtype, kind, boun
     theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), Type[kind]), Type[kind])
     found = open_gguf(path).tensors["tok_embeddings.weight"]
     assert 0 < distance(found, weight) < bound * distance(theirs, weight)
-
-
-class Lazy(Mapping[str, Tensor]):
-    """Weights that are made when asked for, and counted: how many there are at once."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors, self.alive, self.most = tensors, 0, 0
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.tensors[name].clone()
-        self.alive += 1
-        self.most = max(self.most, self.alive)
-        weakref.finalize(tensor.untyped_storage(), self.release)
-        return tensor
-
-    def release(self) -> None:
-        self.alive -= 1
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
 
 
 def test_one_tensor_is_in_memory_at_a_time(path):

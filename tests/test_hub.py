@@ -16,7 +16,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from helpers import ROOT, assert_refused, environment, write_pieces, write_tokenizer
+from helpers import PIECES, ROOT, assert_refused, environment, write_ranked, write_tokenizer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
@@ -24,7 +24,6 @@ from llama import bench, hub, info, perplexity
 
 pytest.importorskip("huggingface_hub")
 
-PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPE = checkpoints.Shape(dim=16, hidden_dim=24, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=len(PIECES))
 COMMIT = "c" * 40
 HOME = "owner/tiny"
@@ -175,7 +174,7 @@ def model(tmp_path_factory) -> bytes:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("hub") / "tokenizer.bin"
-    return write_pieces(path, [(piece, -float(i)) for i, piece in enumerate(PIECES)]).read_bytes()
+    return write_ranked(path, PIECES).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import write_pieces
+from helpers import write_ranked
 from safetensors.torch import load_file
 from test_export import Lazy
 from test_export_program import interrupted, limited
@@ -172,7 +172,7 @@ def story(tmp_path) -> tuple[Path, Llama]:
     with torch.no_grad():
         model.output.weight[[BOS, EOS]] = 0
     folder = save(model, tmp_path / "theirs")
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)])
+    write_ranked(folder / "tokenizer.bin", VOCABULARY)
     return folder, model
 
 

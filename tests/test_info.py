@@ -12,7 +12,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 from checkpoints import Shape
-from helpers import ROOT, assert_refused, run, write_pieces
+from helpers import PIECES, ROOT, assert_refused, run, write_pieces, write_ranked
 from test_export import random_model
 
 import llama
@@ -23,7 +23,6 @@ from llama.headers import Tensor
 from llama.native import call, context_init, model_open
 from model import Config, Llama, RopeScaling
 
-PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPES = {"tied": Shape(vocab_size=len(PIECES)), "untied": Shape(vocab_size=len(PIECES), tied=False)}
 LAYER = ("attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w3", "w2")
 SCALING = RopeScaling("llama3", 32, 1, 4, 64)
@@ -32,7 +31,7 @@ SCALING = RopeScaling("llama3", 32, 1, 4, 64)
 def write_model(folder: Path, kind: str, shape: Shape) -> Path:
     """A model: v0, v1, v2, or a type of v3, which has its tokenizer inside; others get one beside them."""
     path = folder / f"{kind}.bin"
-    pieces = write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    pieces = write_ranked(folder / "tokenizer.bin", PIECES)
     if kind.startswith("v"):
         checkpoints.write(path, shape, int(kind[1:]))
     else:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_pieces
+from helpers import write_ranked
 from test_huggingface import Program, assert_same, llama3_tokenizer, logits_in_transformers, model_of
 from test_model import fresh, tokens
 
@@ -176,7 +176,7 @@ def test_options_say_what_the_folder_does_not(folder, tmp_path):
 
 def pieces(folder: Path, n: int) -> Path:
     words = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"w{i}" for i in range(n - 3))]
-    return write_pieces(folder / "pieces.bin", [(word, -float(i)) for i, word in enumerate(words)])
+    return write_ranked(folder / "pieces.bin", words)
 
 
 def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path, capsys):

@@ -12,14 +12,13 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from helpers import PROGRAMS, assert_refused, both, each_program, run, without_times, write_pieces
+from helpers import PIECES, PROGRAMS, assert_refused, both, each_program, run, without_times, write_ranked
 from tiny_models import write_chain
 
 import llama
 from llama import perplexity
 from llama.command import run_command
 
-PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPE = checkpoints.Shape(vocab_size=len(PIECES))
 IDS = np.random.default_rng(0).integers(0, len(PIECES), 150).tolist()  # more than a batch of the engine
 
@@ -28,7 +27,7 @@ IDS = np.random.default_rng(0).integers(0, len(PIECES), 150).tolist()  # more th
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("perplexity")
     checkpoints.write(folder / "model.bin", SHAPE)
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    write_ranked(folder / "tokenizer.bin", PIECES)
     return folder / "model.bin"
 
 
@@ -43,7 +42,7 @@ def even(tmp_path):
     """A model to which all tokens are equally likely."""
     weights = {name: values * 0 for name, values in checkpoints.random_weights(SHAPE).items()}
     (tmp_path / "even.bin").write_bytes(checkpoints.v0(SHAPE, weights))
-    write_pieces(tmp_path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    write_ranked(tmp_path / "tokenizer.bin", PIECES)
     return tmp_path / "even.bin"
 
 

@@ -7,8 +7,8 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
-from helpers import write_pieces
-from test_perplexity import PIECES, SHAPE
+from helpers import PIECES, write_ranked
+from test_perplexity import SHAPE
 
 import export
 import llama
@@ -24,7 +24,7 @@ def source(tmp_path_factory):
     """A model with its tokenizer and a text in one folder."""
     folder = tmp_path_factory.mktemp("quality")
     checkpoints.write(folder / "model.bin", SHAPE)
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)])
+    write_ranked(folder / "tokenizer.bin", PIECES)
     (folder / "text.json").write_text(json.dumps(TEXTS))
     (folder / "empty.txt").write_text(" ")
     return folder / "model.bin"

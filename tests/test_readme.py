@@ -11,7 +11,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from helpers import ROOT, write_pieces
+from helpers import ROOT, write_ranked
 
 from training.options import from_arguments
 
@@ -76,7 +76,7 @@ def run(command: str, cwd: Path, environment: dict[str, str] | None = None) -> s
 @pytest.mark.slow
 def test_models_and_text_as_the_readme_says(tmp_path):
     pieces = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), *"abcdefghijklm"]
-    write_pieces(tmp_path / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(pieces)])
+    write_ranked(tmp_path / "tokenizer.bin", pieces)
     for name in ("stories260K.bin", "stories15M.bin"):
         checkpoints.write(tmp_path / name, checkpoints.Shape(vocab_size=len(pieces), max_seq_len=256))
     (tmp_path / "data00.json").write_text(json.dumps([{"story": words(0, 20)}]))

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import PROGRAMS, ROOT, assert_refused, run, write_pieces
+from helpers import PROGRAMS, ROOT, assert_refused, run, write_pieces, write_ranked
+from tiny_models import VOCABULARY
 
 import llama
 import sample
@@ -26,8 +27,6 @@ from model import Config, Llama
 from sample import draw, filtered, generate, stream
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-PIECES = [" ", *"etaoinshrdlu", "th", "he", "the", " t", " the", "an", " a", "in", "é", "日"]
-VOCABULARY = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
 CONFIG = Config(
     dim=64, n_layers=2, n_heads=8, n_kv_heads=4, hidden_dim=192, vocab_size=len(VOCABULARY), tied=False
 )
@@ -58,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
     save_weights(folder / "model.safetensors", CONFIG, weights)
     for version in (0, 1):
         export_bin(folder / f"v{version}.bin", CONFIG, weights, version)
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)])
+    write_ranked(folder / "tokenizer.bin", VOCABULARY)
     return folder
 
 

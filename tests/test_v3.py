@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Shape, reference_logits
-from helpers import ROOT, assert_refused, run, write_pieces
+from helpers import PIECES, ROOT, assert_refused, run, write_ranked
 from test_export import config_of, named
 from test_forward import FP32_BOUND, INT8_BOUND, INT8_EXACT, INT8_FLIPS, Engine, isas, random_ids, relative
 
@@ -29,7 +29,6 @@ from model import Config, Llama, RopeScaling
 
 SAMPLE = Path(__file__).parent / "data" / "sample_v3.bin"
 TYPES = ("fp32", "bf16", "int8", "int4")
-PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPES = {
     "gqa": Shape(),
     "head8": Shape(dim=32, hidden_dim=48, n_heads=4, n_kv_heads=2, vocab_size=97),
@@ -50,9 +49,7 @@ def write(path: Path, shape: Shape, dtype: str, extras: Extras | None = None) ->
 
 
 def tokenizer_bytes(tmp_path: Path) -> bytes:
-    return write_pieces(
-        tmp_path / "pieces.bin", [(piece, -float(i)) for i, piece in enumerate(PIECES)]
-    ).read_bytes()
+    return write_ranked(tmp_path / "pieces.bin", PIECES).read_bytes()
 
 
 @pytest.fixture
@@ -242,7 +239,7 @@ def test_the_tokenizer_outlives_the_model_in_python(whole):
 @pytest.mark.parametrize(("own", "said", "bos"), [(True, 7, 1), (False, 7, 7), (False, -1, -1)])
 def test_the_header_has_a_bos_for_a_tokenizer_without_one(tmp_path, own, said, bos):
     pieces = PIECES if own else [piece.replace("<s>", "<t>") for piece in PIECES]
-    path = write_pieces(tmp_path / "t.bin", [(piece, -float(i)) for i, piece in enumerate(pieces)])
+    path = write_ranked(tmp_path / "t.bin", pieces)
     write(tmp_path / "m.bin", Shape(vocab_size=len(PIECES)), "fp32", Extras(path.read_bytes(), bos=said))
     with llama.Llama(tmp_path / "m.bin") as model:
         assert model.tokenizer.bos_id == bos

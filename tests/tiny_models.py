@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 from checkpoints import Shape
-from helpers import write_pieces
+from helpers import write_ranked
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -20,7 +20,7 @@ def write_noise(folder: Path) -> Path:
     shape = Shape(vocab_size=len(VOCABULARY), max_seq_len=256, tied=False)
     for version in (0, 1, 2):
         checkpoints.write(folder / f"v{version}.bin", shape, version)
-    write_pieces(folder / "tokenizer.bin", [(piece, -float(i)) for i, piece in enumerate(VOCABULARY)])
+    write_ranked(folder / "tokenizer.bin", VOCABULARY)
     (folder / "opening.txt").write_bytes(b"the tin\n")
     (folder / "odd.txt").write_bytes(b"a\0b\xff\r\n\n")
     (folder / "empty.txt").touch()
@@ -42,5 +42,5 @@ def write_chain(folder: Path, words: list[str], successors: dict[str, str], cont
         weights["output"][names.index(successors.get(name, name)), i] = 100
     path = folder / "chain.bin"
     path.write_bytes(checkpoints.v0(shape, weights))
-    write_pieces(folder / "tokenizer.bin", [(name, -float(i)) for i, name in enumerate(names)])
+    write_ranked(folder / "tokenizer.bin", names)
     return path
