@@ -19,7 +19,7 @@ AVX2_INLINE void step_rows_avx2(__m256 sum[8][3], const float *x, int64_t x_stri
     EACH (i, n) values[i] = _mm256_maskload_ps(x + i * x_stride, mask_avx2(left));
     EACH (j, r) {
         __m256 row = _mm256_maskload_ps(w + j * w_stride, mask_avx2(left));
-        if (n == 1)
+        if (n == 1 && r > 1)
             _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next block's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm256_fmadd_ps(row, values[i], sum[j][i]);
     }
@@ -41,8 +41,9 @@ AVX2_INLINE void tile_rows_avx2(float *out, int64_t stride, const Rows *x, int32
 AVX2 static void matmul_fp32_avx2(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                   int32_t begin, int32_t end) {
     int32_t r = begin;
-    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx2(out + r, stride, x, 0, w, r, 8, 1);
-    for (; r + 4 <= end; r += 4) {
+    bool several = n > 1 || rows_at_once(w);
+    for (; n == 1 && several && r + 8 <= end; r += 8) tile_rows_avx2(out + r, stride, x, 0, w, r, 8, 1);
+    for (; several && r + 4 <= end; r += 4) {
         int32_t i = 0;
         for (; i + 3 <= n; i += 3) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 3);
         for (; i < n; i++) tile_rows_avx2(out + i * stride + r, stride, x, i, w, r, 4, 1);
@@ -73,7 +74,7 @@ AVX2_INLINE void tile_int8_avx2(float *out, int64_t stride, const Rows *x, int32
             EACH (i, n) values[i] = _mm256_loadu_si256((const __m256i *)(x_q + (int64_t)i * x->cols + k));
             EACH (j, r) {
                 __m256i row = _mm256_loadu_si256((const __m256i *)(q + (int64_t)j * w->cols + k));
-                if (n == 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
+                if (n == 1 && r > 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
                 __m256i magnitude = _mm256_abs_epi8(row);
                 EACH (i, n) {
                     __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(values[i], row));
@@ -100,8 +101,9 @@ AVX2 static void matmul_int8_avx2(float *out, int64_t stride, const Rows *x, int
         return;
     }
     int32_t r = begin;
-    for (; n == 1 && r + 4 <= end; r += 4) tile_int8_avx2(out + r, stride, x, 0, w, r, 4, 1);
-    for (; r + 2 <= end; r += 2) {
+    bool several = n > 1 || rows_at_once(w);
+    for (; n == 1 && several && r + 4 <= end; r += 4) tile_int8_avx2(out + r, stride, x, 0, w, r, 4, 1);
+    for (; several && r + 2 <= end; r += 2) {
         int32_t i = 0;
         for (; i + 2 <= n; i += 2) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 2, 2);
         for (; i < n; i++) tile_int8_avx2(out + i * stride + r, stride, x, i, w, r, 2, 1);

@@ -20,7 +20,7 @@ AVX512_INLINE void step_rows_avx512(__m512 sum[8][6], const float *x, int64_t x_
     EACH (i, n) values[i] = _mm512_maskz_loadu_ps(mask, x + i * x_stride);
     EACH (j, r) {
         __m512 row = _mm512_maskz_loadu_ps(mask, w + j * w_stride);
-        if (n == 1)
+        if (n == 1 && r > 1)
             _mm_prefetch(w + (j + r) * w_stride, _MM_HINT_T0); // the next block's; past the end does no harm
         EACH (i, n) sum[j][i] = _mm512_fmadd_ps(row, values[i], sum[j][i]);
     }
@@ -42,8 +42,9 @@ AVX512_INLINE void tile_rows_avx512(float *out, int64_t stride, const Rows *x, i
 AVX512 static void matmul_fp32_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                       int32_t begin, int32_t end) {
     int32_t r = begin;
-    for (; n == 1 && r + 8 <= end; r += 8) tile_rows_avx512(out + r, stride, x, 0, w, r, 8, 1);
-    for (; r + 4 <= end; r += 4) {
+    bool several = n > 1 || rows_at_once(w);
+    for (; n == 1 && several && r + 8 <= end; r += 8) tile_rows_avx512(out + r, stride, x, 0, w, r, 8, 1);
+    for (; several && r + 4 <= end; r += 4) {
         int32_t i = 0;
         for (; i + 6 <= n; i += 6) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 6);
         for (; i + 3 <= n; i += 3) tile_rows_avx512(out + i * stride + r, stride, x, i, w, r, 4, 3);
@@ -76,7 +77,7 @@ AVX512_INLINE void tile_int8_avx512(float *out, int64_t stride, const Rows *x, i
             EACH (i, n) values[i] = _mm512_xor_si512(_mm512_loadu_si512(x_q + (int64_t)i * x->cols + k), shift);
             EACH (j, r) {
                 __m512i row = _mm512_loadu_si512(q + (int64_t)j * w->cols + k);
-                if (n == 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
+                if (n == 1 && r > 1) _mm_prefetch(q + (int64_t)(j + r) * w->cols + k, _MM_HINT_T0);
                 correction[j] = _mm512_dpbusd_epi32(correction[j], shift, row);
                 EACH (i, n) dot[j][i] = _mm512_dpbusd_epi32(dot[j][i], values[i], row);
             }
@@ -101,8 +102,9 @@ AVX512 static void matmul_int8_avx512(float *out, int64_t stride, const Rows *x,
         return;
     }
     int32_t r = begin;
-    for (; n == 1 && r + 4 <= end; r += 4) tile_int8_avx512(out + r, stride, x, 0, w, r, 4, 1);
-    for (; r + 2 <= end; r += 2) {
+    bool several = n > 1 || rows_at_once(w);
+    for (; n == 1 && several && r + 4 <= end; r += 4) tile_int8_avx512(out + r, stride, x, 0, w, r, 4, 1);
+    for (; several && r + 2 <= end; r += 2) {
         int32_t i = 0;
         for (; i + 4 <= n; i += 4) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 2, 4);
         for (; i < n; i++) tile_int8_avx512(out + i * stride + r, stride, x, i, w, r, 2, 1);

@@ -22,7 +22,7 @@
 
 #include "quant.h" // Tensor, Rows
 
-enum { TILE_ROWS = 16, TILE_GROUP = 32, TILE_SCALES = 64, TILE_AHEAD = 8192 };
+enum { TILE_ROWS = 16, TILE_GROUP = 32, TILE_SCALES = 64, TILE_AHEAD = 4096 };
 
 static inline int32_t tile_groups(const Tensor *w) {
     return (w->cols + TILE_GROUP - 1) / TILE_GROUP;

@@ -10,16 +10,16 @@
 #define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
 
 // Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. The first ones to meet these
-// weights get them from memory, and fetch what is read soon.
+// weights get them from memory, and may fetch what is read soon.
 AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[2], const int8_t *x_q,
-                                int64_t x_stride, const int tiles, const int n, const int type, const bool first) {
+                                int64_t x_stride, const int tiles, const int n, const int type, const bool fetch) {
     const __m512i low = _mm512_set1_epi8(15);
     const int chunks = tile_group_bytes(type) / 64;
     EACH (c, chunks) {
         __m512i bytes[2];
         EACH (t, tiles) {
             bytes[t] = _mm512_loadu_si512(weights[t] + c * 64);
-            if (first) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+            if (fetch) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
         }
         if (type == TILES_INT8) {
             EACH (i, n) {
@@ -42,7 +42,7 @@ AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[
 
 // The outputs of `tiles` tiles for n rows of activations from row i0 on; the last tile has `rows` rows.
 AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
-                                int32_t rows, const int tiles, const int n, const int type, const bool first) {
+                                int32_t rows, const int tiles, const int n, const int type, const bool fetch) {
     int32_t groups = tile_groups(w), x_groups = x->groups;
     const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;
@@ -58,7 +58,7 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
             weights[t] = group_weights(tile[t], g, type);
             EACH (i, n) dot[t][i] = _mm512_set1_epi32(-tile_zero(type) * x_sums[(int64_t)i * x_groups + g]);
         }
-        group_avx512(dot, weights, x_q, x->cols, tiles, n, type, first);
+        group_avx512(dot, weights, x_q, x->cols, tiles, n, type, fetch);
         EACH (t, tiles) {
             const __m256i *halves = (const __m256i *)group_scales(tile[t], g, type);
             __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
@@ -77,15 +77,15 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
 // Rows [i, i + n) of activations with `tiles` tiles from row r on.
 AVX512_INLINE void some_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t i, int32_t n,
                                     const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type,
-                                    const bool first) {
+                                    const bool fetch) {
     out += i * stride + r;
     switch (n) {
-    case 6: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 6, type, first); break;
-    case 5: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 5, type, first); break;
-    case 4: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 4, type, first); break;
-    case 3: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 3, type, first); break;
-    case 2: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 2, type, first); break;
-    default: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 1, type, first);
+    case 6: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 6, type, fetch); break;
+    case 5: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 5, type, fetch); break;
+    case 4: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 4, type, fetch); break;
+    case 3: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 3, type, fetch); break;
+    case 2: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 2, type, fetch); break;
+    default: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 1, type, fetch);
     }
 }
 
@@ -93,17 +93,34 @@ AVX512_INLINE void some_rows_avx512(float *out, int64_t stride, const Rows *x, i
 AVX512_INLINE void all_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t r,
                                    int32_t rows, const int tiles, const int type) {
     int32_t i = even_part(n, 6);
-    some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
+    if (fetches_ahead())
+        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
+    else
+        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, false);
     for (int32_t step; i < n; i += step) {
         step = even_part(n - i, 6);
         some_rows_avx512(out, stride, x, i, step, w, r, rows, tiles, type, false);
     }
 }
 
+// A single row, tile by tile. fetch is a constant at every call: to ask for each vector would cost what it saves.
+AVX512_INLINE void one_row_avx512(float *out, const Rows *x, const Tensor *w, int32_t begin, int32_t end,
+                                  const int type, const bool fetch) {
+    for (int32_t r = begin; r < end; r += TILE_ROWS)
+        tiles_avx512(out + r, 0, x, 0, w, r, MIN(TILE_ROWS, end - r), 1, 1, type, fetch);
+}
+
 AVX512_INLINE void matmul_tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                        int32_t begin, int32_t end, const int type) {
+    if (n == 1) {
+        if (fetches_ahead())
+            one_row_avx512(out, x, w, begin, end, type, true);
+        else
+            one_row_avx512(out, x, w, begin, end, type, false);
+        return;
+    }
     int32_t r = begin;
-    for (; n > 1 && r + 2 * TILE_ROWS <= end; r += 2 * TILE_ROWS)
+    for (; r + 2 * TILE_ROWS <= end; r += 2 * TILE_ROWS)
         all_rows_avx512(out, stride, x, n, w, r, TILE_ROWS, 2, type);
     for (; r < end; r += TILE_ROWS) all_rows_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
 }
@@ -123,8 +140,7 @@ AVX512 static void matmul_tiles_int4_avx512(float *out, int64_t stride, const Ro
 
 // The outputs of `tiles` tiles for n rows of activations from x on; the last tile has `rows` rows.
 AVX512_INLINE void floats_avx512(float *out, int64_t stride, const float *x, int64_t x_stride, const Tensor *w,
-                                 int32_t r0, int32_t rows, const int tiles, const int n, const int type,
-                                 const bool first) {
+                                 int32_t r0, int32_t rows, const int tiles, const int n, const int type) {
     const int columns = type == TILES_FP32 ? 1 : 2; // in 64 bytes
     const uint8_t *tile = tensor_tile(w, r0);
     int64_t bytes = (int64_t)tile_bytes(w);
@@ -135,7 +151,6 @@ AVX512_INLINE void floats_avx512(float *out, int64_t stride, const float *x, int
         __m512 weights[2][4];
         EACH (t, tiles) {
             __m512i both = _mm512_loadu_si512(tile + t * bytes);
-            if (first) _mm_prefetch(tile + t * bytes + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
             bool whole = type == TILES_FP32;
             weights[0][t] = _mm512_castsi512_ps(whole ? both : _mm512_slli_epi32(both, 16));
             weights[1][t] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
@@ -156,30 +171,27 @@ AVX512_INLINE void floats_avx512(float *out, int64_t stride, const float *x, int
 
 // Rows [i, i + n) of activations, at most eight, with `tiles` tiles from row r on.
 AVX512_INLINE void some_floats_avx512(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
-                                      const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type,
-                                      const bool first) {
+                                      const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type) {
     const float *x = rows_x->values + (int64_t)i * rows_x->cols;
     int64_t x_stride = rows_x->cols;
     out += i * stride + r;
     switch (n) {
-    case 8: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 8, type, first); break;
-    case 7: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 7, type, first); break;
-    case 6: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 6, type, first); break;
-    case 5: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 5, type, first); break;
-    case 4: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 4, type, first); break;
-    case 3: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 3, type, first); break;
-    case 2: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 2, type, first); break;
-    default: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 1, type, first);
+    case 8: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 8, type); break;
+    case 7: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 7, type); break;
+    case 6: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 6, type); break;
+    case 5: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 5, type); break;
+    case 4: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 4, type); break;
+    case 3: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 3, type); break;
+    case 2: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 2, type); break;
+    default: floats_avx512(out, stride, x, x_stride, w, r, rows, tiles, 1, type);
     }
 }
 
 AVX512_INLINE void all_floats_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                      int32_t r, int32_t rows, const int tiles, const int type) {
-    int32_t i = even_part(n, 8);
-    some_floats_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
-    for (int32_t step; i < n; i += step) {
+    for (int32_t i = 0, step; i < n; i += step) {
         step = even_part(n - i, 8);
-        some_floats_avx512(out, stride, x, i, step, w, r, rows, tiles, type, false);
+        some_floats_avx512(out, stride, x, i, step, w, r, rows, tiles, type);
     }
 }
 
@@ -187,7 +199,7 @@ AVX512_INLINE void matmul_floats_avx512(float *out, int64_t stride, const Rows *
                                         int32_t begin, int32_t end, const int type) {
     int32_t r = begin;
     for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
-        floats_avx512(out + r, stride, x->values, x->cols, w, r, TILE_ROWS, 4, 1, type, true);
+        floats_avx512(out + r, stride, x->values, x->cols, w, r, TILE_ROWS, 4, 1, type);
     for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
         all_floats_avx512(out, stride, x, n, w, r, TILE_ROWS, 3, type);
     for (; r < end; r += TILE_ROWS) all_floats_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);

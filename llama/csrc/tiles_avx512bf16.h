@@ -14,8 +14,7 @@
 
 // The outputs of `tiles` tiles for n rows of activations from x on; the last tile has `rows` rows.
 AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint16_t *x, int64_t x_stride,
-                                         const Tensor *w, int32_t r0, int32_t rows, const int tiles, const int n,
-                                         const bool first) {
+                                         const Tensor *w, int32_t r0, int32_t rows, const int tiles, const int n) {
     const uint8_t *tile = tensor_tile(w, r0);
     int64_t bytes = (int64_t)tile_bytes(w);
     __m512 sum[4][8];
@@ -23,10 +22,7 @@ AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint1
         EACH (i, n) sum[t][i] = _mm512_setzero_ps();
     for (int32_t k = 0; k < w->cols; k += 2, tile += 64) {
         __m512bh weights[4];
-        EACH (t, tiles) {
-            weights[t] = (__m512bh)_mm512_loadu_si512(tile + t * bytes);
-            if (first) _mm_prefetch(tile + t * bytes + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
-        }
+        EACH (t, tiles) { weights[t] = (__m512bh)_mm512_loadu_si512(tile + t * bytes); }
         EACH (i, n) {
             __m512bh pair = (__m512bh)_mm512_set1_epi32(load_i32(x + i * x_stride + k));
             EACH (t, tiles) sum[t][i] = _mm512_dpbf16_ps(sum[t][i], weights[t], pair);
@@ -40,30 +36,27 @@ AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint1
 
 // Rows [i, i + n) of activations, at most eight, with `tiles` tiles from row r on.
 AVX512BF16_INLINE void some_halves_avx512bf16(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
-                                              const Tensor *w, int32_t r, int32_t rows, const int tiles,
-                                              const bool first) {
+                                              const Tensor *w, int32_t r, int32_t rows, const int tiles) {
     const uint16_t *x = rows_x->halves + (int64_t)i * rows_x->cols;
     int64_t x_stride = rows_x->cols;
     out += i * stride + r;
     switch (n) {
-    case 8: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 8, first); break;
-    case 7: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 7, first); break;
-    case 6: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 6, first); break;
-    case 5: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 5, first); break;
-    case 4: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 4, first); break;
-    case 3: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 3, first); break;
-    case 2: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 2, first); break;
-    default: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 1, first);
+    case 8: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 8); break;
+    case 7: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 7); break;
+    case 6: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 6); break;
+    case 5: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 5); break;
+    case 4: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 4); break;
+    case 3: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 3); break;
+    case 2: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 2); break;
+    default: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 1);
     }
 }
 
 AVX512BF16_INLINE void all_halves_avx512bf16(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                              int32_t r, int32_t rows, const int tiles) {
-    int32_t i = even_part(n, 8);
-    some_halves_avx512bf16(out, stride, x, 0, i, w, r, rows, tiles, true);
-    for (int32_t step; i < n; i += step) {
+    for (int32_t i = 0, step; i < n; i += step) {
         step = even_part(n - i, 8);
-        some_halves_avx512bf16(out, stride, x, i, step, w, r, rows, tiles, false);
+        some_halves_avx512bf16(out, stride, x, i, step, w, r, rows, tiles);
     }
 }
 
@@ -71,7 +64,7 @@ AVX512BF16 static void matmul_tiles_bf16_avx512bf16(float *out, int64_t stride, 
                                                     const Tensor *w, int32_t begin, int32_t end) {
     int32_t r = begin;
     for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
-        halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, TILE_ROWS, 4, 1, true);
+        halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, TILE_ROWS, 4, 1);
     for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
         all_halves_avx512bf16(out, stride, x, n, w, r, TILE_ROWS, 3);
     for (; r < end; r += TILE_ROWS) all_halves_avx512bf16(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1);
