@@ -67,7 +67,7 @@ def run(
         cwd=cwd,
         env=environment(**changes),
         capture_output=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
 

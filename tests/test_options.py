@@ -150,7 +150,7 @@ def test_without_the_model_that_ships_its_name_is_said(tmp_path):
     program = tmp_path / "run"
     shutil.copy(PROGRAMS["native"][0], program)
     for options in ([], ["-t", "0"]):
-        result = subprocess.run([program, *options], capture_output=True, timeout=20, check=False)
+        result = subprocess.run([program, *options], capture_output=True, timeout=60, check=False)
         assert_refused(result, 3)
         assert result.stderr.endswith(b"/llama/models/stories.bin: No such file or directory\n")
         assert result.stdout == b""

@@ -464,6 +464,6 @@ def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.Compl
         stderr=subprocess.PIPE,
         cwd=model.parent,
         env=environment(),
-        timeout=20,
+        timeout=60,
         check=False,
     )
