@@ -224,7 +224,7 @@ class Llama:
     kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
-    instruction set: "scalar", "avx2", "avx512", "neon", "dotprod", "i8mm") say what it came to. Raises
+    instruction set, as LLAMA_ISA names it) say what it came to. Raises
     BadFileError, UsageError, ResourceError. One thread at a time is inside the engine; others wait.
     """
 
