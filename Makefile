@@ -100,7 +100,8 @@ bench: $(VENV)/installed runfast ## measure the engine beside its peers (BENCH="
 
 # The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the
-# tests run through a script that says so.
+# tests run through a script that says so. libstdc++ is loaded too, or an exception in C++, torch's for instance,
+# ends the process.
 sanitize: $(VENV)/ready ## run the tests of the engine under the address and undefined-behaviour sanitizers
 	mkdir -p $(SANITIZE)
 	$(CC) -g -O1 -fno-omit-frame-pointer $(SANITIZERS) $(OPENMP) $(C_FLAGS) run.c -o $(SANITIZE)/native -lm
@@ -109,7 +110,8 @@ sanitize: $(VENV)/ready ## run the tests of the engine under the address and und
 	chmod +x $(SANITIZE)/run
 	LLAMA_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZE) --build-lib $(SANITIZE)/lib
 	$(SANITIZE)/run --help > /dev/null
-	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) \
+	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run \
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZE)/lib \
 	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib ." $(or $(TESTS),$(ENGINE_TESTS))
 
