@@ -463,7 +463,26 @@ static void check_kernels(const Kernels *kernels) {
     if (n_failed == before) printf("%s: all as scalar\n", kernels->name);
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// Threads: a team that mostly waits leaves the work to one thread, for longer each time, until all goes well.
+
+static void check_alone(void) {
+    Alone alone = {0};
+    alone_note(&alone, ALONE_TRIAL / 2, ALONE_TRIAL / 2);
+    check(alone_or(&alone, 4) == 4, "threads", "one late pass decides", 0, 0, 0);
+    double expected = ALONE_FIRST;
+    for (int i = 0; i < 8; i++, expected = MIN(2 * expected, ALONE_MOST)) {
+        alone_note(&alone, ALONE_TRIAL, 0.6 * ALONE_TRIAL);
+        check(alone_or(&alone, 4) == 1 && alone.length == expected, "threads", "late passes are not seen", i, 0, 0);
+    }
+    alone.until = seconds() - 1;
+    check(alone_or(&alone, 4) == 4, "threads", "all are not tried again", 0, 0, 0);
+    alone_note(&alone, ALONE_TRIAL, 0.4 * ALONE_TRIAL);
+    check(alone_or(&alone, 4) == 4 && alone.length == 0, "threads", "passes in time count as late", 0, 0, 0);
+}
+
 int main(int argc, char **argv) {
+    check_alone();
     check_fp16();
     check_bf16();
     for (size_t i = 0; argc == 1 && i < COUNT(all_kernels); i++)
