@@ -1,10 +1,16 @@
 """What all tests share."""
 
+from __future__ import annotations
+
+import base64
 import signal
 from pathlib import Path
 
 import pytest
+from helpers import TEXTS
 from tiny_models import write_noise
+
+import tokenizer as tokenizers
 
 
 def pytest_configure() -> None:
@@ -16,3 +22,40 @@ def pytest_configure() -> None:
 def noise(tmp_path_factory) -> Path:
     """A folder with a random model of versions 0, 1 and 2, their tokenizer, and files to read as prompts."""
     return write_noise(tmp_path_factory.mktemp("noise"))
+
+
+# --- Small tokenizers of three kinds
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> tokenizers.Tokenizer:
+    return tokenizers.train(TEXTS * 3, 330, tmp_path_factory.mktemp("tokenizer") / "tok.model")
+
+
+@pytest.fixture(scope="session")
+def llama3(tmp_path_factory) -> tokenizers.Tokenizer:
+    """A tokenizer in Llama 3's form: the 256 bytes, some merges, 256 special tokens."""
+    merges = [b"th", b"he", b" t", b"the", b" the", b"ll", b"llo", b"hello", b"  ", b"12", b"\xc3\xb9"]
+    path = tmp_path_factory.mktemp("llama3") / "tokenizer.model"
+    tokens = [bytes([byte]) for byte in range(256)] + merges
+    path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens)))
+    return tokenizers.load(path)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory) -> tokenizers.Tokenizer:
+    """As SmolLM's."""
+    hf = pytest.importorskip("tokenizers")
+    p = hf.pre_tokenizers
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    digits = p.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = p.Sequence([digits, p.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    options = {"initial_alphabet": p.ByteLevel.alphabet(), "show_progress": False}
+    names = ["<|endoftext|>", "<|im_start|>"]
+    tokenizer.train_from_iterator(
+        TEXTS * 3, hf.trainers.BpeTrainer(vocab_size=300, special_tokens=names, **options)
+    )
+    path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return tokenizers.load(path)

@@ -114,3 +114,11 @@ def assert_bad_file(program: str, model: Path, message: str, *options: str | Pat
 def assert_bad_bytes(program: str, path: Path, data: bytes, message: str) -> None:
     path.write_bytes(data)
     assert_bad_file(program, path, f"{path}: {message}")
+
+
+# what small tokenizers are trained on
+TEXTS = [
+    "Once upon a time, there was a little girl.\nShe  loved to play",
+    "def f(x):\n\treturn 12",
+    "Où? 世界 \U0001f600",
+]

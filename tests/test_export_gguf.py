@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, tokenizer_bin
-from test_gguf_vocabulary import TEXTS, llama3  # noqa: F401  a fixture
+from helpers import TEXTS
 
 import export
 import tokenizer as tokenizers

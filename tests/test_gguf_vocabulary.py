@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
+from helpers import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,50 +24,10 @@ from formats.vocabulary import BYTES, LLAMA3, TEXT, USER, USER_FIRST, Vocabulary
 from model import Config
 from training.command import BadInput
 
-TEXTS = [
-    "Once upon a time, there was a little girl.\nShe  loved to play",
-    "def f(x):\n\treturn 12",
-    "Où? 世界 \U0001f600",
-]
-
 
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "model.gguf"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tokenizers.Tokenizer:
-    return tokenizers.train(TEXTS * 3, 330, tmp_path_factory.mktemp("tokenizer") / "tok.model")
-
-
-@pytest.fixture(scope="module")
-def llama3(tmp_path_factory) -> tokenizers.Tokenizer:
-    """A tokenizer in Llama 3's form: the 256 bytes, some merges, 256 special tokens."""
-    merges = [b"th", b"he", b" t", b"the", b" the", b"ll", b"llo", b"hello", b"  ", b"12", b"\xc3\xb9"]
-    path = tmp_path_factory.mktemp("llama3") / "tokenizer.model"
-    tokens = [bytes([byte]) for byte in range(256)] + merges
-    path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens)))
-    return tokenizers.load(path)
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory) -> tokenizers.Tokenizer:
-    """As SmolLM's."""
-    hf = pytest.importorskip("tokenizers")
-    p = hf.pre_tokenizers
-    tokenizer = hf.Tokenizer(hf.models.BPE())
-    digits = p.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = p.Sequence([digits, p.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = hf.decoders.ByteLevel()
-    options = {"initial_alphabet": p.ByteLevel.alphabet(), "show_progress": False}
-    names = ["<|endoftext|>", "<|im_start|>"]
-    tokenizer.train_from_iterator(
-        TEXTS * 3, hf.trainers.BpeTrainer(vocab_size=300, special_tokens=names, **options)
-    )
-    path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
-    tokenizer.save(str(path))
-    return tokenizers.load(path)
 
 
 KINDS = ("trained", "llama3", "gpt2")

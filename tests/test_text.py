@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 from gguf_files import SMALL, LlamaCpp, random_source
-from test_gguf_vocabulary import TEXTS, gpt2, llama3, trained  # noqa: F401  fixtures
+from helpers import TEXTS
 
 import export
 import tokenizer as tokenizers
@@ -155,7 +155,7 @@ def test_a_tokenizer_that_is_given_or_lies_elsewhere_must_have_all_tokens(folder
 
 
 @pytest.mark.parametrize("out", ["model.bin", "model.gguf", "folder"])
-def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path, trained, capsys, out):  # noqa: F811
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path, trained, capsys, out):
     folder = folder_for(tmp_path / "theirs", trained, trained.vocab_size - 1)
     options = ["--version", "3"] if out == "model.bin" else []
     assert export.main([str(folder), str(tmp_path / out), *options]) == 3
@@ -164,7 +164,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path, trained, ca
     assert not (tmp_path / out).exists()
 
 
-def test_a_name_for_an_unused_token_is_no_text(tmp_path, trained):  # noqa: F811
+def test_a_name_for_an_unused_token_is_no_text(tmp_path, trained):
     """A GGUF file may have unused tokens anywhere."""
     source = random_source(Config(**SMALL | {"vocab_size": trained.vocab_size}))
     v = trained.vocabulary

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import transformers
 from gguf_files import SMALL, LlamaCpp, random_source
+from helpers import TEXTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_gguf_vocabulary import TEXTS, gpt2, llama3, merge_order, trained  # noqa: F401  fixtures
+from test_gguf_vocabulary import merge_order
 
 import export
 import tokenizer as tokenizers
@@ -83,7 +84,7 @@ def test_any_text_has_the_same_ids(tmp_path, known, data):
     assert theirs.encode(text, add_special_tokens=False) == known.encode(text)
 
 
-def test_special_tokens_in_a_text_are_meant(tmp_path, llama3):  # noqa: F811
+def test_special_tokens_in_a_text_are_meant(tmp_path, llama3):
     theirs = in_transformers(write(tmp_path / "folder", llama3.vocabulary))
     text = "<|start_header_id|>user<|end_header_id|>\n\nhello <|eot_id|> the"
     assert theirs.encode(text) == llama3.encode(text, bos=True, special=True)
@@ -114,7 +115,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
-def test_spaces_in_front_and_user_defined_tokens_are_as_they_were(tmp_path, trained, flags):  # noqa: F811
+def test_spaces_in_front_and_user_defined_tokens_are_as_they_were(tmp_path, trained, flags):
     v = trained.vocabulary
     pieces, types, at = [*v.pieces], [*v.types], v.pieces.index(b"def")
     pieces[at], types[at] = b"<user>", tokens.USER
@@ -133,7 +134,7 @@ def with_runs(v: Vocabulary, lengths: list[int]) -> Vocabulary:
     return replace(v, pieces=pieces, types=[*v.types, *[tokens.TEXT] * n], scores=[*v.scores, *[-1e9] * n])
 
 
-def test_runs_of_spaces_with_one_score_are_found_as_sentencepiece_finds_them(tmp_path, trained):  # noqa: F811
+def test_runs_of_spaces_with_one_score_are_found_as_sentencepiece_finds_them(tmp_path, trained):
     """As in Llama 2, whose runs of 2 to 16 spaces all have the score -1e9."""
     v = with_runs(trained.vocabulary, [2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 15])
     ours = tokenizers.load_vocabulary(Path("ours"), "tokenizer.bin", v.indexed, v)
@@ -179,7 +180,7 @@ def test_engine_llama_cpp_and_transformers_agree_on_one_gguf_file(tmp_path, know
     assert model.generation_config.eos_token_id in (known.eos_id, [268, 275, 276])  # Llama 3 has three
 
 
-def test_a_tokenizer_bin_beside_a_model_becomes_a_tokenizer_json(tmp_path, trained):  # noqa: F811
+def test_a_tokenizer_bin_beside_a_model_becomes_a_tokenizer_json(tmp_path, trained):
     source = random_source(Config(**SMALL | {"vocab_size": trained.vocab_size}))
     export.export_bin(tmp_path / "model.bin", source.config, source.tensors)
     tokenizers.export_bin(trained, tmp_path / "tokenizer.bin")
@@ -213,7 +214,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_the_file_cannot_say_is_refused_by_field(trained, message):  # noqa: F811
+def test_what_the_file_cannot_say_is_refused_by_field(trained, message):
     changes: dict[str, Any] = {}
     for name, change in REFUSED[message].items():
         values = change
@@ -227,7 +228,7 @@ def test_what_the_file_cannot_say_is_refused_by_field(trained, message):  # noqa
     assert str(error.value).startswith(f"model: a tokenizer.json can't hold the tokenizer: {message}")
 
 
-def test_the_template_goes_along(tmp_path, trained):  # noqa: F811
+def test_the_template_goes_along(tmp_path, trained):
     for template in ("llama2", "llama3", "none"):
         folder = write(tmp_path / template, trained.vocabulary, template)
         assert read_template(folder) == template
