@@ -2,7 +2,7 @@
 # TESTS names the tests to run (default all), for instance make test TESTS=tests/test_package.py.
 
 CC ?= cc
-C_SOURCES = run.c $(wildcard llama/csrc/*.h)
+C_SOURCES = run.c $(wildcard llama/csrc/*.h llama/csrc/*/*.h)
 # One rounding everywhere: without -ffp-contract=off the compiler may fuse a sum on one machine and not on another.
 C_FLAGS = -ffp-contract=off $(CFLAGS)
 WARNINGS = -Wall -Wextra -Werror

@@ -10,33 +10,33 @@
 #define _GNU_SOURCE // sched_getaffinity
 #endif
 
-#include "llama/csrc/llama.h"      // the public interface: what every function below promises
-#include "llama/csrc/util.h"       // fail, pages_alloc, mapping_init, seconds
-#include "llama/csrc/threads.h"    // team_run, barrier_wait, team_range
-#include "llama/csrc/half.h"       // half_to_float, float_to_half: floats of 16 bits
-#include "llama/csrc/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
-#include "llama/csrc/tiles.h"      // int8 and int4 weights in tiles of 16 rows, as v3 files have them
-#include "llama/csrc/cache.h"      // what the KV cache is made of: fp32, bf16 or fp16
-#include "llama/csrc/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
-#include "llama/csrc/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
-#include "llama/csrc/model.h"      // LlamaModel, Layer: tensors in the mapped file
-#include "llama/csrc/checkpoint.h" // llama_open: v0, v1, v2 and v3
-#include "llama/csrc/context.h"    // LlamaContext: the cache and the scratch memory of forward
-#include "llama/csrc/utf8.h"       // utf8_length: where characters end
-#include "llama/csrc/pieces.h"     // the tokens of a model, and how a piece of text is found among them
-#include "llama/csrc/split.h"      // text into words, by the patterns of Llama 3 and GPT-2
-#include "llama/csrc/vocabulary.h" // LlamaTokenizer: llama_tokenizer_open
-#include "llama/csrc/merge.h"      // byte pair encoding
-#include "llama/csrc/tokenizer.h"  // llama_encode, llama_token_bytes_of
-#include "llama/csrc/stream.h"     // LlamaStream: bytes of tokens to whole characters
-#include "llama/csrc/select.h"     // Selection: the most likely tokens, without sorting the vocabulary
-#include "llama/csrc/sampler.h"    // llama_sample
-#include "llama/csrc/score.h"      // llama_score: how likely a text is
-#include "llama/csrc/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
-#include "llama/csrc/pack.h"       // llama_pack: floats to tiles, as export.py writes them
-#include "llama/csrc/chat.h"       // llama_chat_turn
-#include "llama/csrc/options.h"    // llama_run_parse
-#include "llama/csrc/info.h"       // llama_tensor, llama_info
+#include "llama/csrc/llama.h"              // the public interface: what every function below promises
+#include "llama/csrc/base/util.h"          // fail, pages_alloc, mapping_init, seconds
+#include "llama/csrc/base/threads.h"       // team_run, barrier_wait, team_range
+#include "llama/csrc/base/half.h"          // half_to_float, float_to_half: floats of 16 bits
+#include "llama/csrc/weights/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
+#include "llama/csrc/weights/tiles.h"      // int8 and int4 weights in tiles of 16 rows, as v3 files have them
+#include "llama/csrc/kernels/cache.h"      // what the KV cache is made of: fp32, bf16 or fp16
+#include "llama/csrc/kernels/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
+#include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
+#include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
+#include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
+#include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward
+#include "llama/csrc/text/utf8.h"          // utf8_length: where characters end
+#include "llama/csrc/text/pieces.h"        // the tokens of a model, and how a piece of text is found among them
+#include "llama/csrc/text/split.h"         // text into words, by the patterns of Llama 3 and GPT-2
+#include "llama/csrc/text/vocabulary.h"    // LlamaTokenizer: llama_tokenizer_open
+#include "llama/csrc/text/merge.h"         // byte pair encoding
+#include "llama/csrc/text/tokenizer.h"     // llama_encode, llama_token_bytes_of
+#include "llama/csrc/text/stream.h"        // LlamaStream: bytes of tokens to whole characters
+#include "llama/csrc/sampling/select.h"    // Selection: the most likely tokens, without sorting the vocabulary
+#include "llama/csrc/sampling/sampler.h"   // llama_sample
+#include "llama/csrc/sampling/score.h"     // llama_score: how likely a text is
+#include "llama/csrc/weights/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
+#include "llama/csrc/weights/pack.h"       // llama_pack: floats to tiles, as export.py writes them
+#include "llama/csrc/text/chat.h"          // llama_chat_turn
+#include "llama/csrc/program/options.h"    // llama_run_parse
+#include "llama/csrc/program/info.h"       // llama_tensor, llama_info
 
 // ---------------------------------------------------------------------------------------------------------
 // Forward: a pass takes up to B rows through the layers. Every thread of the team runs forward_pass; each step is
@@ -557,8 +557,8 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
 // Command line
 #ifndef LLAMA_LIBRARY
 
-#include "llama/csrc/console.h"    // Buffer, write_out, read_until, read_file
-#include "llama/csrc/perplexity.h" // perplexity_of
+#include "llama/csrc/program/console.h"    // Buffer, write_out, read_until, read_file
+#include "llama/csrc/program/perplexity.h" // perplexity_of
 
 #include <signal.h> // SIGPIPE
 

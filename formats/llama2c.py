@@ -1,4 +1,4 @@
-"""The .bin files of llama2.c: v0 and v1 fp32, v2 int8 in groups. Their reader is llama/csrc/checkpoint.h."""
+"""The .bin files of llama2.c: v0 and v1 fp32, v2 int8 in groups. Their reader is llama/csrc/weights/checkpoint.h."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from training.command import BadInput, UsageError, check_room
 
 # --- int8
 
-QUANTISE_MIN = 1e-30  # a group whose largest value is smaller counts as zeros, as in llama/csrc/quant.h
+QUANTISE_MIN = 1e-30  # a group whose largest value is smaller counts as zeros, as in llama/csrc/weights/quant.h
 
 
 def quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor]:

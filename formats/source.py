@@ -21,7 +21,7 @@ EMBEDDING, CLASSIFIER = "tok_embeddings.weight", "output.weight"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CHUNK_VALUES = 1 << 22  # converted at once: bounds the memory beside the tensor
 PROBLEMS_SHOWN = 5
-LIMITS = {  # the engine's, llama/csrc/checkpoint.h
+LIMITS = {  # the engine's, llama/csrc/weights/checkpoint.h
     "dim": 1 << 17,
     "hidden_dim": 1 << 20,
     "n_layers": 4096,

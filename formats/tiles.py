@@ -1,6 +1,6 @@
-"""Weights in tiles of 16 rows, as the engine reads them: llama/csrc/tiles.h draws the layout.
+"""Weights in tiles of 16 rows, as the engine reads them: llama/csrc/weights/tiles.h draws the layout.
 
-They are packed in C, on all processors: llama/csrc/pack_group.h says which scale 32 neighbouring weights of a
+They are packed in C, on all processors: llama/csrc/weights/pack_group.h says which scale 32 neighbouring weights of a
 row share in int8 and int4. The way back is reshaping, in numpy. The C engine is imported when it is needed:
 training does without.
 """

@@ -1,6 +1,6 @@
 """Version 3 of the .bin files: one file with a model, its tokenizer and all that a run needs.
 
-docs/format.md has the layout byte by byte; the engine's reader is llama/csrc/checkpoint_v3.h. It is asked to
+docs/format.md has the layout byte by byte; the engine's reader is llama/csrc/weights/checkpoint_v3.h. It is asked to
 open a file that is read here too, so that what is wrong with a file is looked for in one place.
 """
 

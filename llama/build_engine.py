@@ -74,8 +74,8 @@ def builder() -> FFI:
     ffi.set_source(
         "llama._engine",
         '#define LLAMA_LIBRARY\n#include "run.c"\n',
-        include_dirs=[".", "llama/csrc"],  # relative to setup.py, where every build runs
-        depends=["run.c", *sorted(f"llama/csrc/{path.name}" for path in CSRC.glob("*.h"))],
+        include_dirs=["."],  # relative to setup.py, where every build runs
+        depends=["run.c", *sorted(path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h"))],
         extra_compile_args=compile_args + (SANITIZE_COMPILE if sanitize else RELEASE),
         extra_link_args=link_args + (SANITIZE if sanitize else []),
         libraries=["m"],

@@ -32,7 +32,7 @@ def test_both_programs_print_the_same_help(tmp_path):
 
 
 def test_the_help_lists_every_option_that_the_parser_takes():
-    source = (ROOT / "llama" / "csrc" / "options.h").read_text()
+    source = (ROOT / "llama" / "csrc" / "program" / "options.h").read_text()
     table = re.findall(r'^ +\{"(-\w)?", "(--[\w-]+)",', source, re.MULTILINE)
     assert len(table) > 20
     assert sorted(n for pair in table for n in pair if n) == sorted(n for ns, _ in help_lines() for n in ns)

@@ -1,4 +1,4 @@
-"""The sampler of the engine (llama/csrc/sampler.h) against a full sort in float64 with numpy."""
+"""The sampler of the engine (llama/csrc/sampling/sampler.h) against a full sort in float64 with numpy."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""The stream of the engine (llama/csrc/stream.h) against a model of it in a few lines of Python."""
+"""The stream of the engine (llama/csrc/text/stream.h) against a model of it in a few lines of Python."""
 
 import io
 import time

@@ -1,6 +1,6 @@
 """Matrices in tiles: the same bytes as numpy's, on every instruction set and any number of threads.
 
-The reference says in numpy what llama/csrc/pack_group.h and docs/format.md say, and shares nothing with them.
+The reference says in numpy what llama/csrc/weights/pack_group.h and docs/format.md say, and shares nothing with them.
 """
 
 from __future__ import annotations

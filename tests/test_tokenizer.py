@@ -1,4 +1,4 @@
-"""The tokenizer of the engine (llama/csrc/tokenizer.h) against sentencepiece, and on hostile files."""
+"""The tokenizer of the engine (llama/csrc/text/tokenizer.h) against sentencepiece, and on hostile files."""
 
 import io
 import random

@@ -2,8 +2,8 @@
 #ifndef LLAMA_SCORE_H
 #define LLAMA_SCORE_H
 
-#include "context.h" // LlamaContext
-#include "util.h"    // fail, fail_memory
+#include "../kernels/context.h" // LlamaContext
+#include "../base/util.h"       // fail, fail_memory
 
 enum { SCORE_LOGITS = 1 << 22 }; // logits alive at once, in all rows
 

@@ -11,8 +11,8 @@
 #ifndef LLAMA_PACK_GROUP_H
 #define LLAMA_PACK_GROUP_H
 
-#include "passes.h" // PASS, select_bits
-#include "tiles.h"  // TILE_ROWS, TILE_GROUP, group_scales, group_weights
+#include "../kernels/passes.h" // PASS, select_bits
+#include "tiles.h"             // TILE_ROWS, TILE_GROUP, group_scales, group_weights
 
 // The d of int4. The sign turns the largest weight to the side of -8, which reaches a step further than 7. Twelve
 // that together leave the least error of real and of normal weights: 0.02 % more than fifty of all kinds do.

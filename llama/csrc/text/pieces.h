@@ -5,7 +5,7 @@
 #ifndef LLAMA_PIECES_H
 #define LLAMA_PIECES_H
 
-#include "util.h" // fail, Mapping
+#include "../base/util.h" // fail, Mapping
 
 #include <stdatomic.h> // _Atomic
 

@@ -25,9 +25,9 @@
 #ifndef LLAMA_SAMPLER_H
 #define LLAMA_SAMPLER_H
 
-#include "kernels.h" // Kernels: extremes, likelihoods
-#include "select.h"  // Selection
-#include "util.h"    // fail, fail_memory
+#include "../kernels/kernels.h" // Kernels: extremes, likelihoods
+#include "select.h"             // Selection
+#include "../base/util.h"       // fail, fail_memory
 
 #include <float.h> // FLT_MAX, FLT_TRUE_MIN
 #include <math.h>  // INFINITY, isfinite

@@ -2,7 +2,7 @@
 #ifndef LLAMA_UTIL_H
 #define LLAMA_UTIL_H
 
-#include "llama.h"
+#include "../llama.h"
 
 #include <errno.h>    // errno
 #include <fcntl.h>    // open

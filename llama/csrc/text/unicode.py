@@ -1,6 +1,6 @@
 """Writes unicode.h: which characters are letters, numbers or whitespace to the split patterns (split.h).
 
-    python llama/csrc/unicode.py > llama/csrc/unicode.h
+    python llama/csrc/text/unicode.py > llama/csrc/text/unicode.h
 
 The tiktoken library is asked about every character, so that the table is the one it matches with, whatever
 version of Unicode Python itself knows.

@@ -9,9 +9,9 @@
 #ifndef LLAMA_KERNELS_H
 #define LLAMA_KERNELS_H
 
-#include "cache.h"  // KEY_BLOCK, cached
-#include "passes.h" // pass_extremes, pass_likelihoods, pass_collect
-#include "tiles.h"  // Tensor, Rows
+#include "cache.h"            // KEY_BLOCK, cached
+#include "passes.h"           // pass_extremes, pass_likelihoods, pass_collect
+#include "../weights/tiles.h" // Tensor, Rows
 
 // One query head of one row, on its way through attention.
 typedef struct {

@@ -2,9 +2,9 @@
 #ifndef LLAMA_PACK_H
 #define LLAMA_PACK_H
 
-#include "kernels.h"    // kernels_find, AVX2, AVX512
-#include "pack_group.h" // PackGroup: the work on a group
-#include "threads.h"    // team_run, team_range
+#include "../kernels/kernels.h" // kernels_find, AVX2, AVX512
+#include "pack_group.h"         // PackGroup: the work on a group
+#include "../base/threads.h"    // team_run, team_range
 
 #include <float.h> // FLT_MAX
 

@@ -2,9 +2,9 @@
 #ifndef LLAMA_CONTEXT_H
 #define LLAMA_CONTEXT_H
 
-#include "kernels.h" // Kernels
-#include "model.h"   // LlamaModel
-#include "threads.h" // processors
+#include "kernels.h"          // Kernels
+#include "../weights/model.h" // LlamaModel
+#include "../base/threads.h"  // processors
 
 // B = options.batch.
 struct LlamaContext {

@@ -6,7 +6,7 @@
 #ifndef LLAMA_PASSES_H
 #define LLAMA_PASSES_H
 
-#include "util.h" // MIN, MAX
+#include "../base/util.h" // MIN, MAX
 
 #include <math.h> // INFINITY
 

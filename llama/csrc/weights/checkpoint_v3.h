@@ -4,8 +4,8 @@
 #ifndef LLAMA_CHECKPOINT_V3_H
 #define LLAMA_CHECKPOINT_V3_H
 
-#include "model.h"  // LlamaModel, Layer
-#include "pieces.h" // VOCABULARY_MAGIC
+#include "model.h"          // LlamaModel, Layer
+#include "../text/pieces.h" // VOCABULARY_MAGIC
 
 enum { HEADER_V3 = 256, ENTRY_V3 = 32, ALIGN_V3 = 64, CHECKSUM_AT = 252 };
 

@@ -2,7 +2,7 @@
 #ifndef LLAMA_TILES_AVX512_H
 #define LLAMA_TILES_AVX512_H
 
-#include "tiles.h"
+#include "../weights/tiles.h"
 
 #include <immintrin.h> // _mm512_*
 

@@ -4,7 +4,7 @@
 #ifndef LLAMA_TILES_NEON_H
 #define LLAMA_TILES_NEON_H
 
-#include "tiles.h"
+#include "../weights/tiles.h"
 
 #include <arm_neon.h> // v*q_f32, v*q_s32
 

@@ -2,7 +2,7 @@
 #ifndef LLAMA_UTF8_H
 #define LLAMA_UTF8_H
 
-#include "util.h" // size_t, uint8_t
+#include "../base/util.h" // size_t, uint8_t
 
 #define REPLACEMENT "\xef\xbf\xbd" // U+FFFD stands for a byte that is not UTF-8
 

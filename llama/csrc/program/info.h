@@ -3,9 +3,9 @@
 #ifndef LLAMA_INFO_H
 #define LLAMA_INFO_H
 
-#include "context.h"    // context_place
-#include "model.h"      // LlamaModel, Layer
-#include "vocabulary.h" // llama_bos, llama_eos
+#include "../kernels/context.h" // context_place
+#include "../weights/model.h"   // LlamaModel, Layer
+#include "../text/vocabulary.h" // llama_bos, llama_eos
 
 // ---------------------------------------------------------------------------------------------------------
 // Tensors, in the order of the table of v3

@@ -4,8 +4,8 @@
 #ifndef LLAMA_PERPLEXITY_H
 #define LLAMA_PERPLEXITY_H
 
-#include "score.h" // llama_score
-#include "utf8.h"  // utf8_length
+#include "../sampling/score.h" // llama_score
+#include "../text/utf8.h"      // utf8_length
 
 typedef struct {
     size_t tokens, bytes;   // judged

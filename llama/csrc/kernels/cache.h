@@ -6,7 +6,7 @@
 #ifndef LLAMA_CACHE_H
 #define LLAMA_CACHE_H
 
-#include "half.h" // float_to_half, half_to_float
+#include "../base/half.h" // float_to_half, half_to_float
 
 enum { KEY_BLOCK = 16, N_KV = LLAMA_KV_FP16 + 1 };
 

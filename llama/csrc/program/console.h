@@ -2,7 +2,7 @@
 #ifndef LLAMA_CONSOLE_H
 #define LLAMA_CONSOLE_H
 
-#include "util.h" // fail, fail_memory
+#include "../base/util.h" // fail, fail_memory
 
 #include <errno.h>
 #include <stdio.h>

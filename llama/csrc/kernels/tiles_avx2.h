@@ -2,7 +2,7 @@
 #ifndef LLAMA_TILES_AVX2_H
 #define LLAMA_TILES_AVX2_H
 
-#include "tiles.h"
+#include "../weights/tiles.h"
 
 #include <immintrin.h> // _mm256_*
 

@@ -2,9 +2,9 @@
 #ifndef LLAMA_OPTIONS_H
 #define LLAMA_OPTIONS_H
 
-#include "cache.h"     // llama_kv_name
-#include "model.h"     // LlamaModel
-#include "tokenizer.h" // llama_tokenizer_open
+#include "../kernels/cache.h"  // llama_kv_name
+#include "../weights/model.h"  // LlamaModel
+#include "../text/tokenizer.h" // llama_tokenizer_open
 
 #include <math.h> // isfinite
 

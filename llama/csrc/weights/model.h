@@ -2,8 +2,8 @@
 #ifndef LLAMA_MODEL_H
 #define LLAMA_MODEL_H
 
-#include "tiles.h" // Tensor, tensor_bytes
-#include "util.h"  // Mapping
+#include "tiles.h"        // Tensor, tensor_bytes
+#include "../base/util.h" // Mapping
 
 typedef struct {
     Tensor attention_norm; // (1, dim)

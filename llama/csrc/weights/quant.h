@@ -11,8 +11,8 @@
 #ifndef LLAMA_QUANT_H
 #define LLAMA_QUANT_H
 
-#include "half.h" // bf16_to_float
-#include "util.h"
+#include "../base/half.h" // bf16_to_float
+#include "../base/util.h"
 
 #include <math.h> // fabsf, rintf
 

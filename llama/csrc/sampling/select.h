@@ -6,8 +6,8 @@
 #ifndef LLAMA_SELECT_H
 #define LLAMA_SELECT_H
 
-#include "kernels.h" // Kernels: extremes, collect
-#include "util.h"    // MIN, MAX
+#include "../kernels/kernels.h" // Kernels: extremes, collect
+#include "../base/util.h"       // MIN, MAX
 
 #include <float.h> // FLT_MIN
 #include <math.h>  // INFINITY, floor

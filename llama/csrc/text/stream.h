@@ -4,8 +4,8 @@
 #ifndef LLAMA_STREAM_H
 #define LLAMA_STREAM_H
 
-#include "utf8.h" // utf8_length, REPLACEMENT
-#include "util.h" // fail
+#include "utf8.h"         // utf8_length, REPLACEMENT
+#include "../base/util.h" // fail
 
 // ---------------------------------------------------------------------------------------------------------
 // Stop strings
