@@ -1,5 +1,5 @@
 # make, then one of the targets below. CC chooses the compiler (default cc), CFLAGS adds to its options,
-# TESTS names the tests to run (default all), for instance make test TESTS=tests/test_package.py.
+# TESTS names the tests to run (default all), for instance make test TESTS=tests/llama/test_package.py.
 
 CC ?= cc
 C_SOURCES = run.c $(wildcard llama/csrc/*.h llama/csrc/*/*.h)
@@ -19,8 +19,7 @@ NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
 STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and a hare lived in a wood by the sea."
-ENGINE_TESTS = $(patsubst %,tests/test_%.py,cache chat checkpoint conversation engine file_kinds forward info \
-	options package perplexity run sampler stream tiles tokenizer tokenizer_bytes v3 vocabulary)
+ENGINE_TESTS = tests/csrc $(patsubst %,tests/llama/test_%.py,engine info package perplexity run)
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug demo test lint kernels neon reverse bench sanitize clean
@@ -57,14 +56,14 @@ test: $(VENV)/installed runfast ## run the tests in a virtual environment of the
 lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/kernels.c
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/csrc/kernels.c
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
 
 kernels: ## compare the kernels of this machine's CPU with the scalar ones
 	mkdir -p build
-	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/kernels.c -o build/kernels -lm
+	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/csrc/kernels.c -o build/kernels -lm
 	build/kernels
 
 # Under qemu: on CPUs with int8 matrix products, with int8 dot products, and with neither. Each is offered what it
@@ -74,8 +73,8 @@ neon: ## compare the ARM kernels with the scalar ones, under an emulator (minute
 	mkdir -p $(NEON)
 	@command -v qemu-aarch64 && echo 'int main(void) { return 0; }' | $(CROSS) -fopenmp -x c - -o $(NEON)/probe -lm || \
 		{ echo "make neon needs packages of Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
-	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) tests/kernels.c -o $(NEON)/kernels -lm
-	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) -march=armv8.6-a tests/kernels.c -o $(NEON)/kernels_v8.6 -lm
+	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) tests/csrc/kernels.c -o $(NEON)/kernels -lm
+	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) -march=armv8.6-a tests/csrc/kernels.c -o $(NEON)/kernels_v8.6 -lm
 	$(CROSS) -O3 -fopenmp $(WARNINGS) $(C_FLAGS) run.c -o $(NEON)/run -lm
 	$(CC) -O3 $(OPENMP) $(C_FLAGS) run.c -o $(NEON)/native -lm
 	$(QEMU) -cpu max $(NEON)/kernels none | grep 'has: i8mm dotprod neon scalar$$'
@@ -113,7 +112,7 @@ sanitize: $(VENV)/ready ## run the tests of the engine under the address and und
 	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run \
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZE)/lib \
-	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib ." $(or $(TESTS),$(ENGINE_TESTS))
+	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib . tests tests/csrc tests/llama tests/llama/formats tests/training" $(or $(TESTS),$(ENGINE_TESTS))
 
 clean: ## remove what was built, the virtual environment included
 	rm -rf run build dist *.egg-info llama/_engine*.so $(VENV)

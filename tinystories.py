@@ -30,9 +30,11 @@ from zlib import error as ZlibError
 
 from tqdm import tqdm
 
-import tokenizer as tokenizers
-from dataset import Selection, add_writer_options, pretokenize, print_totals
-from training.command import BadInput, Parser, run_command, sync
+from llama.command import Parser, run_command
+from llama.errors import BadFileError
+from llama.files import sync
+from llama.formats import tokenizers
+from training.pretokenize import Selection, add_writer_options, pretokenize, print_totals
 from training.text import Format, sample
 
 URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
@@ -47,10 +49,10 @@ VOCAB_FILES = 10  # a vocabulary hardly changes with more
 def open_url(url: str, begin: int) -> tuple[HTTPResponse, int, int]:
     """A response, the byte it begins at (0 where the server can't begin at `begin`) and the size of the file.
 
-    Raises BadInput. The size is -1 where the server does not tell.
+    Raises BadFileError. The size is -1 where the server does not tell.
     """
     if not url.startswith(("http://", "https://")):
-        raise BadInput(f"{url}: is no address, allowed http://... and https://...")
+        raise BadFileError(f"{url}: is no address, allowed http://... and https://...")
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
     response = urllib.request.urlopen(request, timeout=60)
     length = int(response.headers.get("Content-Length", -1))
@@ -58,7 +60,9 @@ def open_url(url: str, begin: int) -> tuple[HTTPResponse, int, int]:
         return response, 0, length
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if not found or int(found[1]) != begin:
-        raise BadInput(f"{url}: Content-Range = {response.headers.get('Content-Range')}, asked from {begin}")
+        raise BadFileError(
+            f"{url}: Content-Range = {response.headers.get('Content-Range')}, asked from {begin}"
+        )
     return response, begin, int(found[2])
 
 
@@ -70,7 +74,7 @@ def receive(url: str, part: Path) -> bool:
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{begin}":
             return True  # nothing is missing
-        raise BadInput(f"{url}: the server says {error.code} {error.reason}") from None
+        raise BadFileError(f"{url}: the server says {error.code} {error.reason}") from None
     bar = tqdm(total=size if size > 0 else None, initial=begin, unit="B", unit_scale=True, desc=part.stem)
     with response, part.open("r+b" if begin else "wb") as file, bar:
         file.seek(begin)
@@ -84,12 +88,12 @@ def receive(url: str, part: Path) -> bool:
             file.flush()
             os.fsync(file.fileno())
         if size >= 0 and file.tell() > size:
-            raise BadInput(f"{part}: size = {file.tell()}, allowed {size} by the server; delete it")
+            raise BadFileError(f"{part}: size = {file.tell()}, allowed {size} by the server; delete it")
         return size < 0 or file.tell() == size
 
 
 def fetch(url: str, path: Path, tries: int = 5) -> None:
-    """Downloads url to path, by way of path.part, which a later call goes on with. Raises BadInput."""
+    """Downloads url to path, by way of path.part, which a later call goes on with. Raises BadFileError."""
     part, reason = path.with_name(path.name + ".part"), "the connection broke"
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(tries):
@@ -100,11 +104,14 @@ def fetch(url: str, path: Path, tries: int = 5) -> None:
                 return sync(path.parent)
         except urllib.error.URLError as error:
             reason = str(error.reason)
-    raise BadInput(f"{url}: {reason}, {tries} times; what is here is kept, try again")
+    raise BadFileError(f"{url}: {reason}, {tries} times; what is here is kept, try again")
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """The data*.json of a .tar.gz in a folder that appears once all are there. Raises BadInput, OSError."""
+    """The data*.json of a .tar.gz in a folder that appears once all are there.
+
+    Raises BadFileError, OSError.
+    """
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -116,7 +123,7 @@ def extract(archive: Path, folder: Path) -> None:
                     with (aside / name).open("wb") as file:
                         shutil.copyfileobj(source, file, 1 << 20)
     except (tarfile.TarError, EOFError, ZlibError) as error:
-        raise BadInput(f"{archive}: is no whole .tar.gz: {error}; delete it and download again") from None
+        raise BadFileError(f"{archive}: is no whole .tar.gz: {error}; delete it and download again") from None
     aside.replace(folder)
     sync(folder.parent)
 
@@ -136,11 +143,11 @@ def download(data: Path, url: str = URL) -> None:
 
 
 def story_files(folder: Path) -> list[Path]:
-    """data00.json (validation) and the others (training). Raises BadInput."""
+    """data00.json (validation) and the others (training). Raises BadFileError."""
     files = sorted(folder.glob("data*.json"))
     if len(files) < 2 or files[0].name != "data00.json":
         found = "no folder" if not folder.is_dir() else f"{len(files)} files data*.json"
-        raise BadInput(
+        raise BadFileError(
             f"{folder}: {found}, allowed data00.json and at least one more: tinystories.py download"
         )
     return files
@@ -160,10 +167,12 @@ def pretokenize_stories(options: argparse.Namespace) -> None:
     path = options.tokenizer or data / f"tok{size}.model"
     if not path.exists():
         command = f"python tinystories.py train_vocab --vocab_size={size}"
-        raise BadInput(f"{path}: is missing: " + ("name Llama 2's with --tokenizer" if not size else command))
+        raise BadFileError(
+            f"{path}: is missing: " + ("name Llama 2's with --tokenizer" if not size else command)
+        )
     loaded = tokenizers.load(path)
     if size and loaded.vocab_size != size:
-        raise BadInput(f"{path}: vocab_size = {loaded.vocab_size}, allowed {size} by --vocab_size")
+        raise BadFileError(f"{path}: vocab_size = {loaded.vocab_size}, allowed {size} by --vocab_size")
     output = options.output or data / f"tok{loaded.vocab_size}"
     train, val = Selection(files[1:]), Selection(files[:1])
     meta = pretokenize(output, loaded, train, val, FORM, options.workers, options.shard_tokens)

@@ -21,47 +21,36 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import tokenizer as tokenizers
-from export import export_bin, load_model, read_config
-from model import IGNORE, Config, Llama
+from llama.command import run_command
+from llama.errors import BadFileError
+from llama.files import lock_folder
+from llama.formats import tokenizers
+from llama.formats.checkpoint import read_config
+from llama.formats.export import export_bin
+from model import Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
-from training.command import BadInput, UsageError, lock_folder, run_command
-from training.optimizers import make_optimizers, rate_factor, set_rates
+from training.optimizers import make_optimizers
 from training.options import Options
 from training.parallel import Ranks
 from training.shards import open_split
+from training.step import Run, micro_batch_size, train_step
+from training.weights import load_model
 from training.windows import Batches
-
-
-@dataclass
-class Run:
-    """All that a training step uses."""
-
-    options: Options
-    ranks: Ranks
-    model: nn.Module  # as the loop calls it
-    optimizers: list[torch.optim.Optimizer]
-    scaler: torch.amp.GradScaler
-    batches: Batches
-    progress: Progress
-    stopping: bool = False  # a signal asked for the end
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Setting up
 
 
 def initial_model(options: Options, vocab_size: int, device: torch.device) -> Llama:
-    """A fresh model, or the one of a checkpoint that is not this run's. Raises BadInput."""
+    """A fresh model, or the one of a checkpoint that is not this run's. Raises BadFileError."""
     if options.init_from in ("scratch", "resume"):
         model = Llama(options.model_config(vocab_size), options.checkpointing)
         return model.to(device)
@@ -70,19 +59,10 @@ def initial_model(options: Options, vocab_size: int, device: torch.device) -> Ll
     )
     if config.vocab_size != vocab_size:
         found = f"vocab_size = {config.vocab_size}, the data has {vocab_size}"
-        raise BadInput(f"{options.init_from}: {found}")
+        raise BadFileError(f"{options.init_from}: {found}")
     model = Llama(config, options.checkpointing)
     model.load_state_dict(load_model(options.init_from).state_dict())
     return model.to(device)
-
-
-def micro_batch_size(options: Options, world_size: int) -> int:
-    """Sequences that a rank runs at once. Raises UsageError if steps can't be cut that way."""
-    size = options.micro_batch_size or options.batch_size // world_size
-    if size < 1 or options.batch_size % (size * world_size):
-        found = f"batch_size = {options.batch_size}, micro_batch_size = {size}, {world_size} ranks"
-        raise UsageError(f"{found}: batch_size must be a multiple of the other two")
-    return size
 
 
 def begin(options: Options, ranks: Ranks) -> Run:
@@ -107,60 +87,6 @@ def begin(options: Options, ranks: Ranks) -> Run:
         folder = checkpoints.newest(Path(options.out_dir))
         run.progress = checkpoints.load(folder, wrapped, run.optimizers, run.scaler, ranks)
     return run
-
-
-# ---------------------------------------------------------------------------------------------------------
-# One step
-
-
-def micro_batches(run: Run, batch: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[tuple[Any, ...]]:
-    """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
-    size = micro_batch_size(run.options, run.ranks.world_size)
-    for start in range(0, len(batch[0]), size):
-        yield tuple(
-            None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
-            for part in batch
-        )
-
-
-def clip(run: Run) -> Tensor:
-    """Scales the gradients down to a norm of grad_clip. Returns the norm before."""
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
-    if run.options.grad_clip:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.options.grad_clip, norm)
-    return norm
-
-
-def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the optimizers. Returns the loss sum of this rank, targets of all ranks, gradient norm.
-
-    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how
-    a batch is cut does not change what is learnt.
-    """
-    options, ranks = run.options, run.ranks
-    set_rates(run.optimizers, rate_factor(options, run.progress.step))
-    batch = run.batches.at(run.progress.step)
-    (n_targets,) = ranks.sum((batch[1] != IGNORE).sum())
-    pieces = list(micro_batches(run, batch))
-    total = torch.zeros((), device=ranks.device)
-    for i, (tokens, targets, doc_ids) in enumerate(pieces):
-        with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
-            with parallel.autocast(ranks, options.dtype):
-                loss, _ = run.model(tokens, targets, doc_ids)
-            total += loss.detach()
-            # Ranks' gradients are averaged, which divides by their number once more.
-            run.scaler.scale(loss * (ranks.world_size / float(n_targets))).backward()
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    norm = clip(run)
-    for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    run.scaler.update()
-    return total, n_targets, norm
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -246,13 +172,13 @@ class Group:
 def settle(
     run: Run, group: Group, norm: Tensor, clock: Clock, log: report.Report | None, flops: float
 ) -> None:
-    """One line on a group of steps, and a row of the log. Raises BadInput if their loss is not finite."""
+    """One line on a group of steps, and a row of the log. Raises BadFileError if their loss is not finite."""
     p, o = run.progress, run.options
     (total,) = run.ranks.sum(group.loss_sum)
     group.seconds += clock.lap(training=True)  # the device may have had work left
     loss = float(total) / group.n_targets
     if not math.isfinite(loss):
-        raise BadInput(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
+        raise BadFileError(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
     if not log:
         return
     rate, speed = run.optimizers[0].param_groups[0]["lr"], group.n_targets / group.seconds
@@ -337,7 +263,7 @@ def introduce(run: Run, flops: float, peak: float, source: str) -> None:
 
 
 def train(options: Options, ranks: Ranks) -> None:
-    """A whole run. Raises BadInput, OSError."""
+    """A whole run. Raises BadFileError, OSError."""
     run = begin(options, ranks)
     tokenizer = tokenizers.load(Path(options.data))
     listen(run)
@@ -357,7 +283,7 @@ def train(options: Options, ranks: Ranks) -> None:
 
 
 def run_from(arguments: list[str]) -> None:
-    """Does what a command line says. Raises BadInput, OSError, KeyboardInterrupt."""
+    """Does what a command line says. Raises BadFileError, OSError, KeyboardInterrupt."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__.strip() + "\n\nOptions\n" + options.describe())
         return

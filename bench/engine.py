@@ -43,7 +43,8 @@ from bench.programs import llama2c
 from bench.report import OURS
 from bench.shapes import SHAPES, TYPES, USUAL_SHAPES, Case, operations, parameters, whole_groups
 from bench.turns import Found, Programs, alternate, apart
-from training.command import Parser, UsageError, run_command
+from llama.command import Parser, run_command
+from llama.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("machine", "decode", "prefill", "batch", "startup", "sampling")

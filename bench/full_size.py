@@ -30,10 +30,12 @@ from torch.serialization import set_default_mmap_options, skip_data
 
 from bench.models import RandomWeights, write_tokenizer
 from bench.shapes import SHAPES
-from export import export_folder
-from formats.source import Source, tensor_shapes
+from llama.command import Parser, run_command
+from llama.errors import BadFileError, UsageError
+from llama.files import check_room, sync
+from llama.formats.export import export_folder
+from llama.formats.source import Source, tensor_shapes
 from model import Config
-from training.command import BadInput, Parser, UsageError, check_room, run_command, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("RssAnon", "RssShmem")  # of /proc/PID/status: all memory but mapped files
@@ -110,7 +112,7 @@ def processor_seconds() -> float:
 
 
 def watched(command: list[str | Path]) -> Measured:
-    """Runs a command, whose output must be short. Raises BadInput if it fails, which says why itself."""
+    """Runs a command, whose output must be short. Raises BadFileError if it fails, which says why itself."""
     start, used, most = time.perf_counter(), processor_seconds(), 0
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -119,7 +121,7 @@ def watched(command: list[str | Path]) -> Measured:
         seconds = time.perf_counter() - start
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
-        raise BadInput(f"{Path(command[1]).name}: ended with {process.returncode}")
+        raise BadFileError(f"{Path(command[1]).name}: ended with {process.returncode}")
     return Measured(seconds, processor_seconds() - used, most, output)
 
 

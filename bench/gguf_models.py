@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench.models import RandomWeights, write_tokenizer
 from bench.shapes import TYPES, Shape
-from formats import gguf
-from formats.source import Source
-from formats.vocabulary import read_llama2c
+from llama.formats import gguf
+from llama.formats.source import Source
+from llama.formats.vocabulary import read_llama2c
 from model import Config
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from bench.shapes import TYPES, Shape
-from export import Extras, export_bin, export_v3
-from formats.source import CLASSIFIER, EMBEDDING, tensor_shapes
+from llama.formats.export import export_bin, export_v3
+from llama.formats.source import CLASSIFIER, EMBEDDING, tensor_shapes
+from llama.formats.v3 import Extras
 from model import Config
 
 POOL = 4_194_301  # numbers; odd, so that rows do not repeat

@@ -29,13 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import export
 from bench.report import heading, line
-from formats import tiles
-from formats.source import CLASSIFIER, EMBEDDING
-from llama import Llama, perplexity
+from llama import Llama, convert, perplexity
 from llama.command import run_command
 from llama.errors import BadFileError, UsageError
+from llama.formats import tiles
+from llama.formats.export import export_v3
+from llama.formats.models import open_source
+from llama.formats.source import CLASSIFIER, EMBEDDING
+from llama.formats.v3 import Extras
 
 REFERENCE = "fp32"
 TYPES = "fp32+fp16,bf16,int8,int8+exact,int4,int4+exact,q4_0,int4:int4"
@@ -64,7 +66,7 @@ def write(folder: Path, source: str, kind: str, tokenizer: str | None) -> Path:
     arguments += ["--ends-dtype", ends] if ends else []
     arguments += ["--tokenizer", tokenizer] if tokenizer else []
     with contextlib.redirect_stdout(sys.stderr):
-        if export.main(arguments) != 0:
+        if convert.main(arguments) != 0:
             raise BadFileError(f"{source}: can't be written as {kind}")
     return path
 
@@ -106,8 +108,8 @@ def tokenizer_in(path: Path) -> tuple[int, int]:
 def round_as_llama_cpp(path: Path, source: str) -> None:
     """Puts the weights that llama.cpp's rule makes of a source, as floats, into the place of ours of int4."""
     start, size = tokenizer_in(path)
-    extras, found = export.Extras(path.read_bytes()[start : start + size]), export.open_source(Path(source))
-    export.export_v3(path, found.config, AsLlamaCpp(found.tensors), REFERENCE, extras=extras)
+    extras, found = Extras(path.read_bytes()[start : start + size]), open_source(Path(source))
+    export_v3(path, found.config, AsLlamaCpp(found.tensors), REFERENCE, extras=extras)
 
 
 def weight_bytes(path: Path) -> int:
@@ -202,4 +204,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

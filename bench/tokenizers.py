@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import tokenizer as tokenizers
-from formats import vocabulary as tokens
-from formats.tokenizer_json import LLAMA3_PATTERN
 from llama import Tokenizer
+from llama.formats import tokenizers
+from llama.formats import vocabulary as tokens
+from llama.formats.tokenizer_json import LLAMA3_PATTERN
 
 TURNS = 9
 

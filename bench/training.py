@@ -28,11 +28,11 @@ from torch import Tensor
 
 from bench.report import cell
 from model import Config, Llama
-from train import Run, train_step
 from training import parallel
 from training.checkpoints import Progress
 from training.optimizers import make_optimizers
 from training.options import Options
+from training.step import Run, train_step
 
 SHAPES = {  # the options of a shape, the vocabulary it has, sequences in a batch
     "260K": ({"dim": 64, "n_layers": 5, "n_heads": 8, "n_kv_heads": 4, "max_seq_len": 512}, 512, 16),

@@ -1,7 +1,5 @@
 """The errors of this package. Each is a builtin error too, and has the exit code of the command line."""
 
-from llama._engine import lib
-
 
 class LlamaError(Exception):
     """What every error of this package is. `code` is the exit code of the command line."""
@@ -12,7 +10,7 @@ class LlamaError(Exception):
 class UsageError(LlamaError, ValueError):
     """An argument that can't be: out of range, of the wrong kind, too long for the context."""
 
-    code = lib.LLAMA_ERROR_USAGE
+    code = 2  # LLAMA_ERROR_USAGE
 
 
 class ClosedError(UsageError):
@@ -22,13 +20,13 @@ class ClosedError(UsageError):
 class BadFileError(LlamaError, OSError, ValueError):
     """A file that is missing, can't be read or is not what it should be."""
 
-    code = lib.LLAMA_ERROR_FILE
+    code = 3  # LLAMA_ERROR_FILE
 
 
 class ResourceError(LlamaError, MemoryError):
     """Not enough memory, or another resource that the system refused."""
 
-    code = lib.LLAMA_ERROR_RESOURCE
+    code = 4  # LLAMA_ERROR_RESOURCE
 
 
 ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError)}

@@ -10,7 +10,8 @@ import pytest
 from helpers import TEXTS
 from tiny_models import write_noise
 
-import tokenizer as tokenizers
+from llama.formats import tokenizers
+from training.tokenizers import train as train_tokenizer
 
 
 def pytest_configure() -> None:
@@ -29,7 +30,7 @@ def noise(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> tokenizers.Tokenizer:
-    return tokenizers.train(TEXTS * 3, 330, tmp_path_factory.mktemp("tokenizer") / "tok.model")
+    return train_tokenizer(TEXTS * 3, 330, tmp_path_factory.mktemp("tokenizer") / "tok.model")
 
 
 @pytest.fixture(scope="session")

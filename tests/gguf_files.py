@@ -13,10 +13,10 @@ import pytest
 import torch
 from helpers import write_ranked
 
-from formats.gguf import open_gguf
-from formats.source import Source, tensor_shapes
+from llama.errors import BadFileError
+from llama.formats.gguf import open_gguf
+from llama.formats.source import Source, tensor_shapes
 from model import Config, Llama
-from training.command import BadInput
 
 Type = gguf.GGMLQuantizationType
 SMALL = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 300, "max_seq_len": 128}
@@ -124,6 +124,6 @@ class LlamaCpp:
 
 def refuses(path: Path, message: str, read: Callable[[Path], object] = open_gguf) -> None:
     """Reading raises one line that begins with the file and goes on with message, a regular expression."""
-    with pytest.raises(BadInput, match=f"{re.escape(str(path))}: {message}") as caught:
+    with pytest.raises(BadFileError, match=f"{re.escape(str(path))}: {message}") as caught:
         read(path)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The engine's sampler (llama/csrc/sampling/sampler.h) for the tests, and its reference: a full sort in float64."""
+"""The engine's sampler (csrc/sampling/sampler.h) for the tests, and its reference: a full sort in float64."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

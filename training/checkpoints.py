@@ -30,10 +30,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from export import save_weights
+from llama.errors import BadFileError
+from llama.files import sync
 from model import Config
-from training.command import BadInput, sync
 from training.parallel import Ranks
+from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
@@ -201,29 +202,29 @@ def save(
 
 
 def verify(folder: Path) -> None:
-    """Raises BadInput if a file of a checkpoint is missing or not what was written."""
+    """Raises BadFileError if a file of a checkpoint is missing or not what was written."""
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="ascii").splitlines()
         digests = {name: digest for digest, name in (line.split("  ") for line in lines)}
         found = {name: sha256(folder / name) for name in digests}
     except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: is not a whole checkpoint ({error})") from None
+        raise BadFileError(f"{folder}: is not a whole checkpoint ({error})") from None
     for name, digest in digests.items():
         if found[name] != digest:
-            raise BadInput(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
+            raise BadFileError(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
 
 
 def newest(out_dir: Path) -> Path:
-    """The newest checkpoint that is whole. Raises BadInput if there is none."""
+    """The newest checkpoint that is whole. Raises BadFileError if there is none."""
     problem = f"{out_dir}: has no checkpoint to resume from"
     for folder in reversed(step_folders(out_dir)):
         try:
             verify(folder)
             return folder
-        except BadInput as error:
+        except BadFileError as error:
             problem = str(error)
             print(f"passed over: {error}")
-    raise BadInput(problem)
+    raise BadFileError(problem)
 
 
 def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:

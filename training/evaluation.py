@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sample import generate
+from training.generation import generate
 from training.options import Options
 from training.parallel import Ranks, autocast
 from training.shards import Shard

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llama.errors import UsageError
 from model import Config, ffn_hidden_dim
-from training.command import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-import tokenizer as tokenizers
-from training.command import BadInput
+from llama.errors import BadFileError
+from llama.formats import tokenizers
 
 SPLITS = ("train", "val")
 
@@ -43,10 +43,10 @@ class Shard:
     next: Position = (0, 0)  # the document after the last one
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """Tokens start to end as int64. Raises BadInput for one outside the vocabulary."""
+        """Tokens start to end as int64. Raises BadFileError for one outside the vocabulary."""
         block = self.tokens[start:end].astype(np.int64)
         if len(block) and block.max() >= self.vocab_size:
-            raise BadInput(f"{self.path}: token id = {block.max()}, allowed 0 to {self.vocab_size - 1}")
+            raise BadFileError(f"{self.path}: token id = {block.max()}, allowed 0 to {self.vocab_size - 1}")
         return block
 
 
@@ -61,9 +61,9 @@ def padding(n_tokens: int, dtype: np.dtype) -> int:
 
 
 def open_shard(path: Path) -> Shard:
-    """Maps a shard. Raises BadInput if its header or its size is wrong; `check_shard` reads the rest."""
+    """Maps a shard. Raises BadFileError if its header or its size is wrong; `check_shard` reads the rest."""
     if not path.is_file():
-        raise BadInput(f"{path}: is missing")
+        raise BadFileError(f"{path}: is missing")
     with path.open("rb") as file:
         header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     try:
@@ -74,20 +74,20 @@ def open_shard(path: Path) -> Shard:
         facts = {name: head[name] for name in ("vocab_size", "tokenizer_hash", "bos_id", "n_bytes", "crc32")}
         version, position = head["version"], tuple(head["next"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no shard of tokens: its header is damaged ({error})") from None
+        raise BadFileError(f"{path}: is no shard of tokens: its header is damaged ({error})") from None
     if version != VERSION:
-        raise BadInput(f"{path}: version = {version}, allowed {VERSION}")
+        raise BadFileError(f"{path}: version = {version}, allowed {VERSION}")
     if size != ends_at + 8 * n_documents:
-        raise BadInput(f"{path}: size = {size} bytes, allowed {ends_at + 8 * n_documents} by its header")
+        raise BadFileError(f"{path}: size = {size} bytes, allowed {ends_at + 8 * n_documents} by its header")
     tokens = np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
     ends = np.memmap(path, "<u8", "r", ends_at, (n_documents,))
     if ends[-1] != n_tokens:
-        raise BadInput(f"{path}: last document end = {ends[-1]}, allowed {n_tokens}")
+        raise BadFileError(f"{path}: last document end = {ends[-1]}, allowed {n_tokens}")
     return Shard(path, tokens, ends, **facts, next=position)
 
 
 def check_shard(shard: Shard) -> None:
-    """Reads a whole shard. Raises BadInput where it is not what was written."""
+    """Reads a whole shard. Raises BadFileError where it is not what was written."""
     for start in range(0, len(shard.tokens), 1 << 22):
         shard.read(start, start + (1 << 22))
     crc = 0
@@ -96,14 +96,14 @@ def check_shard(shard: Shard) -> None:
         while data := file.read(1 << 22):
             crc = zlib.crc32(data, crc)
     if shard.crc32 is not None and crc != shard.crc32:
-        raise BadInput(f"{shard.path}: crc32 = {crc}, allowed {shard.crc32} by its header")
+        raise BadFileError(f"{shard.path}: crc32 = {crc}, allowed {shard.crc32} by its header")
 
 
 def open_headerless(path: Path) -> Shard:
     """Maps a shard of llama2.c: uint16 and nothing else, of a folder tok<vocabulary> or Llama 2's 32,000."""
     size = path.stat().st_size
     if size == 0 or size % 2:
-        raise BadInput(f"{path}: size = {size} bytes, allowed are even numbers from 2 for uint16 tokens")
+        raise BadFileError(f"{path}: size = {size} bytes, allowed are even numbers from 2 for uint16 tokens")
     named = re.fullmatch(r"tok(\d+)", path.parent.name)
     tokens = np.memmap(path, "<u2", "r")
     begins = np.flatnonzero(tokens == 1)  # llama2.c puts BOS before each story
@@ -120,32 +120,32 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json of a folder. Raises BadInput."""
+    """meta.json of a folder. Raises BadFileError."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         return {name: meta[name] for name in ("vocab_size", "tokenizer_hash", "source", "splits")}
     except (ValueError, KeyError) as error:
-        raise BadInput(f"{folder / 'meta.json'}: is no description of tokens: it lacks {error}") from None
+        raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: it lacks {error}") from None
 
 
 def open_split(folder: str | Path, split: str) -> list[Shard]:
-    """The shards of 'train' or 'val'. Raises BadInput if any is missing, cut off or of another kind."""
+    """The shards of 'train' or 'val'. Raises BadFileError if any is missing, cut off or of another kind."""
     folder = Path(folder)
     if split not in SPLITS:
-        raise BadInput(f"{folder}: split = {split!r}, allowed {' or '.join(SPLITS)}")
+        raise BadFileError(f"{folder}: split = {split!r}, allowed {' or '.join(SPLITS)}")
     if not (folder / "meta.json").is_file():
         return open_headerless_split(folder, split)
     meta = read_meta(folder)
     if split not in (meta["splits"] or {}):
-        raise BadInput(f"{folder}: was not finished; run the same pretokenize again")
+        raise BadFileError(f"{folder}: was not finished; run the same pretokenize again")
     shards = [open_shard(shard_path(folder, split, i)) for i in range(meta["splits"][split]["shards"])]
     for shard in shards:
         for name in ("vocab_size", "tokenizer_hash"):
             found, wanted = getattr(shard, name), meta[name]
             if found != wanted:
-                raise BadInput(f"{shard.path}: {name} = {found}, allowed {wanted} by meta.json")
+                raise BadFileError(f"{shard.path}: {name} = {found}, allowed {wanted} by meta.json")
     if (found := tokenizers.load(folder).hash) != meta["tokenizer_hash"]:
-        raise BadInput(f"{folder / 'tokenizer.model'}: hash = {found}, allowed {meta['tokenizer_hash']}")
+        raise BadFileError(f"{folder / 'tokenizer.model'}: hash = {found}, allowed {meta['tokenizer_hash']}")
     return shards
 
 
@@ -154,8 +154,10 @@ def open_headerless_split(folder: Path, split: str) -> list[Shard]:
     files = sorted(folder.glob("*.bin"))
     if not files:
         state = "holds neither meta.json nor .bin files" if folder.is_dir() else "is no folder"
-        raise BadInput(f"{folder}: {state}; make it with: python dataset.py pretokenize --output {folder}")
+        raise BadFileError(
+            f"{folder}: {state}; make it with: python dataset.py pretokenize --output {folder}"
+        )
     files = files[:1] if split == "val" else files[1:]
     if not files:
-        raise BadInput(f"{folder}: .bin files = 1, allowed 2 or more: the first is the validation split")
+        raise BadFileError(f"{folder}: .bin files = 1, allowed 2 or more: the first is the validation split")
     return [open_headerless(path) for path in files]

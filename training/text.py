@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.command import BadInput
+from llama.errors import BadFileError
+from llama.formats.tokenizers import well_formed
 
 CHUNK = 1 << 20  # bytes read at once
 DOCUMENT_MAX = (
@@ -37,14 +38,16 @@ class Format:
 
 
 def read_chunks(file: BinaryIO) -> Iterator[str]:
-    """The text of a UTF-8 file, in parts. Raises BadInput."""
+    """The text of a UTF-8 file, in parts. Raises BadFileError."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         while data := file.read(CHUNK):
             yield decoder.decode(data)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise BadInput(f"{file.name}: text is not UTF-8 near byte {file.tell()}: {error.reason}") from None
+        raise BadFileError(
+            f"{file.name}: text is not UTF-8 near byte {file.tell()}: {error.reason}"
+        ) from None
 
 
 def read_txt(file: BinaryIO, form: Format) -> Iterator[str]:
@@ -61,16 +64,16 @@ def read_txt(file: BinaryIO, form: Format) -> Iterator[str]:
 
 
 def text_of(item: Any, form: Format, where: str) -> str:
-    """The text of a JSON value: itself, or its field. Raises BadInput."""
+    """The text of a JSON value: itself, or its field. Raises BadFileError."""
     if isinstance(item, dict):
         names = [form.field] if form.field else FIELDS
         item = next((item[name] for name in names if name in item), item)
         if isinstance(item, dict):
-            raise BadInput(
+            raise BadFileError(
                 f"{where}: fields = {', '.join(item) or 'none'}, allowed {' or '.join(names)} (--field)"
             )
     if not isinstance(item, str):
-        raise BadInput(f"{where}: text = {type(item).__name__}, allowed a string")
+        raise BadFileError(f"{where}: text = {type(item).__name__}, allowed a string")
     return item
 
 
@@ -79,7 +82,7 @@ def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
     decoder, chunks, n = json.JSONDecoder(), read_chunks(file), 0
     text = next(chunks, "").lstrip()
     if not text.startswith("["):
-        raise BadInput(f"{file.name}: begins with {text[:1]!r}, allowed a JSON list")
+        raise BadFileError(f"{file.name}: begins with {text[:1]!r}, allowed a JSON list")
     text = text[1:]
     while True:
         text = text.lstrip(" \t\r\n,")
@@ -90,7 +93,7 @@ def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
         except json.JSONDecodeError as error:  # mostly since the item goes on in the next chunk
             more = next(chunks, None) if len(text) < DOCUMENT_MAX * 4 else None
             if more is None:  # "" is half a character
-                raise BadInput(f"{file.name}: item {n} is cut off or no JSON: {error.msg}") from None
+                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {error.msg}") from None
             text += more
             continue
         yield text_of(item, form, f"{file.name}: item {n}")
@@ -105,7 +108,7 @@ def read_jsonl(file: BinaryIO, form: Format) -> Iterator[str]:
         try:
             item = json.loads(line)
         except ValueError as error:
-            raise BadInput(f"{file.name}: line {n} is no JSON: {error}") from None
+            raise BadFileError(f"{file.name}: line {n} is no JSON: {error}") from None
         yield text_of(item, form, f"{file.name}: line {n}")
 
 
@@ -115,7 +118,7 @@ def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise BadInput(f"{file.name}: to read it: pip install pyarrow") from None
+        raise BadFileError(f"{file.name}: to read it: pip install pyarrow") from None
     try:
         table = pq.ParquetFile(file)
         names = [
@@ -123,27 +126,27 @@ def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
         ]
         if not names:
             columns = ", ".join(table.schema_arrow.names)
-            raise BadInput(
+            raise BadFileError(
                 f"{file.name}: columns = {columns}, allowed {form.field or ' or '.join(FIELDS)} (--field)"
             )
         for rows in table.iter_batches(batch_size=1024, columns=names[:1]):
             for n, item in enumerate(rows.column(0).to_pylist()):
                 yield text_of(item, form, f"{file.name}: row {n} of 1024")
     except pa.ArrowException as error:
-        raise BadInput(f"{file.name}: is no Parquet file: {error}") from None
+        raise BadFileError(f"{file.name}: is no Parquet file: {error}") from None
 
 
 READERS = {".txt": read_txt, ".json": read_json, ".jsonl": read_jsonl, ".parquet": read_parquet}
 
 
 def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
-    """The documents of a file opened as binary, blank ones included. Raises BadInput."""
+    """The documents of a file opened as binary, blank ones included. Raises BadFileError."""
     for text in READERS[Path(file.name).suffix](file, form):
         yield text.strip() if form.strip else text
 
 
 def text_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """The text files named, and those in the folders named, in order. Raises BadInput."""
+    """The text files named, and those in the folders named, in order. Raises BadFileError."""
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
@@ -152,18 +155,9 @@ def text_files(inputs: Iterable[str | Path]) -> list[Path]:
             found = [path] if path.is_file() and path.suffix in READERS else []
         if not found:
             state = "holds no" if path.is_dir() else "is no" if path.exists() else "is missing, wanted a"
-            raise BadInput(f"{path}: {state} text file, allowed {' '.join(READERS)}")
+            raise BadFileError(f"{path}: {state} text file, allowed {' '.join(READERS)}")
         files += found
     return files
-
-
-def well_formed(text: str) -> str:
-    """Text without lone surrogates, which no UTF-8 can hold: each counts as U+FFFD, as in the engine."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def sample(files: Iterable[Path], form: Format, max_bytes: int) -> Iterator[str]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama.errors import BadFileError
 from model import IGNORE
-from training.command import BadInput
 from training.shards import Shard
 
 ROUNDS = 6  # of the Feistel network
@@ -24,7 +24,7 @@ class Stream:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         if not shards:
-            raise BadInput("shards = 0, allowed 1 or more")
+            raise BadFileError("shards = 0, allowed 1 or more")
         self.shards = shards
         self.begins = np.cumsum([0] + [len(shard.tokens) for shard in shards])  # (shards + 1)
 
@@ -78,7 +78,7 @@ class Batches:
     `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
     and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
 
-    Raises BadInput if world_size does not divide batch_size, or there are fewer than seq_len + 1 tokens.
+    Raises BadFileError if world_size does not divide batch_size, or there are fewer than seq_len + 1 tokens.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Batches:
         self.rank, self.world_size, self.documents = rank, world_size, documents
         if seq_len < 1 or len(self.stream) < seq_len + 1:
             most = len(self.stream) - 1  # the tokens that there are, less one
-            raise BadInput(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
+            raise BadFileError(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
-            raise BadInput(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
+            raise BadFileError(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
         self.windows = max(1, len(self.stream) // seq_len - 1)
 
     def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:

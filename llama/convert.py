@@ -1,0 +1,198 @@
+"""Any Llama in, several formats out: from a file or folder of a model to what runs it.
+
+    python export.py out/last model.bin                            # a checkpoint of train.py as fp32, v0
+    python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  # Meta's or Hugging Face's folder as v3
+    python export.py out/last folder                               # for transformers
+    python export.py out/last model.gguf                           # for llama.cpp
+
+formats/ has a module for each kind of file. What is read is read tensor by tensor and never executed; what is
+written appears under its name once it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llama.command import Parser, run_command
+from llama.errors import UsageError
+from llama.formats.config import RopeScaling
+from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
+from llama.formats.models import open_source
+from llama.formats.source import Source
+from llama.formats.text import with_text, with_text_files
+from llama.formats.v3 import TEMPLATES, Extras
+
+
+def changed(source: Source, options: argparse.Namespace) -> Source:
+    """The source, with what the command line says about its configuration. Raises UsageError."""
+    config: dict[str, Any] = {}
+    if options.max_seq_len is not None:
+        if options.max_seq_len > (longest := source.longest or options.max_seq_len):
+            found = f"max_seq_len = {options.max_seq_len}"
+            raise UsageError(f"{found}, allowed up to {longest}, the model's sliding window")
+        config["max_seq_len"] = options.max_seq_len
+    if options.rope_theta is not None:
+        config["rope_theta"] = options.rope_theta
+    try:
+        if options.rope_factor is not None:
+            scaling = source.config.rope_scaling or RopeScaling()
+            config["rope_scaling"] = dataclasses.replace(scaling, factor=options.rope_factor)
+        return dataclasses.replace(source, config=dataclasses.replace(source.config, **config))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+HELP = """Write a model as a file for the engine or llama.cpp, or as a folder for transformers.
+
+  python export.py out/last model.bin                            fp32, version 0, as llama2.c reads it
+  python export.py out/last model.bin --version 3                fp32, with the tokenizer inside
+  python export.py out/last model.bin --dtype int8               version 3, a quarter of the size
+  python export.py out/last model.bin --dtype int4               an eighth; embedding and classifier as int8
+  python export.py out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
+  python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
+  python export.py stories15M.bin small.bin --dtype int8         any version, and tokenizer.bin beside it
+  python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
+  python export.py out/last folder                               for transformers, vLLM and their like
+  python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
+  ./run model.bin                                                what it is for"""
+
+VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
+FOLDER_DTYPES = ("fp32", "bf16")
+FOR = {
+    "ends_dtype": ("v3", "gguf"),
+    "template": ("v3", "gguf"),
+    "tokenizer": ("v3", "gguf", "folder"),
+    "group_size": ("v2",),
+}
+WRITTEN = {"gguf": "OUT.gguf", "folder": "folder", "v2": "--version 2", "v3": "--version 3"}
+WORST_SHOWN = 3  # tensors with the largest errors
+
+
+def describe(report: Report, seconds: float) -> str:
+    """A report as lines of text."""
+    groups = f" in groups of {report.group_size}" if report.group_size else ""
+    worst = [(name, error) for name, error in report.errors.items() if error > 0][:WORST_SHOWN]
+    speed = f"{seconds:.1f} s, {report.bytes / seconds / 1e6:,.0f} MB/s"
+    lines = [f"{report.path}: {report.format}, {report.dtype}{groups}, {report.bytes:,} bytes, {speed}"]
+    lines += [f"error of the rounding, relative rms: {error:.3%} {name}" for name, error in worst]
+    return "\n".join(lines + [f"dropped: {field}" for field in report.dropped])
+
+
+def settle(options: argparse.Namespace, parser: Parser) -> None:
+    """Fills in format, version and dtype, and ends the program where options contradict each other."""
+    if options.out.suffix == ".gguf":
+        options.format = "gguf"
+        if options.version is not None:
+            parser.error(f"--version is for OUT.bin, OUT = {options.out}")
+    elif options.out.suffix != ".bin":
+        options.format = "folder"
+        if options.version is not None or options.dtype not in (None, *FOLDER_DTYPES):
+            parser.error(f"--version and other types than fp32 and bf16 are for files, OUT = {options.out}")
+    else:
+        options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
+        if options.version is None:
+            options.version = VERSIONS[options.dtype][0]
+        if options.version not in VERSIONS[options.dtype]:
+            allowed = " and ".join(kind for kind, versions in VERSIONS.items() if options.version in versions)
+            parser.error(f"--dtype = {options.dtype}, allowed {allowed} with --version {options.version}")
+        options.format = f"v{options.version}"
+    for name, formats in FOR.items():
+        if getattr(options, name) is not None and options.format not in formats:
+            wanted = " and ".join(WRITTEN[form] for form in formats)
+            parser.error(f"--{name.replace('_', '-')} is for {wanted}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a command line, with format, version and type settled."""
+    parser = Parser(description=HELP)
+    source = "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin"
+    parser.add_argument("source", type=Path, metavar="MODEL", help=source)
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="OUT.bin, OUT.gguf, or else a new folder for transformers"
+    )
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--version", type=int, choices=(0, 1, 2, 3), help="of OUT.bin (0 for fp32, else 3)")
+    group.add_argument(
+        "--dtype",
+        choices=VERSIONS,
+        help="of the weights (OUT.bin: fp32, int8 for version 2; else as in MODEL, bf16 or fp32)",
+    )
+    group.add_argument("--ends-dtype", choices=VERSIONS, help="of embedding and classifier")
+    group.add_argument("--group-size", type=int, metavar="N", help="weights with one scale in v2 (64)")
+    group.add_argument(
+        "--tokenizer", type=Path, metavar="FILE", help="to put into it (that in or beside MODEL)"
+    )
+    group.add_argument("--template", choices=TEMPLATES, help="of chats (what MODEL says)")
+    group.add_argument("--force", action="store_true", help="drop what the format can't hold")
+    group = parser.add_argument_group("what MODEL does not say, or says wrong")
+    group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
+    group.add_argument("--rope-theta", type=float, metavar="X", help="RoPE's base (1e6 for Code Llama)")
+    group.add_argument(
+        "--rope-factor", type=float, metavar="X", help="of Llama 3.1's RoPE scaling (8; 3.2: 32)"
+    )
+    options = parser.parse_args(arguments)
+    settle(options, parser)
+    return options
+
+
+def beside(path: Path) -> Path:
+    """The folder in which the tokenizer of a model is looked for."""
+    return path if path.is_dir() else path.parent
+
+
+def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A v3 file with its tokenizer."""
+    source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
+    data = vocabulary.indexed if vocabulary else b""
+    extras = Extras(data, source.bos, source.stops, source.template or "none")
+    wanted = (options.dtype, options.ends_dtype, extras)
+    return export_v3(options.out, source.config, source.tensors, *wanted, name=source.name, progress=progress)
+
+
+def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A GGUF file with its tokenizer."""
+    source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
+    wanted = (options.dtype, options.ends_dtype, vocabulary)
+    return export_gguf(options.out, source, *wanted, progress=progress)
+
+
+def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
+    """A Hugging Face folder with its tokenizer."""
+    source, files = with_text_files(source, beside(options.source), options.tokenizer)
+    return export_folder(options.out, source, options.dtype, files, progress=progress)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Does what a command line says."""
+    start, progress = time.perf_counter(), sys.stderr.isatty()
+    source = changed(open_source(options.source), options)
+    if options.out.exists() and options.out.samefile(source.name):
+        raise UsageError(f"{options.out}: is the model itself")
+    if options.format == "folder":
+        report = export_to_folder(options, source, progress)
+    elif options.format == "gguf":
+        report = export_to_gguf(options, source, progress)
+    elif options.format == "v3":
+        report = export_to_v3(options, source, progress)
+    else:
+        wanted = (options.version, options.group_size, options.force)
+        said = {"name": source.name, "progress": progress}
+        report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
+    print(describe(report, time.perf_counter() - start))
+    if source.config.max_seq_len == source.longest:
+        print(f"max_seq_len = {source.longest}: its sliding window, up to which the model is a Llama")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line without its program name (None: sys.argv) and returns the exit status."""
+    options = parse(arguments)
+    return run_command(lambda: export(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

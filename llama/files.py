@@ -1,0 +1,120 @@
+"""Files that appear whole or not at all, room on the disk, folders that one program at a time writes to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from llama.errors import BadFileError, UsageError
+
+
+def sync(path: Path) -> None:
+    """Returns once what was written to a file, or the names in a folder, are on the disk."""
+    if sys.platform == "win32" and path.is_dir():  # which has no way to ask for it
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A new file beside path, to write to; at the end of the block it takes the place of path.
+
+    If the block raises, Ctrl-C included, the new file is removed and the old one is as it was. Raises
+    OSError, with the path, when the disk is full or the like; UsageError if path is a folder or a device.
+    """
+    target = path.resolve()  # through a link: what it points to is replaced, not the link
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path}: is not a regular file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
+        yield scratch
+        scratch.chmod(mode)  # safetensors makes files that their owner alone can read
+        sync(scratch)
+        scratch.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(scratch)):  # a write does not know its file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of a file to be written has not so many bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        reason = f"No space left on device: {needed:,} bytes are needed, {free:,} are free"
+        raise OSError(errno.ENOSPC, reason, str(path))
+
+
+@contextmanager
+def written_aside_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside path, to fill; at the end of the block it gets that name.
+
+    If the block raises, Ctrl-C included, the new folder is removed. Raises UsageError if path is a file or
+    a folder that holds something: it may be anything of the user's. OSError as in written_aside.
+    """
+    target = path.resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{path}: exists already, allowed a new or an empty folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        scratch.mkdir()
+        yield scratch
+        for file in (*scratch.iterdir(), scratch):
+            sync(file)
+        scratch.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        if error.errno and str(error.filename or scratch).startswith(str(scratch)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[BinaryIO]:
+    """written_aside, opened for writing."""
+    with written_aside(path) as scratch, scratch.open("wb") as file:
+        yield file
+
+
+def lock_file(file: IO[str]) -> None:
+    """Locks an open file for this process. Raises BlockingIOError or PermissionError where another has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder. Raises BadFileError. The lock ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            lock_file(file)
+        except (BlockingIOError, PermissionError):
+            found = "another run is writing here"
+            raise BadFileError(f"{folder}: {found}; wait for it or name another") from None
+        yield

@@ -1,0 +1,107 @@
+"""The shape of a Llama: all that changes the function, whatever file it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE's frequencies are stretched for contexts longer than those of the first training.
+
+    kind "linear" divides them all by factor. "llama3" keeps wavelengths shorter than original_max_seq_len /
+    high_freq_factor, divides those longer than original_max_seq_len / low_freq_factor, and blends in between
+    (Llama 3.1: 8, 1, 4, 8192; Llama 3.2: 32, 1, 4, 8192).
+    """
+
+    kind: str = "llama3"
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"rope_scaling kind = {self.kind!r}, allowed 'linear' and 'llama3'")
+        if not self.factor > 0:
+            raise ValueError(f"rope_scaling factor = {self.factor}, allowed more than 0")
+        if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            found = f"low_freq_factor = {self.low_freq_factor}, high_freq_factor = {self.high_freq_factor}"
+            raise ValueError(f"rope_scaling {found}: allowed 0 < low < high")
+
+
+def check_keys(kind: type, values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key that is no field of the dataclass, with the nearest name."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f", allowed are {', '.join(names)}"
+            raise ValueError(f"{kind.__name__} has no field {key!r}{hint}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a Llama. Raises ValueError for values that do not fit each other.
+
+    0 in hidden_dim, head_dim, n_kv_heads: the usual value (ffn_hidden_dim(dim), dim / n_heads, n_heads).
+    """
+
+    dim: int = 288
+    n_layers: int = 6
+    n_heads: int = 6
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    hidden_dim: int = 0
+    vocab_size: int = 32000
+    max_seq_len: int = 256
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied: bool = True  # the classifier is the token embedding
+    dropout: float = 0.0  # of the embedding and of what each block adds, while training
+
+    def __post_init__(self) -> None:
+        fill = object.__setattr__  # the way to set a field of a frozen dataclass
+        fill(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        fill(self, "head_dim", self.head_dim or self.dim // max(1, self.n_heads))
+        fill(self, "hidden_dim", self.hidden_dim or ffn_hidden_dim(self.dim))
+        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "vocab_size", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}, allowed 1 or more")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}, allowed even numbers")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}, allowed 0 to 1")
+        if not (self.norm_eps > 0 and self.rope_theta > 0):
+            raise ValueError(
+                f"norm_eps = {self.norm_eps}, rope_theta = {self.rope_theta}: allowed more than 0"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """A configuration from a checkpoint's. Raises ValueError for an unknown key."""
+        check_keys(cls, values)
+        scaling = values.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            check_keys(RopeScaling, scaling)
+            values = {**values, "rope_scaling": RopeScaling(**scaling)}
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def ffn_hidden_dim(dim: int, multiple_of: int = 32, multiplier: float | None = None) -> int:
+    """Meta's width of the feed-forward layers: 2/3 of 4 dim, times multiplier, rounded up to multiple_of."""
+    hidden = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * math.ceil(hidden / multiple_of)

@@ -1,0 +1,199 @@
+"""The tokenizer in a GGUF file, of the two kinds that Llamas have.
+
+"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space. "gpt2" is byte-level:
+tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llama.errors import BadFileError
+from llama.formats import vocabulary as tokens
+from llama.formats.chat_templates import TEMPLATES, template_kind
+from llama.formats.gguf_file import GgufFile, gguf
+from llama.formats.spelling import merges_of, pieces_problem, spellings
+from llama.formats.tokenizer_json import (
+    BYTE_NAMES,
+    merging_by,
+    piece_bytes,
+    read_merges,
+    refuse,
+    require_bytes,
+)
+from llama.formats.vocabulary import Vocabulary
+
+Keys, TokenType = gguf.Keys.Tokenizer, gguf.TokenType
+SPLITS = {  # llama.cpp's names of the patterns; the first is written
+    tokens.LLAMA3: ("llama-bpe", "llama3", "llama-v3"),
+    tokens.GPT2: ("gpt-2",),
+    tokens.GPT2_DIGITS: ("smollm",),
+}
+PATTERNS = {name: pattern for pattern, names in SPLITS.items() for name in names}
+STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3; llama.cpp knows them by name
+TYPES = {
+    TokenType.NORMAL: tokens.TEXT,
+    TokenType.UNKNOWN: tokens.UNKNOWN,
+    TokenType.CONTROL: tokens.CONTROL,
+    TokenType.USER_DEFINED: tokens.USER,
+    TokenType.BYTE: tokens.BYTE,
+    TokenType.UNUSED: tokens.CONTROL,  # without its name: no text means it
+}
+TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != TokenType.UNUSED}
+
+# --- Writing
+
+
+def problem_of(vocabulary: Vocabulary) -> str | None:
+    """What GGUF, as llama.cpp reads it, can't hold of a vocabulary: field, found, allowed. None: nothing."""
+    v, flags = vocabulary, vocabulary.flags & ~tokens.USER_FIRST
+    if v.eos < 0:  # llama.cpp has one for such a file
+        return f"eos = {v.eos}, allowed is one of its tokens"
+    if v.kind == tokens.BYTES:
+        if v.pattern not in SPLITS:
+            return f"pattern = {v.pattern}, allowed {', '.join(map(str, SPLITS))}"
+        if flags != (allowed := tokens.WHOLE_WORDS if v.pattern == tokens.LLAMA3 else 0):
+            return f"flags = {flags}, allowed {allowed} with pattern {v.pattern}"
+    elif v.merges is not None:
+        return "merges = a list of pairs, allowed are scores"
+    elif flags not in (0, tokens.SENTENCEPIECE):
+        return f"flags = {flags}, allowed 0 and {tokens.SENTENCEPIECE}"
+    elif tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
+        return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
+    return pieces_problem(v)
+
+
+def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
+    """Ids that end a text which llama.cpp does not know by themselves."""
+    known = {vocabulary.special.get(name) for name in STOPS} | {vocabulary.eos}
+    return [token for token in stops if token not in known]
+
+
+def add_vocabulary(
+    writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str = "none", stops: tuple[int, ...] = ()
+) -> None:
+    """Adds the keys of a vocabulary to a file that is to be written.
+
+    vocabulary: one without a problem_of. template: of chats. stops: ids that end a text, at most two of them
+    other_stops.
+    """
+    v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
+    writer.add_tokenizer_model("gpt2" if byte_level else "llama")
+    writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
+    writer.add_token_list(spellings(v))
+    typed = zip(v.pieces, v.types, strict=True)
+    writer.add_token_types([TYPES_WRITTEN[of] if piece else TokenType.UNUSED for piece, of in typed])
+    if byte_level:
+        writer.add_token_merges(merges_of(v))
+    else:
+        writer.add_token_scores(list(v.scores))
+        writer.add_add_space_prefix(bool(v.flags & tokens.PREFIX))
+    ids = {Keys.BOS_ID: v.bos, Keys.EOS_ID: v.eos, Keys.UNK_ID: v.unknown}
+    ids |= zip((Keys.EOT_ID, Keys.EOM_ID), other_stops(v, stops), strict=False)
+    for key, token in ids.items():
+        if token >= 0:
+            writer.add_uint32(key, token)
+    writer.add_add_bos_token(v.bos >= 0)
+    writer.add_add_eos_token(False)
+    if template in TEMPLATES:
+        writer.add_chat_template(TEMPLATES[template])
+
+
+# --- Reading
+
+
+def has_vocabulary(file: GgufFile) -> bool:
+    return file.one(Keys.MODEL, str, "none") not in ("none", "no_vocab")
+
+
+def token_names(file: GgufFile) -> list[str]:
+    """The tokens as the file spells them. Raises BadFileError."""
+    return file.many(Keys.LIST, str) if has_vocabulary(file) else []
+
+
+def find_id(file: GgufFile, key: str, usual: int = -1) -> int:
+    """The id of a token that has a key, -1 for none. usual: where the file does not say.
+
+    Raises BadFileError.
+    """
+    n = len(token_names(file))
+    if not n or file.get(key) is None:
+        return usual if usual < n else -1
+    if not 0 <= (found := file.one(key, int)) < n:
+        raise file.wrong(key, f"0 to {n - 1}")
+    return found
+
+
+def find_ends(file: GgufFile) -> tuple[int, int]:
+    """BOS and EOS, -1 where there is none. Raises BadFileError."""
+    bos, eos = (1, 2) if file.get(Keys.MODEL) == "llama" else (-1, -1)  # as in llama.cpp
+    if not file.get(Keys.ADD_BOS, True):
+        bos = -1
+    return find_id(file, Keys.BOS_ID, bos), find_id(file, Keys.EOS_ID, eos)
+
+
+def find_stops(file: GgufFile) -> tuple[int, ...]:
+    """Ids that end a text: EOS, those with a key of their own, and Llama 3's by name. Raises BadFileError."""
+    ids, names = {name: i for i, name in enumerate(token_names(file))}, (Keys.EOT_ID, Keys.EOM_ID)
+    stops = [find_ends(file)[1], *(find_id(file, key) for key in names), *map(ids.get, STOPS)]
+    return tuple(dict.fromkeys(token for token in stops if token is not None and token >= 0))
+
+
+def find_template(file: GgufFile) -> str:
+    """The kind of chat template that a file holds."""
+    return template_kind(file.one(Keys.CHAT_TEMPLATE, str, ""))
+
+
+def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int]]:
+    """What each token prints, or its name, and its type. Raises BadFileError."""
+    names = token_names(file)
+    types, pieces = [], []
+    for name, of in zip(names, file.many(Keys.TOKEN_TYPE, int, len(names)), strict=True):
+        if of not in TYPES:
+            raise BadFileError(f"{file.path}: {Keys.TOKEN_TYPE} = {of} of {name!r:.80}, allowed 1 to 6")
+        if of == TokenType.BYTE and name not in BYTE_NAMES:
+            refuse(file.path, Keys.LIST, name, "<0x00> to <0xFF> for bytes")
+        types.append(TYPES[TokenType(of)])
+        if of == TokenType.UNUSED:
+            pieces.append(b"")
+        elif types[-1] == tokens.TEXT:
+            pieces.append(piece_bytes(file.path, name, byte_level, Keys.LIST))
+        else:
+            pieces.append(bytes([BYTE_NAMES[name]]) if types[-1] == tokens.BYTE else name.encode())
+    require_bytes(file.path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, Keys.LIST)
+    return pieces, types
+
+
+def read_sentencepiece(file: GgufFile) -> Vocabulary:
+    """A vocabulary of kind "llama". Raises BadFileError."""
+    if (prefix := file.get(Keys.ADD_PREFIX, True)) not in (True, False):
+        raise file.wrong(Keys.ADD_PREFIX, "True and False")
+    scores = file.many(Keys.SCORES, float, len(token_names(file)))
+    pieces, types = read_pieces(file, False)
+    flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
+    ids = (*find_ends(file), find_id(file, Keys.UNK_ID))
+    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+
+
+def read_byte_level(file: GgufFile) -> Vocabulary:
+    """A vocabulary of kind "gpt2". Raises BadFileError."""
+    splits = file.one(Keys.PRE, str, "default")
+    if splits not in PATTERNS:
+        raise file.wrong(Keys.PRE, " and ".join(map(repr, PATTERNS)))
+    pieces, types = read_pieces(file, True)
+    flags = tokens.WHOLE_WORDS if PATTERNS[splits] == tokens.LLAMA3 else 0
+    text = {name: of == tokens.TEXT for name, of in zip(token_names(file), types, strict=True)}
+    special = {name for name, is_text in text.items() if not is_text}
+    merges = read_merges(file.path, file.many(Keys.MERGES, str), text, special, True, Keys.MERGES)
+    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file))
+    return merging_by(replace(vocabulary, pattern=PATTERNS[splits], flags=flags), merges)
+
+
+def find_vocabulary(file: GgufFile) -> Vocabulary | None:
+    """The vocabulary of a file, None where there is none. Raises BadFileError."""
+    if not has_vocabulary(file):
+        return None
+    read = {"llama": read_sentencepiece, "gpt2": read_byte_level}.get(file.one(Keys.MODEL, str))
+    if read is None:
+        raise file.wrong(Keys.MODEL, "'llama' and 'gpt2'")
+    return read(file)

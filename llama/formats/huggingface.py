@@ -1,0 +1,260 @@
+"""Hugging Face's folders: config.json with safetensors, one file or shards with an index, or older .bin.
+
+transformers rotates the halves of a head where Meta and model.py rotate pairs, so the rows of wq and wk
+change places. huggingface_writer.py is the way back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llama.errors import BadFileError
+from llama.formats.chat_templates import template_kind
+from llama.formats.checkpoint import SafetensorsFile
+from llama.formats.config import Config
+from llama.formats.files import Fields, open_pickle, read_json
+from llama.formats.source import (
+    CLASSIFIER,
+    EMBEDDING,
+    Source,
+    checked_config,
+    refuse,
+    tensor_problem,
+    tensor_shapes,
+)
+
+CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
+WEIGHTS = (
+    INDEX,
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)  # the first counts
+IGNORED = ".rotary_emb.inv_freq"  # in old files; it follows from the configuration
+NAMES = {  # ours and theirs, of tensors that are in no layer, then of those in a layer
+    EMBEDDING: "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    CLASSIFIER: "lm_head.weight",
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}
+DEFAULTS = {"llama": (2048, 0), "mistral": (131072, 8)}  # context, and heads of keys and values (0: all)
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+
+
+def is_huggingface(folder: Path) -> bool:
+    return (folder / CONFIG).exists()
+
+
+# --- The configuration
+
+
+def read_rope(config: Fields, context: int) -> dict[str, Any]:
+    """rope_theta and rope_scaling of a Config, from the fields of transformers 4 or 5.
+
+    Raises BadFileError.
+    """
+    old = config.values.get("rope_scaling") is not None
+    rope = config.object("rope_scaling" if old else "rope_parameters")
+    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
+    kind = rope.one_of("rope_type", ("default", "linear", "llama3"), rope.values.get("type") or "default")
+    for fields in (config, rope):
+        fields.one_of("partial_rotary_factor", (1,), 1)
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    scaling = {"kind": kind, "factor": rope.number("factor")}
+    if kind == "llama3":
+        scaling |= {name: rope.number(name) for name in ("low_freq_factor", "high_freq_factor")}
+        scaling["original_max_seq_len"] = rope.integer("original_max_position_embeddings", context)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def check_kind(config: Fields) -> None:
+    """Raises BadFileError for what is not a Llama in all but name."""
+    config.one_of("model_type", tuple(DEFAULTS))
+    config.one_of("architectures", tuple([name] for name in ARCHITECTURES), ["LlamaForCausalLM"])
+    config.one_of("hidden_act", ("silu", "swish"), "silu")
+    for bias in ("attention_bias", "mlp_bias"):
+        config.one_of(bias, (False,), False)
+    if (found := config.values.get("quantization_config")) is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise BadFileError(
+            f"{config.path}: quantization_config = {method}, allowed none: no quantised weights"
+        )
+
+
+def window_of(config: Fields) -> int | None:
+    """How many positions back a Mistral's attention reaches, None for all. Up to there it is a Llama's."""
+    if config.values["model_type"] != "mistral" or config.values.get("sliding_window", 0) is None:
+        return None
+    return config.integer("sliding_window", 4096)
+
+
+def read_config(config: Fields) -> Config:
+    """The configuration that a config.json stands for. Raises BadFileError."""
+    check_kind(config)
+    usual_context, usual_kv_heads = DEFAULTS[config.values["model_type"]]
+    context = config.integer("max_position_embeddings", usual_context)
+    dim, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    return checked_config(
+        str(config.path),
+        dim=dim,
+        n_layers=config.integer("num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=config.integer("num_key_value_heads", usual_kv_heads or n_heads),
+        head_dim=config.integer("head_dim", dim // max(1, n_heads)),
+        hidden_dim=config.integer("intermediate_size"),
+        vocab_size=config.integer("vocab_size"),
+        max_seq_len=min(context, window_of(config) or context),
+        norm_eps=config.number("rms_norm_eps", 1e-6),
+        tied=config.flag("tie_word_embeddings", False),
+        **read_rope(config, context),
+    )
+
+
+# --- Where texts end, and chats
+
+
+def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
+    """The ids of a field that holds one, a list of them, or none. Raises BadFileError."""
+    value = fields.values.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for i in ids:
+        if not (type(i) is int and 0 <= i < vocab_size):
+            raise BadFileError(f"{fields.path}: {name} = {value!r}, allowed 0 to {vocab_size - 1}")
+    return tuple(ids)
+
+
+def read_template(folder: Path) -> str:
+    """Which chat template a folder has: beside the configuration, or in that of its tokenizer."""
+    if (path := folder / "chat_template.jinja").exists():
+        return template_kind(path.read_text(encoding="utf-8", errors="replace"))
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if (path := folder / name).exists() and (found := read_json(path).values.get("chat_template")):
+            return template_kind(found if isinstance(found, str) else json.dumps(found))
+    return "none"
+
+
+# --- The tensors
+
+
+def halves_to_pairs(weight: Tensor, heads: int) -> Tensor:
+    """A matrix whose rows (j, j + d / 2) of each head become (2 j, 2 j + 1)."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def rotated_heads(name: str, config: Config) -> int:
+    """The heads of a tensor that RoPE turns, 0 for all others."""
+    part = name.split(".", 2)[-1]
+    return {"attention.wq.weight": config.n_heads, "attention.wk.weight": config.n_kv_heads}.get(part, 0)
+
+
+def their_name(name: str) -> str:
+    """For layers.3.attention.wq.weight it is model.layers.3.self_attn.q_proj.weight."""
+    if name in NAMES:
+        return NAMES[name]
+    _, layer, part = name.removesuffix(".weight").split(".", 2)
+    return f"model.layers.{layer}.{NAMES[part]}.weight"
+
+
+def shard_names(folder: Path, index: Fields) -> dict[str, str]:
+    """The file of each tensor that an index names. Raises BadFileError."""
+    names = index.object("weight_map").values
+    for tensor, file in names.items():
+        if not (isinstance(file, str) and file == Path(file).name):
+            raise BadFileError(f"{index.path}: {tensor} is in {file!r}, allowed files of the folder")
+    return dict(names)
+
+
+def open_weights(path: Path) -> Mapping[str, Tensor]:
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else open_pickle(path)
+
+
+def open_shards(folder: Path) -> dict[str, Mapping[str, Tensor]]:
+    """The open file of each tensor of a folder. Raises BadFileError, OSError."""
+    name = next((name for name in WEIGHTS if (folder / name).exists()), None)
+    if name is None:
+        raise BadFileError(f"{folder}: has none of {', '.join(WEIGHTS)}")
+    promised = shard_names(folder, read_json(folder / name)) if name.endswith(".json") else {}
+    places: dict[str, str] = {}
+    files = {file: open_weights(folder / file) for file in sorted(set(promised.values()) or {name})}
+    for file, tensors in files.items():
+        for tensor in tensors:
+            if tensor in places:
+                raise BadFileError(f"{folder / file}: {tensor} is in {places[tensor]} too")
+            places[tensor] = file
+    for tensor, file in promised.items():
+        if tensor not in files[file]:
+            raise BadFileError(f"{folder / file}: {tensor} is missing, {name} says it is there")
+    return {tensor: files[file] for tensor, file in places.items()}
+
+
+class FolderTensors(Mapping[str, Tensor]):
+    """The tensors of a folder, under the names and with the order of rows of model.py."""
+
+    def __init__(self, files: dict[str, Mapping[str, Tensor]], names: dict[str, str], config: Config) -> None:
+        self._files, self._names, self._config = files, names, config
+
+    def as_it_is(self, name: str) -> Tensor:
+        theirs = self._names[name]
+        return self._files[theirs][theirs].detach()
+
+    def __getitem__(self, name: str) -> Tensor:
+        heads, tensor = rotated_heads(name, self._config), self.as_it_is(name)
+        return halves_to_pairs(tensor, heads) if heads else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def match_names(files: Mapping[str, Any], config: Config) -> tuple[dict[str, str], list[str]]:
+    """Our names and theirs, and what is wrong with theirs. A tied model has one of two tensors, or both."""
+    found = {name for name in files if not name.endswith(IGNORED)}
+    names = {name: their_name(name) for name in tensor_shapes(config)}
+    if config.tied and NAMES[CLASSIFIER] in found:
+        names[CLASSIFIER if NAMES[EMBEDDING] in found else EMBEDDING] = NAMES[CLASSIFIER]
+    unexpected = sorted(found.difference(names.values()))
+    problems = [f"{name} is a bias, which a Llama has not" for name in unexpected if name.endswith(".bias")]
+    problems += [f"{name} is missing" for name in names.values() if name not in found]
+    problems += [f"{name} is unexpected" for name in unexpected if not name.endswith(".bias")]
+    return names, problems
+
+
+def open_huggingface(folder: Path) -> Source:
+    """A model of transformers. Raises BadFileError, OSError."""
+    fields = read_json(folder / CONFIG)
+    config, files = read_config(fields), open_shards(folder)
+    names, problems = match_names(files, config)
+    tensors = FolderTensors(files, names, config)
+    texts = [read_json(folder / GENERATION)] if (folder / GENERATION).exists() else []
+    ids = [token_ids(said, "eos_token_id", config.vocab_size) for said in [*texts, fields]]
+    bos = token_ids(fields, "bos_token_id", config.vocab_size)
+    source = Source(
+        str(folder),
+        config,
+        tensors,
+        bos=bos[0] if bos else -1,
+        stops=next(filter(None, ids), ()),
+        template=read_template(folder),
+        longest=window_of(fields),
+    )
+    refuse(source, problems)
+    shapes = tensor_shapes(config)
+    found = (tensor_problem(names[name], tensors.as_it_is(name), shapes[name]) for name in shapes)
+    refuse(source, list(filter(None, found)))
+    return source

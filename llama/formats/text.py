@@ -1,0 +1,128 @@
+"""What belongs to a model besides its weights: its tokenizer, where texts begin and end, its template.
+
+It is in the model's own file, in others beside it, or given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from llama.errors import BadFileError
+from llama.formats import tokenizers
+from llama.formats.huggingface import is_huggingface
+from llama.formats.huggingface_writer import TOKENIZER_FILES, tokenizer_config
+from llama.formats.source import Source
+from llama.formats.tokenizer_json_writer import write_tokenizer
+from llama.formats.vocabulary import Vocabulary
+
+BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # {}: vocab_size
+COPIED = ("tokenizer.model", "tokenizer.json")  # transformers reads them as they are
+SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
+
+
+def read_tokenizer(path: Path, vocab_size: int, padded: bool) -> tokenizers.Tokenizer:
+    """A tokenizer of any kind that the engine can have. padded: it may have fewer tokens.
+
+    Raises BadFileError.
+    """
+    known = tokenizers.load(path)
+    if known.vocab_size > vocab_size or (known.vocab_size < vocab_size and not padded):
+        raise BadFileError(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
+    tokenizers.to_bin(known)
+    return known
+
+
+def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
+    """The tokenizer to put into a file: the one given, or the first in a folder that fits, None for none.
+
+    The embedding of a Hugging Face folder may have more rows than its tokenizer has tokens; of several the
+    one with the most counts. Raises BadFileError if those that are there do not fit.
+    """
+    beside = (folder / name.format(vocab_size) for name in BESIDE)
+    padded, fitting, problem = given is None and is_huggingface(folder), [], None
+    for path in [given] if given else filter(Path.exists, beside):
+        try:
+            fitting.append(read_tokenizer(path, vocab_size, padded))
+        except BadFileError as error:
+            problem = problem or error
+    best = max(fitting, key=lambda known: known.vocab_size, default=None)
+    if problem and (best is None or best.vocab_size < vocab_size):  # which may name what the best does not
+        raise problem
+    return best
+
+
+def vocabulary_in(source: Source) -> Vocabulary | None:
+    """The tokenizer in the file of a model itself, None if it has none. Raises BadFileError."""
+    vocabulary = source.vocabulary()
+    if vocabulary and len(vocabulary) != source.config.vocab_size:
+        found = f"has {len(vocabulary)} tokens, the model's vocab_size = {source.config.vocab_size}"
+        raise BadFileError(f"{source.name}: {found}")
+    return vocabulary
+
+
+def completed(source: Source, special: Mapping[str, int], bos: int, eos: int) -> Source:
+    """The source, with what its files do not say and its tokenizer does: where texts begin and end."""
+    stops = tuple(special[name] for name in SPECIAL_STOPS if name in special)
+    family = "llama3" if "<|start_header_id|>" in special else "llama2"
+    return dataclasses.replace(
+        source,
+        bos=source.bos if source.bos >= 0 else bos,
+        stops=source.stops or stops or ((eos,) if eos >= 0 else ()),
+        template=source.template or family,
+    )
+
+
+def with_text(
+    source: Source, folder: Path, given: Path | None = None, template: str | None = None
+) -> tuple[Source, Vocabulary | None]:
+    """The source with all that is said of texts, and the tokens to put into a file, as many as it has rows.
+
+    folder: where its tokenizer may lie. given: a tokenizer instead of it. template: instead of the source's.
+    Raises BadFileError.
+    """
+    vocabulary, size = None if given else vocabulary_in(source), source.config.vocab_size
+    if vocabulary is None:
+        known = tokenizer_of(given, folder, size)
+        vocabulary = known.vocabulary.padded(size) if known else None
+    if vocabulary:
+        source = completed(source, vocabulary.special, vocabulary.bos, vocabulary.eos)
+    return dataclasses.replace(source, template=template or source.template or "none"), vocabulary
+
+
+# --- For transformers
+
+
+def files_to_copy(given: Path | None, folder: Path) -> dict[str, Path]:
+    """The files of a tokenizer that transformers reads as they are, by their names there; {} for none."""
+    if given:
+        name = f"tokenizer{given.suffix}"
+        return {name: given} if name in COPIED else {}
+    files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).exists()}
+    return files if files.keys() & set(COPIED) else {}
+
+
+def with_text_files(
+    source: Source, folder: Path, given: Path | None = None
+) -> tuple[Source, dict[str, bytes]]:
+    """As with_text, the tokenizer as files for transformers: copied if they have that form, else written."""
+    files = files_to_copy(given, folder) if given or source.vocabulary() is None else {}
+    if not files:
+        source, vocabulary = with_text(source, folder, given)
+        template = source.template or "none"
+        return source, write_tokenizer(source.name, vocabulary, template) if vocabulary else {}
+    path = files.get("tokenizer.model") or files["tokenizer.json"]
+    try:
+        known = tokenizers.load(path)
+    except BadFileError:
+        if given or not source.stops:  # else it is transformers that has to know it
+            raise
+    else:
+        if known.vocab_size > (size := source.config.vocab_size):
+            raise BadFileError(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {size}")
+        source = completed(source, known.special, known.bos_id, known.eos_id)
+    data = {name: path.read_bytes() for name, path in files.items()}
+    if "tokenizer.model" in data and "tokenizer_config.json" not in data:
+        data["tokenizer_config.json"] = tokenizer_config(tokenizers.load(files["tokenizer.model"]))
+    return source, data

@@ -1,0 +1,327 @@
+"""Reads a tokenizer.json of Hugging Face's tokenizers library, for the kinds that Llama models have:
+
+    byte fallback and a space in front, as Llama 2: normalizer Prepend and Replace, or pre_tokenizer Metaspace
+    byte-level, as Llama 3 (Split, ByteLevel), GPT-2 (ByteLevel) or SmolLM (Digits, ByteLevel)
+
+The library merges pairs in the order of a list; sentencepiece and tiktoken merge any two tokens whose bytes
+make one. Where the list provably comes to the same, the vocabulary has scores; otherwise it has the pairs.
+
+A special token that is matched in normalised text ("normalized": true) is matched in the text itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llama.errors import BadFileError
+from llama.formats import vocabulary as tokens
+from llama.formats.vocabulary import Vocabulary
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PATTERNS = {LLAMA3_PATTERN: tokens.LLAMA3, GPT2_PATTERN: tokens.GPT2}
+SPACE = "\u2581"
+
+Pieces = dict[str, int]  # as the file spells them, with their ids
+
+
+def refuse(path: Path, field: str, found: Any, allowed: str) -> NoReturn:
+    text = json.dumps(found, ensure_ascii=False)
+    raise BadFileError(
+        f"{path}: {field} = {text if len(text) < 200 else text[:200] + '...'}, allowed {allowed}"
+    )
+
+
+def require(path: Path, where: str, part: dict[str, Any], fields: dict[str, tuple[Any, ...]]) -> None:
+    """Refuses a part of the file with a field of another value than those allowed; the first is the usual."""
+    for name, allowed in fields.items():
+        if part.get(name, allowed[0]) not in allowed:
+            refuse(path, f"{where}.{name}", part[name], " or ".join(map(json.dumps, allowed)))
+
+
+def steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a Sequence; a lone step is one, nothing is none."""
+    if not part:
+        return []
+    return list(part[name]) if part.get("type") == "Sequence" else [part]
+
+
+# --- What happens to text before it merges
+
+
+def space_flags(path: Path, data: dict[str, Any]) -> int:
+    """How a tokenizer with byte fallback puts a space in front. Raises BadFileError."""
+    normalizers = steps(data["normalizer"], "normalizers")
+    splitters = steps(data["pre_tokenizer"], "pretokenizers")
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    if not splitters and normalizers in ([prepend, spaces], [spaces]):
+        return tokens.PREFIX | tokens.PREFIX_EACH if prepend in normalizers else 0
+    if normalizers or [step["type"] for step in splitters] != ["Metaspace"]:
+        allowed = "Prepend and Replace of a space by \u2581 without a pre_tokenizer, or Metaspace alone"
+        refuse(path, "normalizer, pre_tokenizer", [data["normalizer"], data["pre_tokenizer"]], allowed)
+    require(path, "pre_tokenizer", splitters[0], {"split": (False,), "replacement": (SPACE,)})
+    schemes = {"first": tokens.PREFIX, "always": tokens.PREFIX | tokens.PREFIX_EACH, "never": 0}
+    scheme = splitters[0].get("prepend_scheme", "always")
+    require(path, "pre_tokenizer", splitters[0], {"prepend_scheme": tuple(schemes)})
+    return schemes[scheme] | (tokens.PREFIX_UNLESS_SPACE if schemes[scheme] else 0)
+
+
+def strip_flag(path: Path, data: dict[str, Any]) -> int:
+    """Whether the decoder of a tokenizer with byte fallback drops the space that a text begins with."""
+    decoders = steps(data["decoder"], "decoders")
+    if [step["type"] for step in decoders] == ["Metaspace"]:
+        return 0 if decoders[0].get("prepend_scheme", "always") == "never" else tokens.STRIP
+    undo = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    if decoders not in (undo, undo[:-1]):
+        refuse(
+            path,
+            "decoder",
+            data["decoder"],
+            "Replace, ByteFallback, Fuse, and Strip of a space, or Metaspace",
+        )
+    return tokens.STRIP if decoders == undo else 0
+
+
+def pattern_of(path: Path, data: dict[str, Any]) -> int:
+    """How a byte-level tokenizer splits text into words. Raises BadFileError."""
+    if data["normalizer"]:
+        refuse(path, "normalizer", data["normalizer"], "null")
+    if [step["type"] for step in steps(data["decoder"], "decoders")] != ["ByteLevel"]:
+        refuse(path, "decoder", data["decoder"], "ByteLevel")
+    *before, last = steps(data["pre_tokenizer"], "pretokenizers")
+    require(path, "pre_tokenizer", last, {"add_prefix_space": (False,)})
+    uses_regex, kinds = last.get("use_regex", True), [step["type"] for step in before]
+    if not before:
+        return tokens.GPT2 if uses_regex else tokens.NO_PATTERN
+    if kinds == ["Digits"] and before[0]["individual_digits"] and uses_regex:
+        return tokens.GPT2_DIGITS
+    if kinds == ["Split"] and not uses_regex:
+        pattern = before[0]["pattern"].get("Regex")
+        if pattern not in PATTERNS:
+            refuse(path, "pre_tokenizer.pattern", before[0]["pattern"], "the patterns of Llama 3 and GPT-2")
+        require(path, "pre_tokenizer", before[0], {"behavior": ("Isolated",), "invert": (False,)})
+        return PATTERNS[pattern]
+    allowed = "ByteLevel, after Digits with individual_digits, or Split and use_regex false"
+    return refuse(path, "pre_tokenizer", data["pre_tokenizer"], allowed)
+
+
+def is_byte_level(data: dict[str, Any]) -> bool:
+    return any(step["type"] == "ByteLevel" for step in steps(data["pre_tokenizer"], "pretokenizers")[-1:])
+
+
+# --- Pieces
+
+
+def byte_characters() -> dict[str, int]:
+    """What byte-level pieces spell bytes with: printable Latin-1 is itself, the others follow U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = byte_characters()
+BYTE_NAMES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+
+
+def piece_bytes(path: Path, piece: str, byte_level: bool, field: str = "model.vocab") -> bytes:
+    """What a piece spells. field: what messages call the list of pieces. Raises BadFileError."""
+    if not byte_level:
+        if " " in piece:
+            refuse(path, field, piece, "pieces that write a space as \u2581")
+        return piece.replace(SPACE, " ").encode()
+    try:
+        return bytes([BYTE_OF[c] for c in piece])
+    except KeyError:
+        return refuse(path, field, piece, "byte-level pieces")
+
+
+def require_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int], kind: int, field: str) -> None:
+    """Refuses a vocabulary without a token of a type for each byte: some text had none.
+
+    Raises BadFileError.
+    """
+    found = {piece for piece, of in zip(pieces, types, strict=True) if of == kind and len(piece) == 1}
+    if missing := 256 - len(found):
+        refuse(path, field, f"{missing} bytes without a token", "a token for each of the 256 bytes")
+
+
+def read_tokens(path: Path, data: dict[str, Any], byte_level: bool) -> tuple[list[bytes], list[int]]:
+    """What each token prints, or its name, and its type. Raises BadFileError."""
+    vocab, added = data["model"]["vocab"], data.get("added_tokens") or []
+    ids = vocab | {token["content"]: token["id"] for token in added}
+    if sorted(ids.values()) != list(range(len(ids))):
+        refuse(path, "model.vocab", f"{len(ids)} ids up to {max(ids.values())}", "each id once, from 0 on")
+    pieces, types = [b""] * len(ids), [tokens.TEXT] * len(ids)
+    for token in added:
+        require(path, "added_tokens", token, dict.fromkeys(("lstrip", "rstrip", "single_word"), (False,)))
+        pieces[token["id"]] = token["content"].encode()
+        types[token["id"]] = tokens.CONTROL if token["special"] else tokens.USER
+    names = {token["content"] for token in added}
+    for piece, i in vocab.items():
+        if piece in names:
+            continue
+        is_byte = not byte_level and piece in BYTE_NAMES
+        pieces[i] = bytes([BYTE_NAMES[piece]]) if is_byte else piece_bytes(path, piece, byte_level)
+        types[i] = tokens.BYTE if is_byte else tokens.TEXT
+    require_bytes(path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, "model.vocab")
+    return pieces, types
+
+
+def ends_of(path: Path, special: dict[str, int]) -> list[int]:
+    """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none."""
+    usual = {
+        "bos_token": ("<s>", "<|begin_of_text|>"),
+        "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+    }
+    config = path.with_name("tokenizer_config.json")
+    said = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    ends = []
+    for name, names in usual.items():
+        token = said.get(name)
+        token = token["content"] if isinstance(token, dict) else token
+        ends.append(next((special[n] for n in (token, *names) if n in special), -1))
+    return ends
+
+
+# --- Merges
+
+
+def cuts(piece: bytes, byte_level: bool) -> list[tuple[bytes, bytes]]:
+    """The pairs that a piece can be cut into: between bytes, or between characters."""
+    ends = (at for at in range(1, len(piece)) if byte_level or piece[at] & 0xC0 != 0x80)
+    return [(piece[:at], piece[at:]) for at in ends]
+
+
+def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None:
+    """The order in which pieces are made, if the pairs of each stand together in the list; else None."""
+    order: dict[bytes, int] = {}
+    last = b""
+    for left, right in merges:
+        piece = left + right
+        if piece != last and order.setdefault(piece, len(order)) != len(order) - 1:
+            return None
+        last = piece
+    return order
+
+
+def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], byte_level: bool) -> bool:
+    """Whether merging by this list comes to the same as merging any two tokens whose bytes make one, in the
+    order in which the list makes them, the leftmost pair first.
+
+    It does if the pairs of a piece stand together, after those of its parts; if every pair of tokens, or
+    characters, that makes a piece is in the list; and if of two pairs that make the same piece and overlap,
+    (x, y) and (y, z), the left one comes first.
+    """
+    order, ranks = classes_of(merges), {pair: rank for rank, pair in enumerate(merges)}
+    if order is None or not pieces.issuperset(order):
+        return False
+
+    def fits(x: bytes, y: bytes) -> bool:
+        if (x, y) not in ranks:
+            return any(part not in pieces and cuts(part, byte_level) for part in (x, y))
+        after = ranks.get((y, (x + y)[len(y) :]), -1) if (x + y).startswith(y) else -1
+        made_before = max(order.get(x, -1), order.get(y, -1)) < order[x + y]
+        return made_before and (after < 0 or after >= ranks[x, y])
+
+    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level))
+
+
+def read_merges(
+    path: Path,
+    merges: Sequence[str | Sequence[str]],
+    vocab: Collection[str],
+    names: Set[str],
+    byte_level: bool,
+    field: str = "model.merges",
+) -> list[tuple[bytes, bytes]]:
+    """The list of pairs, in either of its forms: "a b", or ["a", "b"]. Raises BadFileError.
+
+    vocab: all pieces. names: of special tokens. A pair that makes one is left out: its name in a text is
+    text.
+    """
+    pairs = []
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        made = (*parts, "".join(parts))
+        if len(made) != 3 or any(
+            part not in vocab or (part in BYTE_NAMES and not byte_level) for part in made
+        ):
+            refuse(path, field, merge, "two tokens that make one")
+        if names.isdisjoint(made):
+            left, right = (piece_bytes(path, part, byte_level) for part in parts)
+            pairs.append((left, right))
+    return pairs
+
+
+def scores_of(pieces: Sequence[bytes], order: dict[bytes, int]) -> list[float]:
+    """Scores by which pieces merge in this order."""
+    return [-float(order.get(piece, len(order))) for piece in pieces]
+
+
+def merging_by(vocabulary: Vocabulary, merges: list[tuple[bytes, bytes]]) -> Vocabulary:
+    """The vocabulary, merging by a list of pairs: by scores where that comes to the same."""
+    typed = zip(vocabulary.pieces, vocabulary.types, strict=True)
+    text = {piece for piece, kind in typed if kind == tokens.TEXT}
+    if merges_any_pair(text, merges, vocabulary.kind == tokens.BYTES):
+        return replace(vocabulary, scores=scores_of(vocabulary.pieces, classes_of(merges) or {}))
+    return replace(vocabulary, merges=merges)
+
+
+# --- The file
+
+
+def read(path: Path, data: bytes) -> Vocabulary:
+    """The tokens in a tokenizer.json. Raises BadFileError, with the field that can't be represented."""
+    try:
+        return read_fields(path, json.loads(data))
+    except BadFileError:
+        raise
+    except KeyError as error:
+        raise BadFileError(f"{path}: is no tokenizer.json: {error} is missing") from None
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BadFileError(f"{path}: is no tokenizer.json: {error}") from None
+
+
+def read_fields(path: Path, data: dict[str, Any]) -> Vocabulary:
+    """What read does."""
+    model, byte_level = data["model"], is_byte_level(data)
+    plain = {
+        "dropout": (None, 0.0),
+        "continuing_subword_prefix": (None, ""),
+        "end_of_word_suffix": (None, ""),
+    }
+    require(path, "model", model, {"type": ("BPE",), **plain})
+    if not byte_level:
+        require(
+            path,
+            "model",
+            {"byte_fallback": False, **model},
+            {"byte_fallback": (True,), "ignore_merges": (False,)},
+        )
+    pattern, flags = (
+        (pattern_of(path, data), 0) if byte_level else (0, space_flags(path, data) | strip_flag(path, data))
+    )
+    flags |= tokens.USER_FIRST | (tokens.WHOLE_WORDS if model.get("ignore_merges") else 0)
+    pieces, types = read_tokens(path, data, byte_level)
+    names = {token["content"] for token in data.get("added_tokens") or []}
+    merges = read_merges(path, model["merges"], model["vocab"], names, byte_level)
+    kind = tokens.BYTES if byte_level else tokens.CHARACTERS
+    bos, eos = ends_of(
+        path, {piece.decode(): i for i, piece in enumerate(pieces) if types[i] == tokens.CONTROL}
+    )
+    unknown = model["vocab"].get(model.get("unk_token"), -1)
+    vocabulary = Vocabulary(kind, pieces, [0.0] * len(pieces), types, bos, eos, unknown, pattern, flags)
+    return merging_by(vocabulary, merges)

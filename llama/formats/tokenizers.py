@@ -1,0 +1,270 @@
+"""Tokenizers of Llama models: text to ids and back, whatever file they are in.
+
+It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (byte fallback as
+Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and a tokenizer.bin of llama2.c or our own.
+
+    tokenizer = load("tok4096.model")
+    assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
+
+Left out on purpose: Unigram models and text normalisation, which the engine does not have; chat.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+
+from llama.errors import BadFileError
+from llama.files import write_aside
+from llama.formats import sentencepiece_model, tokenizer_json
+from llama.formats import vocabulary as tokens
+from llama.formats.vocabulary import Vocabulary, count_bin
+
+__all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
+
+# ---------------------------------------------------------------------------------------------------------
+# The one interface
+
+
+def well_formed(text: str) -> str:
+    """Text without lone surrogates, which no UTF-8 can hold: each counts as U+FFFD, as in the engine."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back. Made by load; not for making by hand."""
+
+    path: Path
+    kind: str  # "sentencepiece", "llama3", "tokenizer.json" or "tokenizer.bin"
+    data: bytes = field(
+        repr=False
+    )  # a file that says all of it: the one at path, or for a tokenizer.json the indexed form
+    vocab_size: int
+    bos_id: int  # -1: none
+    eos_id: int  # -1: none
+    special: Mapping[str, int]  # tokens that text can be asked to mean
+    model: Any  # SentencePieceProcessor, or the engine's Tokenizer
+    encode_text: Callable[[str, bool], list[int]]  # of text, special
+    decode_ids: Callable[[list[int]], str]
+    read: Callable[[], Vocabulary]
+
+    @cached_property
+    def hash(self) -> str:
+        """The sha256 of data."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens themselves. Raises BadFileError for a model that the engine can't have."""
+        return self.read()
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """The ids of text, between BOS and EOS where asked for.
+
+        special: names such as <|eot_id|> in the text mean the token. Off, they are plain text, so that no
+        user of a chat can forge a message.
+        """
+        if (bos and self.bos_id < 0) or (eos and self.eos_id < 0):
+            raise BadFileError(
+                f"{self.path}: the vocabulary has no {'BOS' if bos and self.bos_id < 0 else 'EOS'}"
+            )
+        ids = [self.bos_id] if bos else []
+        ids += self.encode_text(well_formed(text), special)
+        return ids + [self.eos_id] if eos else ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Special tokens are empty, bytes that are not UTF-8 are U+FFFD.
+
+        Raises BadFileError.
+        """
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise BadFileError(f"{self.path}: token id = {i}, allowed 0 to {self.vocab_size - 1}")
+        return self.decode_ids(ids)
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer in a file, told by content, or tokenizer.model or tokenizer.json in a folder.
+
+    Raises BadFileError, OSError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = (path / "tokenizer.model", path / "tokenizer.json")
+        path = next((name for name in names if name.exists()), names[0])
+    data = path.read_bytes()
+    if tokens.is_indexed(data):
+        return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
+        return load_vocabulary(path, "llama3", data, read_llama3(path, data))
+    if data.lstrip()[:1] == b"{" and path.suffix == ".json":
+        vocabulary = tokenizer_json.read(path, data)
+        return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
+    return load_sentencepiece(path, data) or load_llama2c(path, data)
+
+
+def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:
+    """A tokenizer whose work the engine does. Raises BadFileError."""
+    from llama import LlamaError
+    from llama import Tokenizer as Engine
+
+    try:
+        model = Engine.from_bytes(vocabulary.indexed, path)
+    except LlamaError as error:
+        raise BadFileError(str(error)) from None
+
+    def encode(text: str, special: bool) -> list[int]:
+        return model.encode(text, bos=False, special=special)
+
+    v = vocabulary
+    ends, work = (v.bos, v.eos), (encode, model.decode, lambda: v)
+    return Tokenizer(path, kind, data, len(v), *ends, v.special, model, *work)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# sentencepiece
+
+
+def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
+    """A sentencepiece model, None for another file."""
+    try:
+        sp = SentencePieceProcessor(model_proto=data) if data else None
+    except RuntimeError:
+        sp = None
+    if sp is None or sp.vocab_size() == 0:
+        return None
+    control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
+    special = {sp.id_to_piece(i): i for i in control}
+    names = sorted(map(re.escape, special), key=len, reverse=True)
+
+    def encode(text: str, parse_special: bool) -> list[int]:
+        parts = re.split(f"({'|'.join(names)})", text) if parse_special and names else [text]
+        return [i for n, part in enumerate(parts) for i in ([special[part]] if n % 2 else sp.encode(part))]
+
+    ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
+    return Tokenizer(path, "sentencepiece", data, sp.vocab_size(), *ends, special, sp, *work)
+
+
+TYPES = {  # of sentencepiece's pieces
+    sentencepiece_model.NORMAL: tokens.TEXT,
+    sentencepiece_model.UNKNOWN: tokens.UNKNOWN,
+    sentencepiece_model.CONTROL: tokens.CONTROL,
+    sentencepiece_model.USER_DEFINED: tokens.USER,
+    sentencepiece_model.BYTE: tokens.BYTE,
+}
+
+
+def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
+    """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
+
+    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
+    """
+    changed = sp.normalize("\ufb01 \u00b2A")
+    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
+        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
+    flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
+    n = sp.vocab_size()
+    types = [TYPES.get(kind) for kind in sentencepiece_model.piece_types(sp.serialized_model_proto())]
+    if None in types:
+        raise BadFileError(f"{path}: piece {types.index(None)} is unused, allowed are pieces in use")
+    names = [sp.id_to_piece(i) for i in range(n)]
+    if spaced := [name for name in names if " " in name]:
+        raise BadFileError(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
+    pieces = [name.replace("\u2581", " ").encode() for name in names]
+    pieces = [
+        bytes([int(piece[3:5], 16)]) if kind == tokens.BYTE else piece
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
+    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
+    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ends, flags=flags)
+
+
+def load_llama2c(path: Path, data: bytes) -> Tokenizer:
+    """A tokenizer.bin of llama2.c. Raises BadFileError."""
+    try:
+        vocabulary = tokens.read_llama2c(path, data)
+    except BadFileError:
+        kinds = "a sentencepiece model nor Llama 3's tokenizer.model, a tokenizer.json or a tokenizer.bin"
+        raise BadFileError(f"{path}: is neither {kinds}") from None
+    return load_vocabulary(path, "tokenizer.bin", data, vocabulary)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files for the engine
+
+
+def to_bin(tokenizer: Tokenizer) -> bytes:
+    """The indexed form of any tokenizer, which the engine uses as it lies. Raises BadFileError."""
+    return tokenizer.vocabulary.indexed
+
+
+def to_llama2c_bin(tokenizer: Tokenizer) -> bytes:
+    """The bytes of a tokenizer.bin as llama2.c has it.
+
+    Raises BadFileError for all but sentencepiece's BPE.
+    """
+    return tokens.write_llama2c(tokenizer.vocabulary, tokenizer.path)
+
+
+def export_bin(tokenizer: Tokenizer, path: str | Path, indexed: bool = False) -> None:
+    """Writes a tokenizer.bin: llama2.c's, unless the indexed form is asked for or needed.
+
+    Raises BadFileError.
+    """
+    fits = not indexed and tokens.fits_llama2c(tokenizer.vocabulary)
+    data = to_llama2c_bin(tokenizer) if fits else to_bin(tokenizer)
+    with write_aside(Path(path)) as file:
+        file.write(data)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Llama 3: byte pairs by rank, split by a pattern
+
+LLAMA3_SPECIAL = [  # the first of 256; the others are reserved
+    *["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"],
+    *["<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+    *["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"],
+]
+
+
+def read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
+    """The lines `base64 rank` of a tiktoken file. Raises BadFileError."""
+    ranks: dict[bytes, int] = {}
+    for n, line in enumerate(data.splitlines()):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise BadFileError(f"{path}: line {n + 1} = {line[:40]!r}, allowed base64 and a rank") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise BadFileError(f"{path}: ranks have gaps or doubles, allowed 0 to {len(ranks) - 1}, each once")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise BadFileError(f"{path}: byte {missing[0]} has no token, allowed are files with all 256")
+    return ranks
+
+
+def read_llama3(path: Path, data: bytes) -> Vocabulary:
+    """A Llama 3 model, of any number of ranks; 256 special tokens follow. Raises BadFileError."""
+    ranks = read_ranks(path, data)
+    names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{i}|>" for i in range(2, 247))]
+    pieces = [*sorted(ranks, key=ranks.__getitem__), *(name.encode() for name in names)]
+    types = [tokens.TEXT] * len(ranks) + [tokens.CONTROL] * len(names)
+    scores = [-float(i) for i in range(len(pieces))]
+    ends = (len(ranks), len(ranks) + 1)
+    pattern, flags = tokens.LLAMA3, tokens.WHOLE_WORDS
+    return Vocabulary(tokens.BYTES, pieces, scores, types, *ends, pattern=pattern, flags=flags)

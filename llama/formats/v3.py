@@ -1,0 +1,285 @@
+"""Version 3 of the .bin files: one file with a model, its tokenizer and all that a run needs.
+
+docs/format.md has the layout byte by byte; the engine's reader is llama/csrc/weights/checkpoint_v3.h. It is
+asked to open a file that is read here too, so that what is wrong with a file is looked for in one place.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from llama.errors import BadFileError
+from llama.files import check_room
+from llama.formats import tiles
+from llama.formats.config import Config
+from llama.formats.source import (
+    CLASSIFIER,
+    EMBEDDING,
+    Source,
+    checked_config,
+    chunks,
+    find,
+    name_problems,
+    refuse,
+    tensor_shapes,
+)
+from llama.formats.tiles import Errors
+from llama.formats.vocabulary import checked_part, read_bin
+
+MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
+TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
+ROPE = {None: 0, "linear": 1, "llama3": 2}
+TEMPLATES = {"none": 0, "llama2": 1, "llama3": 2}
+MAX_STOPS = 8
+NORM = "norm.weight"
+LAYER = (  # in the order in which a pass uses them
+    "attention_norm",
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "ffn_norm",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a file holds besides the weights.
+
+    tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. bos: the id
+    that begins a text where the tokenizer names none, -1 for none. stops: ids that end one, besides the
+    tokenizer's EOS. template: of chats.
+    """
+
+    tokenizer: bytes = b""
+    bos: int = -1
+    stops: tuple[int, ...] = ()
+    template: str = "none"
+
+
+@dataclass
+class Entry:
+    """A row of the table of tensors."""
+
+    name: str
+    dtype: str
+    rows: int
+    cols: int
+    bytes: int
+    offset: int = 0
+    crc: int = 0
+    errors: Errors = field(default_factory=Errors)
+
+    @classmethod
+    def unpack(cls, name: str, data: bytes) -> Entry:
+        kind, rows, cols, crc, offset, size = struct.unpack("<3iI2Q", data)
+        return cls(name, list(TYPES)[kind], rows, cols, size, offset, crc)
+
+    def pack(self) -> bytes:
+        numbers = (TYPES[self.dtype], self.rows, self.cols, self.crc, self.offset, self.bytes)
+        return struct.pack("<3iI2Q", *numbers)
+
+
+def tensor_bytes(dtype: str, rows: int, cols: int) -> int:
+    """Bytes of a tensor in the file."""
+    if rows == 1:
+        return cols * 4
+    return tiles.packed_bytes(dtype, rows, cols)
+
+
+def names(config: Config) -> list[str]:
+    """The tensors of a file, in its order."""
+    layers = [f"layers.{layer}.{part}.weight" for layer in range(config.n_layers) for part in LAYER]
+    return [EMBEDDING, *layers, NORM, *([] if config.tied else [CLASSIFIER])]
+
+
+def plan(
+    config: Config, shapes: dict[str, tuple[int, ...]], dtype: str, ends_dtype: str, begin: int
+) -> list[Entry]:
+    """The table: types and places of all tensors. begin: bytes before the first."""
+    entries, offset = [], begin
+    for name in names(config):
+        rows, cols = shapes[name] if len(shapes[name]) == 2 else (1, *shapes[name])
+        kind = "fp32" if rows == 1 else ends_dtype if name in (EMBEDDING, CLASSIFIER) else dtype
+        offset = -(-offset // ALIGN) * ALIGN
+        entries.append(Entry(name, kind, rows, cols, tensor_bytes(kind, rows, cols), offset))
+        offset += entries[-1].bytes
+    return entries
+
+
+def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_bytes: int) -> bytes:
+    """The first 252 bytes; the checksum follows them."""
+    scaling = config.rope_scaling
+    rope = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor) if scaling else (1.0, 1.0, 4.0)
+    shape = (config.dim, config.hidden_dim, config.n_layers, config.n_heads, config.n_kv_heads)
+    data = struct.pack("<Ii7iB3x", MAGIC, VERSION, *shape, config.vocab_size, config.max_seq_len, config.tied)
+    data += struct.pack("<i2f", config.head_dim, config.norm_eps, config.rope_theta)
+    data += struct.pack("<i3f", ROPE[scaling.kind if scaling else None], *rope)
+    data += struct.pack("<i", scaling.original_max_seq_len if scaling else 0)
+    stops = (*extras.stops, *[-1] * MAX_STOPS)[:MAX_STOPS]
+    data += struct.pack("<3i8i", TYPES[dtype], extras.bos, len(extras.stops), *stops)
+    data += struct.pack("<2i4x", TEMPLATES[extras.template], n_tensors)
+    data += struct.pack("<3Q", HEADER_BYTES + n_tensors * ENTRY_BYTES, len(extras.tokenizer), file_bytes)
+    return data.ljust(HEADER_BYTES - 4, b"\0")
+
+
+def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
+    """The bytes of a matrix of float32 or bfloat16, or of a norm of float32.
+
+    Raises ValueError for values that its type can't hold.
+    """
+    if entry.rows == 1:
+        yield weight.numpy().data.cast("B")
+    else:
+        yield from tiles.pack(weight, entry.dtype, entry.errors)
+
+
+def write_tensor(file: BinaryIO, source: Source, entry: Entry, shape: tuple[int, ...]) -> None:
+    """Writes a tensor at its place and notes its checksum. Raises BadFileError."""
+    file.write(bytes(entry.offset - file.tell()))
+    tensor = find(source, entry.name, shape)
+    mapped = tensor.dtype == torch.bfloat16 and entry.rows > 1  # is packed as it lies
+    for part in chunks(source, entry.name, tensor, tensor.dtype if mapped else torch.float32, tiles.ROWS):
+        try:
+            for piece in pieces(part, entry):
+                entry.crc = zlib.crc32(piece, entry.crc)
+                file.write(piece)
+        except ValueError as error:
+            refuse(source, [f"{entry.name} {error}"])
+    if not math.isfinite(entry.errors.error):
+        refuse(source, [f"{entry.name} has values too large for {entry.dtype}"])
+
+
+def write_bin(
+    file: BinaryIO, source: Source, dtype: str, ends_dtype: str, extras: Extras, bar: bool
+) -> dict[str, float]:
+    """Writes a file, tensor by tensor, and returns the relative errors of those that were rounded.
+
+    Raises BadFileError for weights that do not fit the configuration or their type, OSError.
+    """
+    shapes, n_tensors = tensor_shapes(source.config), len(names(source.config))
+    refuse(source, name_problems(source, shapes))
+    begin = HEADER_BYTES + n_tensors * ENTRY_BYTES + len(extras.tokenizer)
+    entries = plan(source.config, shapes, dtype, ends_dtype, begin)
+    file_bytes = entries[-1].offset + entries[-1].bytes
+    check_room(Path(file.name), file_bytes)
+    file.write(bytes(begin))  # what comes here is known in the end
+    with tqdm(total=file_bytes, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
+        for entry in entries:
+            write_tensor(file, source, entry, shapes[entry.name])
+            progress.update(file.tell() - progress.n)
+    head = header(source.config, dtype, extras, n_tensors, file_bytes)
+    rest = b"".join(entry.pack() for entry in entries)
+    checked = rest + checked_part(extras.tokenizer)
+    file.seek(0)
+    file.write(head + struct.pack("<I", zlib.crc32(checked, zlib.crc32(head))) + rest + extras.tokenizer)
+    return {entry.name: entry.errors.relative for entry in entries if entry.dtype != "fp32"}
+
+
+# --- Reading
+
+SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+
+
+def is_v3(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == struct.pack("<Ii", MAGIC, VERSION)
+
+
+def floats_at(data: bytes, at: int, n: int) -> list[float]:
+    """Floats of a header, each as its shortest decimal number: 1e-05, not 9.99999974e-06."""
+    return [float(str(value)) for value in np.frombuffer(data, "<f4", n, at)]
+
+
+def read_config(path: Path, data: bytes) -> Config:
+    """The configuration in a header that the engine has checked."""
+    shape = dict(zip(SHAPE, struct.unpack_from("<7i", data, 8), strict=True))
+    (kind,), (original,) = struct.unpack_from("<i", data, 52), struct.unpack_from("<i", data, 68)
+    scaling = None
+    if kind:
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        scaling = dict(zip(names, floats_at(data, 56, 3), strict=True)) | {"kind": list(ROPE)[kind]}
+        scaling |= {"original_max_seq_len": original} if original else {}
+    norm_eps, rope_theta = floats_at(data, 44, 2)
+    fields = {"tied": bool(data[36]), "head_dim": struct.unpack_from("<i", data, 40)[0]}
+    rope = {"norm_eps": norm_eps, "rope_theta": rope_theta, "rope_scaling": scaling}
+    return checked_config(str(path), **shape, **fields, **rope)
+
+
+def read_extras(data: np.ndarray) -> Extras:
+    """What a file holds besides the weights, of one that the engine has checked."""
+    head = bytes(data[:HEADER_BYTES])
+    bos, n, *stops = struct.unpack_from("<10i", head, 76)
+    (template,), (begin, size) = struct.unpack_from("<i", head, 116), struct.unpack_from("<2Q", head, 128)
+    return Extras(bytes(data[begin : begin + size]), bos, tuple(stops[:n]), list(TEMPLATES)[template])
+
+
+class V3Tensors(Mapping[str, Tensor]):
+    """The tensors of a file, mapped: int8 and int4 ones become float32 when they are taken.
+
+    Taking one raises BadFileError if it is not what was written.
+    """
+
+    def __init__(self, path: Path, data: np.ndarray, entries: list[Entry]) -> None:
+        self._path, self._data, self._entries = path, data, {entry.name: entry for entry in entries}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        data = self._data[entry.offset : entry.offset + entry.bytes]
+        if zlib.crc32(data) != entry.crc:
+            raise BadFileError(f"{self._path}: checksum of {name} is not the one stored in the file")
+        if entry.rows == 1:
+            values = torch.from_numpy(data.view("<f4"))
+            return values[None] if name in (EMBEDDING, CLASSIFIER) else values
+        return tiles.unpack(data, entry.dtype, entry.rows, entry.cols)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def check(path: Path) -> None:
+    """Raises BadFileError for a file that the engine does not open: it looks at header, table and size."""
+    tiles.engine()
+    from llama.errors import BadFileError
+    from llama.native import model_open
+
+    try:
+        model_open(path)
+    except BadFileError as error:
+        raise BadFileError(str(error)) from None
+
+
+def open_bin(path: Path) -> Source:
+    """The model in a file. Raises BadFileError, OSError."""
+    check(path)
+    data = np.asarray(np.memmap(path, np.uint8, "c"))  # "c": a page is copied where a tensor is changed
+    config, extras = read_config(path, bytes(data[:HEADER_BYTES])), read_extras(data)
+    places = ((name, HEADER_BYTES + i * ENTRY_BYTES) for i, name in enumerate(names(config)))
+    entries = [Entry.unpack(name, bytes(data[at : at + ENTRY_BYTES])) for name, at in places]
+    return Source(
+        str(path),
+        config,
+        V3Tensors(path, data, entries),
+        bos=extras.bos,
+        stops=extras.stops,
+        template=extras.template,
+        vocabulary=cache(lambda: read_bin(path, extras.tokenizer) if extras.tokenizer else None),
+    )

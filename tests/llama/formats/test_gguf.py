@@ -1,0 +1,427 @@
+"""GGUF files hold the model that was written, llama.cpp computes what model.py does, and lies are refused.
+
+Files are also written here by the gguf library alone and quantised by llama.cpp itself. What compares with
+llama.cpp needs llama-cpp-python, and is left out where that is not installed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import gguf
+import pytest
+import torch
+from gguf_files import (
+    SMALL,
+    LlamaCpp,
+    Type,
+    distance,
+    library_file,
+    logits_of,
+    random_source,
+    refuses,
+    tokenizer_bin,
+)
+from helpers import SHARED
+from test_export import Lazy
+from torch import Tensor
+
+import llama
+from llama.errors import BadFileError
+from llama.formats.export import export_v3
+from llama.formats.gguf import READABLE, open_gguf, write_gguf
+from llama.formats.llama2c import open_bin
+from llama.formats.source import Source
+from llama.formats.v3 import Extras
+from llama.formats.v3 import open_bin as open_v3
+from llama.formats.vocabulary import read_llama2c
+from model import Config, RopeScaling
+
+MODELS = {
+    "tied": Config(**SMALL),
+    "untied GQA": Config(**SMALL, n_kv_heads=2, tied=False, rope_theta=5e5, norm_eps=1e-6),
+    "wide heads": Config(**SMALL, n_kv_heads=1, head_dim=32),
+    "llama3": Config(**SMALL, rope_theta=5e5, rope_scaling=RopeScaling(factor=8.0, original_max_seq_len=64)),
+    "llama3, no pair stretched in full": Config(**SMALL, head_dim=8, rope_scaling=RopeScaling(factor=32.0)),
+    "linear": Config(**SMALL, rope_scaling=RopeScaling("linear", 2.5)),
+    "rows of no whole blocks": Config(
+        dim=60, n_layers=1, n_heads=6, n_kv_heads=3, hidden_dim=172, vocab_size=45
+    ),
+}
+each_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+# Of a tensor's relative error.
+BOUNDS = {"fp32": 0.0, "fp16": 2**-11, "bf16": 2**-8, "int8": 0.01, "int4": 0.15}
+IDS = [1, 17, 42, 29, 5, 44, 31, 8] * 8
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+# --- There and back
+
+
+@each_model
+def test_fp32_comes_back_bitwise(path, config):
+    source = random_source(config)
+    assert write_gguf(path, source, "fp32") == {}
+    back = open_gguf(path)
+    assert (back.name, back.config) == (str(path), config)
+    assert list(back.tensors) == list(source.tensors)
+    assert all(torch.equal(back.tensors[name], source.tensors[name]) for name in source.tensors)
+
+
+@each_model
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_a_type_comes_back_within_its_error_which_is_reported(path, config, dtype):
+    source = random_source(config)
+    errors = write_gguf(path, source, dtype, dtype)
+    back = open_gguf(path)
+    for name, values in source.tensors.items():
+        error = distance(back.tensors[name].float(), values)
+        assert error <= (BOUNDS[dtype] if values.dim() == 2 else 0), name
+        assert math.isclose(errors.get(name, 0.0), error, rel_tol=1e-4), name
+
+
+def test_halves_are_read_as_they_lie_in_the_file(path):
+    source = random_source(MODELS["tied"])
+    for dtype, kind in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        write_gguf(path, source, dtype)
+        found, expected = (
+            model.tensors["layers.1.feed_forward.w2.weight"] for model in (open_gguf(path), source)
+        )
+        assert torch.equal(found, expected.to(kind))
+
+
+def kinds(path: Path) -> dict[str, str]:
+    """The types of a file's tensors, by the library's reader."""
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+def test_types_are_those_of_llama_cpp(path):
+    source = random_source(MODELS["untied GQA"])
+    write_gguf(path, source, "int4")
+    found = kinds(path)
+    assert (found["token_embd.weight"], found["output.weight"]) == ("Q8_0", "Q8_0")
+    assert (found["blk.1.attn_q.weight"], found["blk.1.attn_norm.weight"]) == ("Q4_0", "F32")
+    write_gguf(path, source, "int4", "bf16")
+    assert kinds(path)["output.weight"] == "BF16"
+    write_gguf(path, random_source(MODELS["rows of no whole blocks"]), "int8")
+    assert set(kinds(path).values()) == {"F16", "F32"}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_file_holds_the_values_of_a_v3_file(path, dtype):
+    source, ours = random_source(MODELS["untied GQA"]), path.with_suffix(".bin")
+    write_gguf(path, source, dtype)
+    export_v3(ours, source.config, source.tensors, dtype)
+    found, expected = open_gguf(path).tensors, open_v3(ours).tensors
+    assert all(torch.equal(found[name], expected[name]) for name in source.tensors)
+
+
+@pytest.mark.parametrize(("dtype", "kind", "bound"), [("int8", "Q8_0", 1.001), ("int4", "Q4_0", 0.97)])
+@pytest.mark.parametrize("spread", [torch.distributions.Normal(0, 1), torch.distributions.Laplace(0, 1)])
+def test_the_error_is_no_larger_than_that_of_the_library(path, dtype, kind, bound, spread):
+    torch.manual_seed(0)
+    source = random_source(Config(**SMALL))
+    weight = spread.sample((300, 64))
+    write_gguf(
+        path, replace(source, tensors=source.tensors | {"tok_embeddings.weight": weight}), dtype, dtype
+    )
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), Type[kind]), Type[kind])
+    found = open_gguf(path).tensors["tok_embeddings.weight"]
+    assert 0 < distance(found, weight) < bound * distance(theirs, weight)
+
+
+def test_one_tensor_is_in_memory_at_a_time(path):
+    source = random_source(MODELS["untied GQA"])
+    lazy = Lazy(source.tensors)
+    write_gguf(path, replace(source, tensors=lazy), "int8")
+    assert (lazy.most, lazy.alive) == (1, 0)
+
+
+def test_a_tensor_may_be_changed_and_the_file_stays(path):
+    write_gguf(path, random_source(MODELS["tied"]), "fp32")
+    before = path.read_bytes()
+    open_gguf(path).tensors["norm.weight"].fill_(3)
+    assert path.read_bytes() == before
+
+
+# --- Files of the library's own writer
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_a_file_of_the_library_is_read(path, kind):
+    source = random_source(MODELS["untied GQA"])
+    library_file(path, source, Type[kind])
+    back = open_gguf(path)
+    assert back.config == source.config
+    for name, values in source.tensors.items():
+        assert distance(back.tensors[name].float(), values) < (0.15 if values.dim() == 2 else 1e-9), name
+
+
+def test_what_a_file_leaves_out_has_llama_cpps_defaults(path):
+    source = random_source(Config(**SMALL))
+    left_out = dict.fromkeys(("attention.head_count_kv", "rope.dimension_count", "rope.freq_base"))
+    library_file(path, source, keys={f"llama.{key}": None for key in left_out})
+    assert open_gguf(path).config == source.config
+    assert open_gguf(path).vocabulary() is None
+
+
+@pytest.mark.parametrize(
+    "keys", [{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0}]
+)
+def test_linear_scaling_is_read_under_both_its_names(path, keys):
+    library_file(path, random_source(Config(**SMALL)), keys={f"llama.{key}": keys[key] for key in keys})
+    assert open_gguf(path).config.rope_scaling == RopeScaling("linear", 4.0)
+
+
+def test_the_factors_of_llama_3_are_recognised_without_a_key(path):
+    """They are computed here as Meta's code says, in a loop over wavelengths."""
+    source = random_source(Config(**SMALL | {"n_heads": 1}, rope_theta=5e5))
+    factors = []
+    for j in range(32):
+        wavelength = 2 * math.pi * 5e5 ** (2 * j / 64)
+        smooth = (8192 / wavelength - 1) / 3
+        inverse = (1 - smooth) / 32 + smooth
+        factors.append(1 if wavelength < 2048 else 32 if wavelength > 8192 else 1 / inverse)
+    library_file(
+        path, replace(source, tensors={**source.tensors, "rope_freqs.weight": torch.tensor(factors)})
+    )
+    assert open_gguf(path).config.rope_scaling == RopeScaling(factor=32.0)
+
+
+# --- llama.cpp
+
+
+# A relative distance of logits. Where weights are not fp32, llama.cpp rounds what they are multiplied with.
+LLAMA_CPP_BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 0.02, "int8": 0.05, "int4": 0.05}
+CASES = [(name, "fp32") for name in MODELS] + [("untied GQA", dtype) for dtype in LLAMA_CPP_BOUNDS]
+CASES += [("rows of no whole blocks", "int8"), ("wide heads", "int4")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), sorted(set(CASES)))
+def test_llama_cpp_computes_the_logits_of_model_py(path, name, dtype):
+    write_gguf(path, random_source(MODELS[name]), dtype)
+    expected = logits_of(open_gguf(path), IDS)
+    assert distance(LlamaCpp(path).logits(IDS), expected) < LLAMA_CPP_BOUNDS[dtype]
+
+
+def test_llama_cpp_and_the_engine_write_the_same_text(path):
+    source = random_source(replace(MODELS["llama3"], tied=False))
+    data, ours = tokenizer_bin(path.parent), path.with_suffix(".bin")
+    export_v3(ours, source.config, source.tensors, "fp32", extras=Extras(data))
+    write_gguf(path, source, "fp32", vocabulary=read_llama2c(ours, data))
+    with llama.Llama(ours) as engine:
+        expected = "".join(engine.generate("a big cat", max_tokens=60, temperature=0))
+    assert LlamaCpp(path).text("a big cat", 60) == expected
+    assert len(set(expected)) > 10
+
+
+QUANTISED = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17}
+QUANTISED |= {"Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30}  # what llama.cpp calls them, and their numbers
+
+
+def test_what_llama_cpp_quantised_is_read(path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
+    shape = {"dim": 256, "n_layers": 1, "n_heads": 4, "hidden_dim": 256, "vocab_size": 50, "tied": False}
+    write_gguf(path, random_source(Config(**shape)), "fp32")
+    out, seen = path.with_name("quantised.gguf"), set()
+    for name, number in QUANTISED.items():
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype, options.nthread = number, 1
+        assert llama_cpp.llama_model_quantize(os.fsencode(path), os.fsencode(out), options) == 0
+        seen |= set(kinds(out).values())
+        assert distance(LlamaCpp(out).logits(IDS), logits_of(open_gguf(out), IDS)) < 0.05, name
+    assert seen == set(READABLE) - {"F16", "BF16", "Q8_0"}
+
+
+@pytest.mark.skipif(not (SHARED / "weights").exists(), reason="the weights are not there")
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_stories260k_tells_its_story(path, dtype):
+    tokenizer = SHARED / "tokenizers" / "tok512.bin"
+    vocabulary = read_llama2c(tokenizer, tokenizer.read_bytes())
+    write_gguf(path, open_bin(SHARED / "weights" / "stories260K.bin"), dtype, vocabulary=vocabulary)
+    golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())["text"]
+    text = LlamaCpp(path).text("", 100).strip()
+    assert golden.startswith(text)
+    assert len(text) > 200
+
+
+# --- What is refused
+
+
+KEYS = {
+    "another architecture": (
+        {"general.architecture": "qwen2"},
+        r"general\.architecture = 'qwen2', allowed 'llama'",
+    ),
+    "a part of several": ({"split.count": 3}, r"split\.count = 3, allowed 0 and 1"),
+    "experts": ({"llama.expert_count": 8}, r"llama\.expert_count = 8, allowed 0"),
+    "YaRN": (
+        {"llama.rope.scaling.type": "yarn"},
+        "llama.rope.scaling.type = 'yarn', allowed 'none' and 'linear'",
+    ),
+    "heads of each layer": (
+        {"llama.attention.head_count_kv": [2, 4]},
+        r".*head_count_kv = \[2, 4\], allowed one whole number",
+    ),
+    "no heads": (
+        {"llama.attention.head_count": 0, "llama.rope.dimension_count": 64},
+        "n_heads = 0, allowed 1 or more",
+    ),
+    "a count that is none": (
+        {"llama.block_count": "two"},
+        "llama.block_count = 'two', allowed one whole number",
+    ),
+    "too many layers": ({"llama.block_count": 2**30}, "llama.block_count = 1073741824, allowed 20"),
+    "no epsilon": (
+        {"llama.attention.layer_norm_rms_epsilon": None},
+        "llama.attention.layer_norm_rms_epsilon is missing",
+    ),
+    "a base that is none": (
+        {"llama.rope.freq_base": math.nan},
+        "llama.rope.freq_base = nan, allowed one finite number",
+    ),
+    "half of a head": (
+        {"llama.rope.dimension_count": 8},
+        "llama.rope.dimension_count = 8, allowed head_dim = 16",
+    ),
+    "more than there is": (
+        {"llama.feed_forward_length": 2**30},
+        r"blk\.0\.ffn_gate\.weight has the shape \(96, 64\)",
+    ),
+    "more than can be": (
+        dict.fromkeys(("llama.feed_forward_length", "llama.embedding_length"), 2**31 - 8)
+        | {"llama.rope.dimension_count": 2**29 - 2},
+        "Storage size calculation overflowed",
+    ),
+    "a strange alignment": (
+        {"general.alignment": 48},
+        "general.alignment = 48, allowed powers of two from 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_a_model_that_is_another_is_refused(path, case):
+    keys, message = KEYS[case]
+    library_file(path, random_source(Config(**SMALL)), keys=keys)
+    refuses(path, message)
+
+
+def with_tensors(source: Source, **tensors: Tensor | None) -> Source:
+    """The same model with other tensors. None: without; names with __ for dots."""
+    changed = source.tensors | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    return replace(source, tensors={name: tensor for name, tensor in changed.items() if tensor is not None})
+
+
+TENSORS = {
+    "one is missing": ({"layers__1__attention__wo__weight": None}, r"blk\.1\.attn_output\.weight is missing"),
+    "no embedding": ({"tok_embeddings__weight": None}, r"token_embd\.weight is missing"),
+    "another shape": (
+        {"layers__0__attention__wq__weight": torch.zeros(64, 32)},
+        r"blk\.0\.attn_q\.weight has the shape \(64, 32\), allowed \(64, 64\)$",
+    ),
+    "a bias": ({"attn_bias__weight": torch.zeros(64)}, r"attn_bias\.weight is unexpected$"),
+    "another stretch": (
+        {"rope_freqs__weight": torch.tensor([1.0, 1, 1, 2, 3, 4, 5, 6])},
+        r"rope_freqs\.weight stretches RoPE, allowed as Llama 3\.1 and 3\.2 do it",
+    ),
+    "a stretch of other heads": ({"rope_freqs__weight": torch.ones(7)}, r"rope_freqs\.weight stretches RoPE"),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_do_not_fit_are_refused(path, case):
+    tensors, message = TENSORS[case]
+    library_file(path, with_tensors(random_source(Config(**SMALL)), **tensors))
+    refuses(path, message)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(path, value):
+    source = random_source(Config(**SMALL))
+    source.tensors["layers.1.attention.wo.weight"][3, 5] = value
+    library_file(path, source, Type.F16)
+    back = open_gguf(path)
+    refuses(
+        path, r"blk\.1\.attn_output\.weight has values that are not finite", lambda path: dict(back.tensors)
+    )
+    assert back.tensors["norm.weight"].shape == (64,)
+
+
+def test_a_type_that_nothing_reads_is_refused(path):
+    source = random_source(Config(**SMALL | {"dim": 256}))
+    library_file(path, source)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.attn_k.weight") + len("blk.0.attn_k.weight") + 4 + 16
+    for kind, message in (
+        (Type.TQ2_0, "has the type TQ2_0, allowed F32, F16, BF16"),
+        (99, "has the type 99, which is unknown"),
+    ):
+        struct.pack_into("<I", data, at, kind)
+        path.write_bytes(data)
+        refuses(path, rf"blk\.0\.attn_k\.weight {message}")
+
+
+# --- What is not written
+
+
+def test_what_cannot_be_written_leaves_the_old_file(path):
+    path.write_bytes(b"old")
+    good, name = random_source(Config(**SMALL)), "layers.0.feed_forward.w1.weight"
+    tokens = read_llama2c(path, tokenizer_bin(path.parent))
+    (path.parent / "tokenizer.bin").unlink()
+    vocabulary = replace(tokens, pieces=tokens.pieces[:299], types=tokens.types[:299])
+    missing = with_tensors(good, norm__weight=None)
+    shape = with_tensors(good, norm__weight=torch.zeros(65))
+    for call, message in (
+        (lambda: write_gguf(path, good, "int5"), "dtype = int5, allowed fp32, fp16, bf16, int8, int4"),
+        (lambda: write_gguf(path, missing, "fp32"), r"random: norm\.weight is missing"),
+        (
+            lambda: write_gguf(path, shape, "fp32"),
+            r"random: norm\.weight has the shape \(65,\), allowed \(64,\)",
+        ),
+        (
+            lambda: write_gguf(path, good, "fp32", vocabulary=vocabulary),
+            "random: the tokenizer has 299 tokens, .*300",
+        ),
+    ):
+        with pytest.raises(BadFileError, match=message):
+            call()
+    for dtype, value in [
+        ("fp16", 1e6),
+        ("int8", 1e9),
+        ("int4", 1e9),
+        *((dtype, math.nan) for dtype in BOUNDS),
+    ]:
+        values = good.tensors[name].clone()
+        values[3, 5] = value
+        with pytest.raises(
+            BadFileError, match=f"random: {re.escape(name)} has values that are not finite, or too large"
+        ):
+            write_gguf(path, replace(good, tensors={**good.tensors, name: values}), dtype)
+    assert (path.read_bytes(), list(path.parent.iterdir())) == (b"old", [path])
+
+
+def test_a_full_disk_is_found_before_anything_is_written(path, monkeypatch):
+    source = random_source(Config(**SMALL))
+    write_gguf(path, source, "int8")
+    size, lazy = path.stat().st_size, Lazy(source.tensors)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=size // 2))
+    with pytest.raises(OSError, match=r"[\d,]+ bytes are needed, [\d,]+ are free") as caught:
+        write_gguf(path, replace(source, tensors=lazy), "int8")
+    assert lazy.most == 0
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert path.stat().st_size == size

@@ -1,0 +1,443 @@
+"""Hugging Face's folders are read as transformers reads them, written as it reads them, and refused by name.
+
+The folders come from transformers itself, out of models that test_model.py holds to equal logits.
+Left out on purpose: what all sources share (test_export.py), tokenizers (test_tokenizer_py.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_model import FAMILIES, fresh, in_transformers, tokens
+
+from llama import convert
+from llama.errors import BadFileError
+from llama.formats import tokenizers
+from llama.formats.export import export_folder
+from llama.formats.models import open_source
+from llama.formats.source import Source, checked_tensors
+from model import Config, Llama, RopeScaling
+
+TINY = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=61, tied=False)
+CHAT = {
+    "llama3": "{{ bos }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{% endfor %}",
+    "llama2": "{{ '[INST] <<SYS>>' + system }}{{ ' [/INST]' }}",
+    "none": "<|im_start|>{{ role }} [INST]",
+}
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def save(model: Llama, folder: Path, **options) -> Path:
+    """The model as transformers writes it."""
+    in_transformers(model).save_pretrained(folder, **options)
+    return folder
+
+
+def assert_same(source: Source, model: Llama) -> None:
+    """The source holds the model's configuration and weights, to the bit."""
+    assert source.config == model.config
+    found, expected = checked_tensors(source), dict(model.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+def model_of(source: Source) -> Llama:
+    """model.py with the weights of a source, in float32."""
+    model = Llama(source.config).eval()
+    model.load_state_dict({n: w.float() for n, w in checked_tensors(source).items()}, strict=False)
+    return model
+
+
+@torch.no_grad()
+def logits_in_transformers(folder: Path) -> torch.Tensor:
+    model, problems = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(problems.values()), problems
+    return model.eval()(tokens() % model.config.vocab_size).logits
+
+
+def edit(folder: Path, file: str = "config.json", **fields) -> None:
+    """Changes fields of a JSON file, and drops those that are `...`."""
+    values = json.loads((folder / file).read_text()) | fields
+    (folder / file).write_text(json.dumps({n: v for n, v in values.items() if v is not ...}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Changes the tensors of a folder that has them in one file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def llama3_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """256 bytes and Llama 3's special tokens: 512 in all."""
+    lines = (f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    path.write_text("".join(lines))
+    return tokenizers.load(path)
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return fresh(TINY).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, model) -> Path:
+    return save(model, tmp_path / "theirs")
+
+
+@pytest.fixture
+def sharded(tmp_path, model) -> Path:
+    return save(model, tmp_path / "shards", max_shard_size="10KB")
+
+
+# --- Reading
+
+
+@each_family
+def test_what_transformers_saves_is_read_to_the_bit(tmp_path, family):
+    model = fresh(FAMILIES[family])
+    assert_same(open_source(save(model, tmp_path / "theirs")), model)
+
+
+def test_shards_are_read_as_one_file_is(sharded, model):
+    assert len(list(sharded.glob("*.safetensors"))) > 3
+    assert_same(open_source(sharded), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_other_types_equal_transformers(tmp_path, model, dtype):
+    in_transformers(model).to(dtype).save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    assert source.tensors["norm.weight"].dtype == dtype
+    with torch.no_grad():
+        found = model_of(source)(tokens() % 61)
+    torch.testing.assert_close(found, logits_in_transformers(tmp_path), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_a_mistral_is_a_llama_as_far_as_its_window_reaches(tmp_path, window):
+    config = transformers.MistralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        vocab_size=61,
+        sliding_window=window,
+        initializer_range=0.2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    torch.manual_seed(0)
+    transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    assert (source.config.head_dim, source.config.rope_theta) == (12, 1e6)
+    n = min(source.config.max_seq_len, tokens().shape[1])
+    assert n == (window or tokens().shape[1])
+    with torch.no_grad():
+        found = model_of(source)(tokens()[:, :n] % 61)
+    assert found.std() > 0.1
+    expected = logits_in_transformers(tmp_path)
+    torch.testing.assert_close(found, expected[:, :n], rtol=0, atol=1e-5)
+    if window:  # from there on it is another model
+        unlimited = replace(source, config=replace(source.config, max_seq_len=128))
+        with torch.no_grad():
+            beyond = model_of(unlimited)(tokens() % 61)
+        torch.testing.assert_close(beyond[:, :n], expected[:, :n], rtol=0, atol=1e-5)
+        assert (beyond[:, n] - expected[:, n]).abs().max() > 1e-3
+
+
+def test_pickles_are_read_where_there_are_no_safetensors(folder, model):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as old files have it
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert_same(open_source(folder), model)
+    files = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(tensors)}
+    for file in set(files.values()):
+        torch.save({name: t for name, t in tensors.items() if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    assert_same(open_source(folder), model)
+
+
+ROPE = {  # fields of config.json, and what they stand for
+    "nothing": ({"rope_theta": ..., "rope_parameters": ...}, 1e4, None),
+    "theta": ({"rope_theta": 1e6, "rope_parameters": ..., "rope_scaling": None}, 1e6, None),
+    "linear, as it was": (
+        {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 2}},
+        1e4,
+        RopeScaling("linear", 2.0),
+    ),
+    "linear": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4}},
+        3e4,
+        RopeScaling("linear", 4.0),
+    ),
+    "llama3": (
+        {
+            "rope_theta": 5e5,
+            "rope_parameters": ...,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        5e5,
+        RopeScaling("llama3", 32.0, 1.0, 4.0, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROPE)
+def test_rope_is_read_in_the_forms_of_transformers_4_and_5(folder, kind):
+    fields, theta, scaling = ROPE[kind]
+    edit(folder, **fields)
+    source = open_source(folder)
+    assert (source.config.rope_theta, source.config.rope_scaling) == (theta, scaling)
+    with torch.no_grad():
+        found = model_of(source)(tokens() % 61)
+    torch.testing.assert_close(found, logits_in_transformers(folder), rtol=0, atol=1e-5)
+
+
+def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
+    model = fresh(replace(TINY, n_kv_heads=4, norm_eps=1e-6, max_seq_len=2048))
+    folder = save(model, tmp_path)
+    usual = ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "hidden_act")
+    edit(folder, **dict.fromkeys((*usual, "tie_word_embeddings", "attention_bias", "architectures"), ...))
+    assert_same(open_source(folder), model)
+
+
+@pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "lm_head.weight", "both"])
+def test_a_tied_model_may_hold_either_tensor(tmp_path, kept):
+    model = fresh(replace(TINY, tied=True))
+    folder = save(model, tmp_path)
+
+    def keep(tensors: dict[str, torch.Tensor]) -> None:
+        embedding = tensors.pop("model.embed_tokens.weight")
+        names = ("model.embed_tokens.weight", "lm_head.weight") if kept == "both" else (kept,)
+        tensors |= {name: embedding.clone() for name in names}
+
+    edit_tensors(folder, keep)
+    source = open_source(folder)
+    assert_same(source, model)
+    export_folder(tmp_path / "again", source)
+    assert set(load_file(tmp_path / "again" / "model.safetensors")).isdisjoint({"lm_head.weight"})
+
+
+IDS = {
+    (2, None): (2,),
+    (None, None): (),
+    (7, 9): (9,),
+    (7, (8, 9)): (8, 9),
+    ((7, 8), None): (7, 8),
+}
+
+
+@pytest.mark.parametrize("ids", IDS, ids=str)
+def test_stop_ids_are_those_of_the_generation_before_the_model(folder, ids):
+    edit(folder, eos_token_id=ids[0], bos_token_id=5)
+    edit(folder, "generation_config.json", eos_token_id=ids[1])
+    source = open_source(folder)
+    assert (source.bos, source.stops) == (5, IDS[ids])
+    (folder / "generation_config.json").unlink()
+    edit(folder, eos_token_id=3, bos_token_id=None)
+    source = open_source(folder)
+    assert (source.bos, source.stops) == (-1, (3,))
+
+
+@pytest.mark.parametrize("kind", CHAT)
+def test_the_chat_template_is_told_by_its_text(folder, kind):
+    assert open_source(folder).template == "none"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT[kind]}))
+    assert open_source(folder).template == kind
+    several = [{"name": "default", "template": CHAT[kind]}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert open_source(folder).template == kind
+    (folder / "chat_template.jinja").write_text(CHAT["llama3"])  # where transformers 5 writes it
+    assert open_source(folder).template == "llama3"
+
+
+# --- What is refused
+
+Q, WQ = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj.weight"
+CONFIGS = {  # a field that is changed, and what the message says of it
+    "model_type": ("qwen2", '= "qwen2", allowed "llama" and "mistral"'),
+    "architectures": (["LlamaModel"], 'allowed ["LlamaForCausalLM"] and ["MistralForCausalLM"]'),
+    "hidden_act": ("gelu", '= "gelu", allowed "silu" and "swish"'),
+    "attention_bias": (True, "= true, allowed false"),
+    "mlp_bias": (True, "= true, allowed false"),
+    "rope_scaling": ({"rope_type": "yarn", "factor": 2.0}, 'rope_type = "yarn", allowed "default"'),
+    "rope_parameters": ({"rope_type": "dynamic"}, 'rope_type = "dynamic", allowed "default"'),
+    "partial_rotary_factor": (0.5, "= 0.5, allowed 1"),
+    "quantization_config": ({"quant_method": "gptq"}, "= gptq, allowed none"),
+    "hidden_size": (..., "has no hidden_size"),
+    "num_hidden_layers": (10**9, "n_layers = 1000000000, allowed up to 4096"),
+    "num_attention_heads": (0, "n_heads = 0, allowed 1 or more"),
+    "num_key_value_heads": (3, "n_kv_heads = 3 does not divide n_heads = 4"),
+    "intermediate_size": ("48", "= '48', allowed whole numbers"),
+    "vocab_size": (True, "= True, allowed whole numbers"),
+    "rms_norm_eps": (float("nan"), "= nan, allowed finite numbers"),
+    "tie_word_embeddings": ("yes", "= 'yes', allowed true and false"),
+    "eos_token_id": ([2, 61], "= [2, 61], allowed 0 to 60"),
+    "head_dim": (16, f"{Q.replace('1', '0')}.weight has the shape (32, 32), allowed (64, 32)"),
+}
+
+
+@pytest.mark.parametrize("field", CONFIGS)
+def test_a_configuration_that_is_not_a_llama_is_refused_by_its_field(folder, tmp_path, capsys, field):
+    value, message = CONFIGS[field]
+    (folder / "generation_config.json").unlink()
+    edit(folder, **{field: value})
+    assert convert.main([str(folder), str(tmp_path / "model.bin"), "--version", "3"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {folder}")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("window", [64, ...])
+def test_a_window_limits_the_context(folder, tmp_path, capsys, window):
+    """Left out, it is 4096 to transformers."""
+    edit(folder, model_type="mistral", sliding_window=window, max_position_embeddings=8192)
+    longest = 4096 if window is ... else window
+    assert open_source(folder).config.max_seq_len == longest
+    arguments = [str(folder), str(tmp_path / "model.bin"), "--version", "3"]
+    assert convert.main([*arguments, "--max-seq-len", str(longest + 1)]) == 2
+    message = f"max_seq_len = {longest + 1}, allowed up to {longest}, the model's sliding window"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert convert.main(arguments) == 0
+    assert f"max_seq_len = {longest}: its sliding window" in capsys.readouterr().out
+    assert convert.main([*arguments, "--max-seq-len", "8"]) == 0
+    assert "sliding window" not in capsys.readouterr().out
+    edit(folder, max_position_embeddings=32)
+    assert open_source(folder).config.max_seq_len == 32
+    edit(folder, sliding_window=None, max_position_embeddings=8192)
+    assert open_source(folder).config.max_seq_len == 8192
+
+
+def spoil(name: str, **changes: torch.Tensor | None) -> Callable[[Path], None]:
+    """Changes a tensor, or drops it."""
+
+    def work(folder: Path) -> None:
+        def change(tensors: dict[str, torch.Tensor]) -> None:
+            tensors.pop(name, None)
+            tensors |= {key: value for key, value in {name: changes.get("to")}.items() if value is not None}
+
+        edit_tensors(folder, change)
+
+    return work
+
+
+TENSORS = {
+    f"{WQ} is missing": spoil(WQ),
+    "lm_head.weight is missing": spoil("lm_head.weight"),
+    f"{Q}.bias is a bias, which a Llama has not": spoil(f"{Q}.bias", to=torch.ones(32)),
+    "model.layers.2.mlp.up_proj.weight is unexpected": spoil(
+        "model.layers.2.mlp.up_proj.weight", to=torch.ones(48, 32)
+    ),
+    f"{WQ} has the shape (32, 33), allowed (32, 32)": spoil(WQ, to=torch.ones(32, 33)),
+    f"{WQ} has the type torch.int8, allowed floating point": spoil(WQ, to=torch.ones(32, 32).char()),
+    f"{WQ} has the type torch.float8_e4m3fn, allowed": spoil(
+        WQ, to=torch.ones(32, 32).to(torch.float8_e4m3fn)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", TENSORS)
+def test_tensors_that_do_not_fit_are_named_as_the_folder_names_them(folder, message):
+    TENSORS[message](folder)
+    with pytest.raises(BadFileError) as error:
+        open_source(folder)
+    assert str(error.value).startswith(f"{folder}: {message}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("out", ["model.bin", "ours"])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, tmp_path, capsys, value, out):
+    edit_tensors(folder, lambda tensors: tensors["model.norm.weight"].__setitem__(3, value))
+    options = ["--version", "3"] if out == "model.bin" else []
+    assert convert.main([str(folder), str(tmp_path / out), *options]) == 3
+    assert capsys.readouterr().err == f"error: {folder}: norm.weight has values that are not finite\n"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def first(folder: Path, pattern: str = "*-00002-*.safetensors") -> Path:
+    return next(folder.glob(pattern))
+
+
+def move(folder: Path, file: str) -> None:
+    """Lets the index say that the first tensor is in another file."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name = next(iter(index["weight_map"]))
+    index["weight_map"][name] = file
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def repeat(folder: Path) -> None:
+    shard = load_file(first(folder, "*-00001-*.safetensors"))
+    save_file({**load_file(first(folder)), **shard}, first(folder))
+
+
+DAMAGE = {
+    "No such file or directory": lambda folder: first(folder).unlink(),
+    "is not a whole safetensors file": lambda folder: os.truncate(first(folder), 5000),
+    "is missing, model.safetensors.index.json says it is there": lambda folder: move(
+        folder, first(folder).name
+    ),
+    "allowed files of the folder": lambda folder: move(folder, "../model.safetensors"),
+    "is in model-00001-of-": repeat,
+    "is not JSON": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+    "holds a list, allowed an object": lambda folder: (folder / "config.json").write_text("[]"),
+    "maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 10**5),
+    "has none of model.safetensors.index.json, ": lambda folder: [
+        path.unlink() for path in folder.glob("model*")
+    ],
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_line(sharded, tmp_path, capsys, message):
+    DAMAGE[message](sharded)
+    assert convert.main([str(sharded), str(tmp_path / "model.bin")]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {sharded}")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [sharded]
+
+
+class Program:
+    """A pickle of it is a program that makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(folder, tmp_path, capsys):
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Program(tmp_path / "made")}, folder / "pytorch_model.bin")
+    assert convert.main([str(folder), str(tmp_path / "model.bin")]) == 3
+    file, name = folder / "pytorch_model.bin", f"{os.system.__module__}.system"
+    reason = f"holds more than tensors, or is damaged (its pickle asks for {name})"
+    assert capsys.readouterr().err == f"error: {file}: {reason}\n"
+    assert list(tmp_path.iterdir()) == [folder]

@@ -1,0 +1,332 @@
+"""formats/tokenizer_json.py and the engine against the tokenizers library, on tokenizers trained here."""
+
+import functools
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_tokenizer import MILLION, SCRIPTS, SHARED, TRICKY, shared_model
+from test_tokenizer_bytes import random_text
+
+from llama.errors import BadFileError
+from llama.formats import tokenizers
+from llama.formats.tokenizer_json import LLAMA3_PATTERN, merges_any_pair
+
+hf = pytest.importorskip("tokenizers")
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<|eot|>"]
+SPACE = "\u2581"
+thorough = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+characters = st.characters(exclude_categories=["Cs"], max_codepoint=0x11DDF) | st.sampled_from(
+    sorted(set(SCRIPTS))
+)
+texts = st.one_of(
+    st.lists(characters | st.sampled_from(SCRIPTS.split() + TRICKY + SPECIAL), max_size=40).map("".join),
+    st.text(st.sampled_from("ab'sSl \n\r\t1é世\u017f½."), max_size=60),
+)
+
+
+@dataclass
+class Pair:
+    """A tokenizer of the library, and ours of the same file."""
+
+    library: Any
+    ours: tokenizers.Tokenizer
+
+    def expected(self, text: str, special: bool = True) -> list[int]:
+        self.library.encode_special_tokens = not special
+        return self.library.encode(text, add_special_tokens=False).ids
+
+
+def copied(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Makes a file once, and gives a copy of it each time."""
+    once = functools.cache(lambda *arguments, **options: json.dumps(make(*arguments, **options)))
+    return functools.wraps(make)(lambda *arguments, **options: json.loads(once(*arguments, **options)))
+
+
+def trained(
+    normalizer: Any, splitter: Any, decoder: Any, byte_level: bool, vocab_size: int, **model: Any
+) -> Any:
+    """A tokenizer of the library, trained on SCRIPTS."""
+    tokenizer = hf.Tokenizer(
+        hf.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=not byte_level, **model)
+    )
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    if splitter:
+        tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoder
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet() if byte_level else []
+    names = [] if byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL, *names],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(re.split("(?<= )", SCRIPTS * 4), trainer)
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] not in names]
+    return data
+
+
+@copied
+def llama2(normal: bool = True, scheme: str = "first") -> dict[str, Any]:
+    """As the tokenizer.json of Llama 2: with normalizers, or with Metaspace."""
+    n, d = hf.normalizers, hf.decoders
+    spaces = n.Sequence([n.Prepend(SPACE), n.Replace(" ", SPACE)])
+    metaspace = hf.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    undo = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
+    if scheme == "never":
+        undo = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse()])
+    return trained(spaces if normal else None, None if normal else metaspace, undo, False, 700)
+
+
+@copied
+def llama3() -> dict[str, Any]:
+    p = hf.pre_tokenizers
+    split = p.Split(hf.Regex(LLAMA3_PATTERN), "isolated")
+    splitter = p.Sequence([split, p.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return trained(None, splitter, hf.decoders.ByteLevel(), True, 600, ignore_merges=True)
+
+
+@copied
+def gpt2(digits: bool = False) -> dict[str, Any]:
+    p = hf.pre_tokenizers
+    last = p.ByteLevel(add_prefix_space=False)
+    splitter = p.Sequence([p.Digits(individual_digits=True), last]) if digits else last
+    return trained(None, splitter, hf.decoders.ByteLevel(), True, 600)
+
+
+@copied
+def sentencepiece_as_json() -> dict[str, Any]:
+    """What the sentencepiece model of Llama 2 becomes there: a pair for each way to cut a piece."""
+    import sentencepiece
+
+    sp = sentencepiece.SentencePieceProcessor(model_proto=shared_model("llama2_tokenizer.model"))
+    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = []
+    for i in sorted(range(259, len(pieces)), key=lambda i: -sp.get_score(i)):
+        cuts = ((pieces[i][:at], pieces[i][at:]) for at in range(1, len(pieces[i])))
+        local = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
+        merges += sorted(local, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+    data = llama2()
+    return data | {
+        "model": data["model"] | {"vocab": vocab, "merges": merges},
+        "added_tokens": data["added_tokens"][:3],
+    }
+
+
+@copied
+def tiktoken_as_json() -> dict[str, Any]:
+    """What Llama 3's own tokenizer becomes there, by transformers: 280,147 pairs."""
+    converters = pytest.importorskip("transformers.convert_slow_tokenizer")
+    if not (SHARED / "llama3_tokenizer.model").exists():
+        pytest.skip("llama3_tokenizer.model is not here")
+    converter = converters.TikTokenConverter(str(SHARED / "llama3_tokenizer.model"))
+    data = json.loads(converter.converted().to_str())
+    return data | {"model": data["model"] | {"ignore_merges": True}}  # as Llama 3's file has it
+
+
+KINDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "llama2": llama2,
+    "llama2_first": functools.partial(llama2, normal=False),
+    "llama2_always": functools.partial(llama2, normal=False, scheme="always"),
+    "llama2_never": functools.partial(llama2, normal=False, scheme="never"),
+    "llama3": llama3,
+    "gpt2": gpt2,
+    "smollm": functools.partial(gpt2, digits=True),
+    "sentencepiece": sentencepiece_as_json,
+}
+
+
+def make_pair(data: dict[str, Any], path: Path) -> Pair:
+    path.write_text(json.dumps(data, ensure_ascii=False))
+    return Pair(hf.Tokenizer.from_str(path.read_text()), tokenizers.load(path))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory) -> Pair:
+    return make_pair(KINDS[request.param](), tmp_path_factory.mktemp("json") / "tokenizer.json")
+
+
+@pytest.mark.parametrize("text", [*TRICKY, *SCRIPTS.split("\n"), SCRIPTS, *SPECIAL], ids=ascii)
+def test_ids_are_those_of_the_library_on_tricky_text(pair, text):
+    assert pair.ours.encode(text, special=True) == pair.expected(text)
+
+
+@thorough
+@given(texts)
+def test_ids_are_those_of_the_library_on_any_text(pair, text):
+    assert pair.ours.encode(text, special=True) == pair.expected(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*KINDS, "tiktoken"])
+def test_ids_are_those_of_the_library_on_a_million_characters(tmp_path, kind):
+    pair = make_pair((KINDS | {"tiktoken": tiktoken_as_json})[kind](), tmp_path / "tokenizer.json")
+    text = random_text(random.Random(1), MILLION)
+    assert pair.ours.encode(text, special=True) == pair.expected(text)
+
+
+@thorough
+@given(texts)
+def test_names_of_special_tokens_are_text_unless_asked_for(pair, text):
+    assert pair.ours.encode(text) == pair.expected(text, special=False)
+
+
+@thorough
+@given(texts)
+def test_ids_become_the_text_that_the_library_makes_of_them(pair, text):
+    ids = pair.expected(text)
+    assert pair.ours.decode(ids) == pair.library.decode(ids)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_written_file_is_the_same_tokenizer(name, tmp_path):
+    ours = make_pair(KINDS[name](), tmp_path / "tokenizer.json").ours
+    path = tmp_path / "tokenizer.bin"
+    tokenizers.export_bin(ours, path, indexed=True)
+    read = tokenizers.load(path)
+    assert (read.hash, read.special) == (ours.hash, ours.special)
+    assert read.vocabulary == ours.vocabulary
+    assert read.encode(SCRIPTS) == ours.encode(SCRIPTS)
+
+
+# --- Which pairs merge, and in which order
+
+
+def handmade(merges: list[tuple[str, str]], whole_words: bool) -> dict[str, Any]:
+    """A byte-level tokenizer that merges these pairs. Where two make the same piece, both come to it."""
+    alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    pieces = dict.fromkeys(
+        [*alphabet, *(part for left, right in merges for part in (left, right, left + right))]
+    )
+    data = gpt2()
+    data["model"] |= {"vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges}
+    return data | {"model": data["model"] | {"ignore_merges": whole_words}, "added_tokens": []}
+
+
+parts = st.text(st.sampled_from("ab"), min_size=1, max_size=3)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(parts, parts), max_size=12),
+    st.booleans(),
+    st.text(st.sampled_from("abc "), max_size=30),
+)
+@example([("a", "a"), ("a", "aa"), ("aa", "a")], False, "aaaaa aabaaa")
+@example([("a", "b"), ("b", "a"), ("a", "ba"), ("ab", "a")], False, "ababa")
+@example([("aa", "a"), ("a", "a")], True, "aaaa")
+def test_any_list_of_pairs_merges_as_in_the_library(tmp_path, merges, whole_words, text):
+    pair = make_pair(handmade(merges, whole_words), tmp_path / "tokenizer.json")
+    assert pair.ours.encode(text) == pair.expected(text)
+
+
+@pytest.mark.parametrize(
+    ("merges", "same"),
+    [
+        ([], True),
+        ([("a", "b"), ("ab", "c")], True),
+        ([("a", "b"), ("ab", "c"), ("b", "c")], False),  # (a, bc) is not listed, but its bytes make abc
+        ([("b", "c"), ("a", "b"), ("a", "bc"), ("ab", "c")], True),
+        ([("ab", "c"), ("a", "b")], False),  # made before its part
+        ([("b", "c"), ("a", "bc"), ("a", "b"), ("ab", "c")], False),  # abc's pairs do not stand together
+        ([("a", "a"), ("aa", "a"), ("a", "aa")], False),  # in [a][aa][a] the left pair comes second
+    ],
+)
+def test_scores_are_enough_only_where_they_come_to_the_same(merges, same):
+    spelt = [(left.encode(), right.encode()) for left, right in merges]
+    pieces = {b"a", b"b", b"c"} | {left + right for left, right in spelt}
+    assert merges_any_pair(pieces, spelt, True) == same
+
+
+def test_a_pair_that_makes_a_special_token_leaves_its_name_text(tmp_path):
+    data = handmade([("a", "b"), ("<", "s"), ("<s", ">")], False)
+    data["added_tokens"] = [{"id": data["model"]["vocab"]["<s>"], "content": "<s>", "special": True}]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    tokenizer = tokenizers.load(path)
+    assert tokenizer.special["<s>"] not in tokenizer.encode("ab<s>")
+    assert tokenizer.encode("ab<s>", special=True)[-1] == tokenizer.bos_id == tokenizer.special["<s>"]
+
+
+# --- The file
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", None])
+def test_bos_and_eos_are_those_of_the_configuration_or_of_usual_names(tmp_path, name):
+    if name:
+        (tmp_path / name).write_text(json.dumps({"bos_token": {"content": "<|eot|>"}, "eos_token": "<s>"}))
+    ours = make_pair(gpt2(), tmp_path / "tokenizer.json").ours
+    bos, eos = ("<|eot|>", "<s>") if name else ("<s>", "</s>")
+    assert (ours.bos_id, ours.eos_id) == (ours.special[bos], ours.special[eos])
+    assert tokenizers.load(tmp_path).hash == ours.hash
+
+
+def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The file with one field changed, named as a.b.c; an index of a list is a number."""
+    data = json.loads(json.dumps(data))
+    *parents, last = [int(name) if name.isdigit() else name for name in path.split(".")]
+    functools.reduce(lambda part, name: part[name], parents, data)[last] = value
+    return data
+
+
+WORDPIECE = {"type": "WordPiece", "vocab": {}}
+REFUSED = [
+    (gpt2, "model", WORDPIECE, 'model.type = "WordPiece", allowed "BPE"'),
+    (gpt2, "model.dropout", 0.1, "model.dropout = 0.1, allowed null or 0.0"),
+    (gpt2, "model.end_of_word_suffix", "</w>", 'model.end_of_word_suffix = "</w>", allowed null or ""'),
+    (gpt2, "normalizer", {"type": "NFC"}, 'normalizer = {"type": "NFC"}, allowed null'),
+    (gpt2, "pre_tokenizer.add_prefix_space", True, "pre_tokenizer.add_prefix_space = true, allowed false"),
+    (
+        llama3,
+        "pre_tokenizer.pretokenizers.0.pattern",
+        {"Regex": "."},
+        "allowed the patterns of Llama 3 and GPT-2",
+    ),
+    (llama3, "pre_tokenizer.pretokenizers.0.behavior", "Removed", 'behavior = "Removed", allowed "Isolated"'),
+    (llama3, "pre_tokenizer.pretokenizers.0.type", "Punctuation", "pre_tokenizer = .*, allowed ByteLevel"),
+    (llama3, "added_tokens.0.lstrip", True, "added_tokens.lstrip = true, allowed false"),
+    (llama3, "added_tokens.0.id", 10**6, "model.vocab = .*, allowed each id once"),
+    (llama3, "model.merges.0", "a", "model.merges = "),
+    (llama3, "model.merges.0", ["a", "nowhere"], "model.merges = "),
+    (llama2, "model.byte_fallback", False, "model.byte_fallback = false, allowed true"),
+    (llama2, "model.ignore_merges", True, "model.ignore_merges = true, allowed false"),
+    (llama2, "normalizer.normalizers.0.prepend", "_", "normalizer, pre_tokenizer = .*, allowed Prepend"),
+    (llama2, "pre_tokenizer", {"type": "Whitespace"}, "normalizer, pre_tokenizer = "),
+    (functools.partial(llama2, normal=False), "pre_tokenizer.split", True, "split = true, allowed false"),
+    (functools.partial(llama2, normal=False), "pre_tokenizer.prepend_scheme", "x", "prepend_scheme = "),
+    (gpt2, "model.vocab", {"a": 0}, "model.vocab = .*, allowed each id once"),
+    (gpt2, "decoder", {"type": "WordPiece"}, 'decoder = {"type": "WordPiece"}, allowed ByteLevel'),
+    (llama2, "decoder", {"type": "Fuse"}, 'decoder = {"type": "Fuse"}, allowed Replace, ByteFallback'),
+    (gpt2, "model.merges", None, "is no tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value", "says"), REFUSED, ids=[f"{row[1]}={row[2]}"[:40] for row in REFUSED]
+)
+def test_what_can_not_be_represented_is_refused_with_its_field(tmp_path, make, field, value, says):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(changed(make(), field, value)))
+    with pytest.raises(BadFileError, match=re.escape(f"{path}: ") + f".*({says})"):
+        tokenizers.load(path)
+
+
+@pytest.mark.parametrize("data", ["{", "{}", "[]", '{"model": 5}', '{"model": {"type": "BPE"}}', "[" * 10**5])
+def test_other_json_is_refused_in_one_line(tmp_path, data):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(data)
+    with pytest.raises(BadFileError, match=r"tokenizer\.json: is") as caught:
+        tokenizers.load(path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,342 @@
+"""tokenizer.py: against sentencepiece, tiktoken and the C engine, and on hostile files."""
+
+import base64
+import json
+
+import pytest
+from helpers import write_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+import llama
+import tokenizer as program
+from llama import command, files
+from llama.errors import BadFileError
+from llama.formats import tokenizers
+from llama.formats import vocabulary as tokens
+from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from training import text as reading
+from training.text import Format, read_documents, text_files
+from training.tokenizers import train as train_tokenizer
+
+TEXTS = [
+    "Once upon a time, there was a little girl named Lily.\nShe loved to play.\n\n  in 1234 parks  ",
+    "def f(x):\n\treturn  x + 1\n",
+    "Où êtes-vous? 世界 \U0001f600",
+    "the cat sat on the mat and the dog ran to the big red ball ",
+]
+PLAIN = Format()
+anything = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from("  \n\tthe cat▁<s>"), max_size=60
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return train_tokenizer(TEXTS * 3, 340, tmp_path_factory.mktemp("tokenizer") / "tok.model")
+
+
+@pytest.fixture(scope="module")
+def engine(trained):
+    path = trained.path.with_suffix(".bin")
+    tokenizers.export_bin(trained, path)
+    return llama.Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    """A tokenizer.model in Llama 3's form: the 256 bytes and some merges."""
+    merges = [b"th", b"the", b" t", b" the", b"ll", b"llo", b"he", b"hello", b"  ", b"12", b"123"]
+    tokens = [bytes([byte]) for byte in range(256)] + merges
+    path = tmp_path_factory.mktemp("llama3") / "tokenizer.model"
+    path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(tokens)))
+    return tokenizers.load(path)
+
+
+def refused(capfd, *arguments) -> str:
+    """Runs the command line, which must fail with one line on stderr."""
+    assert command.run_command(lambda: program.main([str(a) for a in arguments])) != 0
+    error = capfd.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# --- sentencepiece
+
+
+def test_the_trained_vocabulary_has_the_size_asked_for_and_llama_ids(trained):
+    assert (trained.vocab_size, trained.bos_id, trained.eos_id) == (340, 1, 2)
+    assert trained.model.id_to_piece(3 + 10) == "<0x0A>"
+
+
+def test_ids_are_those_of_the_sentencepiece_library(trained):
+    sp = SentencePieceProcessor(model_file=str(trained.path))
+    for text in TEXTS:
+        assert trained.encode(text, bos=True, eos=True) == [1, *sp.encode(text), 2]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=anything)
+def test_the_engine_gives_the_same_ids(trained, engine, text):
+    assert engine.encode(text, bos=False) == trained.encode(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=anything.filter(lambda text: "▁" not in text))
+def test_decode_gives_back_the_text_with_all_its_whitespace(trained, text):
+    assert trained.decode(trained.encode(text, bos=True, eos=True)) == text
+
+
+def test_a_lone_surrogate_counts_as_a_replacement_character(trained, engine):
+    assert trained.encode("a\ud800b") == trained.encode("a\ufffdb") == engine.encode("a\ud800b", bos=False)
+
+
+def test_names_of_special_tokens_in_text_are_text(trained):
+    assert not {0, 1, 2} & set(trained.encode("<s>hello</s><unk>"))
+
+
+def test_digits_are_split(trained):
+    pieces = [trained.model.id_to_piece(i) for i in range(259, trained.vocab_size)]
+    assert not [
+        piece for piece in pieces if sum(c.isdigit() for c in piece) > 1 or piece.strip("▁0123") == "4x"
+    ]
+
+
+def test_a_folder_is_the_tokenizer_in_it(trained, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(trained.path.read_bytes())
+    assert tokenizers.load(tmp_path).hash == trained.hash
+
+
+@pytest.mark.parametrize(("size", "says"), [(100, "smaller than required_chars"), (9999, "too high")])
+def test_a_vocabulary_that_can_not_be_is_refused_and_nothing_is_written(tmp_path, size, says):
+    with pytest.raises(BadFileError, match=says):
+        train_tokenizer(TEXTS, size, tmp_path / "tok.model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_text_is_refused(tmp_path):
+    with pytest.raises(BadFileError, match="no text"):
+        train_tokenizer([], 300, tmp_path / "tok.model")
+
+
+def test_a_line_too_long_for_sentencepiece_is_learnt_from_all_the_same(tmp_path):
+    long = "the cat sat on the mat " * 1000 + "ж"
+    assert "ж" in [
+        train_tokenizer([long], 300, tmp_path / "t.model").model.id_to_piece(i) for i in range(300)
+    ]
+
+
+def test_an_id_outside_the_vocabulary_is_refused(trained):
+    for i in (-1, trained.vocab_size):
+        with pytest.raises(BadFileError, match=f"token id = {i}, allowed 0 to 339"):
+            trained.decode([i])
+
+
+# --- Llama 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=anything)
+def test_llama3_ids_are_those_of_tiktoken_and_decode_back(llama3, text):
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {piece: i for i, piece in enumerate(llama3.vocabulary.pieces[:267])}
+    library = tiktoken.Encoding("l", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    ids = llama3.encode(text, bos=True, eos=True)
+    assert ids[1:-1] == library.encode_ordinary(text)
+    assert llama3.decode(ids) == text
+
+
+def test_llama3_special_tokens_follow_the_ranks_in_metas_order(llama3):
+    assert llama3.vocab_size == 267 + 256
+    names = {"begin_of_text": 0, "end_of_text": 1, "start_header_id": 6, "eot_id": 9, "python_tag": 10}
+    for name, place in names.items():
+        assert llama3.special[f"<|{name}|>"] == 267 + place
+    assert llama3.special["<|reserved_special_token_246|>"] == llama3.vocab_size - 1
+
+
+def test_special_names_are_text_unless_asked_for(llama3, trained, engine):
+    text = "the<|eot_id|>hello"
+    assert max(llama3.encode(text)) < 267
+    assert llama3.encode(text, special=True) == [*llama3.encode("the"), 267 + 9, *llama3.encode("hello")]
+    text, ids = "the</s> cat<s>", [*trained.encode("the"), 2, *trained.encode(" cat"), 1]
+    assert trained.encode(text, special=True) == engine.encode(text, bos=False, special=True) == ids
+
+
+@pytest.mark.parametrize("damage", [b"IQ== 0\nIQ==\n", b"IQ== 0\nIg== 5\n", b"IQ== 0\n*** 1\n", b"IQ== 0\n"])
+def test_a_damaged_llama3_file_is_refused(tmp_path, damage):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(damage)
+    with pytest.raises(BadFileError, match=r"tokenizer\.model: "):
+        tokenizers.load(path)
+
+
+# --- Files for the engine
+
+
+@pytest.mark.parametrize("form", ["llama2c", "indexed"])
+def test_every_form_has_the_same_ids_and_becomes_the_others(trained, llama3, tmp_path, form):
+    for tokenizer in (trained, llama3):
+        path = tmp_path / "tokenizer.bin"
+        tokenizers.export_bin(tokenizer, path, indexed=form == "indexed")
+        read = tokenizers.load(path)
+        assert (read.kind, read.vocab_size) == ("tokenizer.bin", tokenizer.vocab_size)
+        assert (read.bos_id, read.eos_id, read.special) == (
+            tokenizer.bos_id,
+            tokenizer.eos_id,
+            tokenizer.special,
+        )
+        assert [read.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+        assert tokenizers.to_bin(read) == tokenizers.to_bin(tokenizer)
+        assert tokens.count_bin(path, path.read_bytes()) == tokenizer.vocab_size
+
+
+def test_a_tokenizer_bin_is_llama2cs_where_it_can_be(trained, llama3, tmp_path):
+    path = tmp_path / "tokenizer.bin"
+    tokenizers.export_bin(trained, path)
+    assert (
+        path.read_bytes()
+        == tokenizers.to_llama2c_bin(trained)
+        == write_tokenizer(path, trained.model).read_bytes()
+    )
+    with pytest.raises(BadFileError, match=r"tokenizer\.model: can't be a tokenizer\.bin of llama2\.c"):
+        tokenizers.to_llama2c_bin(llama3)
+
+
+def test_pieces_of_sentencepiece_that_are_user_defined_are_found_in_any_text(tmp_path):
+    model = tmp_path / "t.model"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3),
+        model_prefix=str(model.with_suffix("")),
+        model_type="bpe",
+        vocab_size=330,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["<sep>", "▁big", "ll"],
+        control_symbols=["<pad>"],
+        minloglevel=2,
+    )
+    tokenizer = tokenizers.load(model)
+    engine = llama.Tokenizer.from_bytes(tokenizers.to_bin(tokenizer))
+    for text in (*TEXTS, "a<sep> big<sep><pad>ball", "<sep>", " big big", "lll<s>ll", "big"):
+        assert engine.encode(text, bos=False) == tokenizer.model.encode(text)
+        assert engine.encode(text, bos=False, special=True) == tokenizer.encode(text, special=True)
+        assert engine.decode(tokenizer.encode(text)) == text
+    with pytest.raises(BadFileError, match="can't be a tokenizer"):
+        tokenizers.to_llama2c_bin(tokenizer)
+
+
+# --- Reading text
+
+
+def documents(path, form=PLAIN) -> list[str]:
+    with path.open("rb") as file:
+        return list(read_documents(file, form))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_document_is_the_same_in_every_kind_of_file_and_size_of_chunk(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    (tmp_path / "a.json").write_text(json.dumps([{"story": text} for text in TEXTS], ensure_ascii=False))
+    (tmp_path / "b.json").write_text(json.dumps(TEXTS, indent=2))
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps({"id": 1, "text": text}) for text in TEXTS))
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(TEXTS))
+    for path in tmp_path.iterdir():
+        assert documents(path) == TEXTS, path
+
+
+def test_parquet_gives_its_text_column(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"n": [1, 2, 3, 4], "text": TEXTS}), tmp_path / "a.parquet")
+    assert documents(tmp_path / "a.parquet") == TEXTS
+    with pytest.raises(BadFileError, match="columns = n, text, allowed body"):
+        documents(tmp_path / "a.parquet", Format(field="body"))
+
+
+def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK", 100)
+    monkeypatch.setattr(reading, "DOCUMENT_MAX", 1000)
+    text = "".join(f"line {i}\n" for i in range(1000))
+    (tmp_path / "a.txt").write_text(text)
+    parts = documents(tmp_path / "a.txt")
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= 1100
+    assert all(part.endswith("\n") for part in parts[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.json", b'{"story": "x"}', "begins with '{', allowed a JSON list"),
+        ("a.json", b'[{"story": "x"}, {"sto', "item 1 is cut off"),
+        ("a.json", b'[{"story": "x"}', "item 1 is cut off"),
+        ("a.json", b'[{"body": "x"}]', "fields = body, allowed text or story or content"),
+        ("a.json", b'[{"text": 5}]', "text = int, allowed a string"),
+        ("a.jsonl", b'{"text": "x"}\n{', "line 2 is no JSON"),
+        ("a.txt", b"abc\xff\xfe", "not UTF-8 near byte 5"),
+        ("a.parquet", b"PAR1 not", "is no Parquet file"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_place(tmp_path, name, data, says):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadFileError, match=says):
+        documents(tmp_path / name)
+
+
+def test_a_folder_without_text_is_refused(tmp_path):
+    with pytest.raises(BadFileError, match="holds no text file"):
+        text_files([tmp_path])
+
+
+# --- The command line
+
+
+def test_the_commands_train_export_encode_decode_and_info_work_together(tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS * 3))
+    model = tmp_path / "out" / "t.model"
+
+    def run(*arguments) -> str:
+        assert command.run_command(lambda: program.main([str(a) for a in arguments])) == 0
+        return capfd.readouterr().out
+
+    run("train", "--input", tmp_path / "a.txt", "--vocab_size", 330, "--output", model)
+    exported = model.with_suffix(".bin").read_bytes()
+    run("export", model, "--output", tmp_path / "x.bin")
+    assert (tmp_path / "x.bin").read_bytes() == exported
+    ids = run("encode", model, "the  cat", "--bos").split()
+    assert ids[0] == "1"
+    assert run("decode", model, *ids) == "the  cat\n"
+    assert "vocab_size  330" in run("info", model)
+    run("export", model, "--output", tmp_path / "x.bin", "--indexed")
+    assert run("encode", tmp_path / "x.bin", "the  cat", "--bos").split() == ids
+    assert "merges      characters by scores\nspecial     2: <s> </s>\n" in run("info", tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage garbage", b"\x0a\x01"])
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(tmp_path, capfd, data):
+    (tmp_path / "t.model").write_bytes(data)
+    assert "is neither a sentencepiece model nor" in refused(capfd, "info", tmp_path / "t.model")
+
+
+def test_a_missing_file_is_refused_in_one_line(tmp_path, capfd):
+    assert "No such file" in refused(capfd, "info", tmp_path / "none.model")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def fail_half_way():
+        with files.write_aside(path) as file:
+            file.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]

@@ -1,0 +1,344 @@
+"""Training: a resume is exact, cutting a batch differently changes nothing, and what is saved stays whole."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+from safetensors.torch import load_file
+
+from llama.errors import UsageError
+from model import Config, Llama
+from training import evaluation, parallel, toy
+from training.options import Options, from_arguments, parse, read_recipe
+from training.shards import open_split
+from training.windows import val_windows
+
+SHAPE = ["--dim=32", "--n_layers=2", "--n_heads=4", "--n_kv_heads=2", "--max_seq_len=32", "--batch_size=8"]
+QUIET = ["--device=cpu", "--eval_interval=1000", "--log_interval=1", "--sample_tokens=0", "--threads=1"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """The toy task: a vocabulary and shards that need nothing from outside."""
+    folder = tmp_path_factory.mktemp("reverse")
+    toy.make_reverse(folder, count=2000, val_count=50, seed=1, workers=1)
+    return folder
+
+
+def command(data: Path, out: Path, *options: str, ranks: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, str(ROOT / "train.py"), f"--data={data}", f"--out_dir={out}", *SHAPE, *QUIET, *options]
+
+
+def run(data: Path, out: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(data, out, *options, ranks=ranks),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+def train(data: Path, out: Path, *options: str, ranks: int = 1) -> str:
+    result = run(data, out, *options, ranks=ranks)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def losses(out: Path) -> dict[int, float]:
+    with (out / "log.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+
+
+def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(out / name / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path, atol: float = 0.0) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(
+            a[name], b[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+# --- Resume
+
+
+@pytest.mark.parametrize("options", [[], ["--optimizer=muon", "--dropout=0.2"]], ids=["adamw", "muon"])
+def test_resume_is_bitwise_equal(data, tmp_path, options):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(data, whole, "--max_steps=20", *options)
+    train(data, parts, "--max_steps=20", "--save_interval=10", *options)
+    shutil.rmtree(parts / "step-0000020")
+    (parts / "last").unlink()
+    train(data, parts, "--max_steps=20", "--init_from=resume", *options)
+    assert losses(parts) == losses(whole)
+    assert_same_weights(whole, parts)
+    assert (whole / "model.bin").read_bytes() == (parts / "model.bin").read_bytes()
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, "the run ended too early"
+        time.sleep(0.01)
+
+
+def test_a_run_that_is_killed_goes_on_exactly(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(data, whole, "--max_steps=60")
+    options = ["--max_steps=60", "--save_interval=2", "--keep=3"]
+    for folder in ("step-0000004", "step-0000010", "step-0000016.aside"):  # the last one while it saves
+        resume = ["--init_from=resume"] if killed.exists() else []
+        process = subprocess.Popen(
+            command(data, killed, *options, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if folder.endswith("aside"):
+            while process.poll() is None and not list(killed.glob("*.aside")):
+                pass
+        else:
+            wait_for(killed / folder, process)
+        process.kill()
+        process.wait()
+    train(data, killed, *options, "--init_from=resume")
+    assert losses(killed) == losses(whole)
+    assert_same_weights(whole, killed)
+    assert not list(killed.glob("*.aside"))
+
+
+def test_a_signal_finishes_the_step_and_saves(data, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(data, whole, "--max_steps=40")
+    process = subprocess.Popen(
+        command(data, stopped, "--max_steps=40", "--save_interval=5"), stdout=subprocess.PIPE, text=True
+    )
+    wait_for(stopped / "step-0000005", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "stopping: the step is finished and saved" in output
+    assert losses(stopped) == {
+        step: loss for step, loss in losses(whole).items() if step <= max(losses(stopped))
+    }
+    train(data, stopped, "--max_steps=40", "--init_from=resume")
+    assert_same_weights(whole, stopped)
+
+
+def test_a_checkpoint_that_was_damaged_is_passed_over(data, tmp_path):
+    train(data, tmp_path / "whole", "--max_steps=12")
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=12", "--save_interval=6")
+    with (out / "step-0000012" / "state.pt").open("r+b") as file:
+        file.seek(100)
+        file.write(b"damage")
+    output = train(data, out, "--max_steps=12", "--init_from=resume")
+    assert "passed over" in output
+    assert_same_weights(tmp_path / "whole", out)
+
+
+# --- Parallel and accumulation
+
+
+@pytest.fixture(scope="session")
+def alone(data, tmp_path_factory) -> Path:
+    """20 steps of one process."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    train(data, out, "--max_steps=20", "--save_interval=10")
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_equal_one(data, alone, tmp_path, parallel):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=20", f"--parallel={parallel}", ranks=2)
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+    assert_same_weights(alone, out, atol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_resume_what_one_began_and_the_other_way_round(data, alone, tmp_path, parallel):
+    out = tmp_path / "out"
+    options = [f"--parallel={parallel}", "--save_interval=10", "--init_from=resume"]
+    shutil.copytree(alone, out, symlinks=True)
+    shutil.rmtree(out / "step-0000020")
+    train(data, out, "--max_steps=20", *options, ranks=2)
+    assert_same_weights(alone, out, atol=1e-6)
+    shutil.rmtree(out / "step-0000010")
+    train(data, out, "--max_steps=25", *options)
+    assert max(losses(out)) == 25
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_accumulation_equals_one_large_batch(data, alone, tmp_path, size):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=20", f"--micro_batch_size={size}")
+    assert losses(out) == pytest.approx(losses(alone), abs=1e-5)
+    assert_same_weights(alone, out, atol=1e-5)
+
+
+# --- Other ways to train
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dtype=bfloat16"],
+        ["--optimizer=muon", "--schedule=wsd"],
+        ["--checkpointing=true", "--documents=true"],
+        ["--tied=false", "--schedule=constant", "--grad_clip=0"],
+    ],
+    ids=" ".join,
+)
+def test_every_way_to_train_learns(data, tmp_path, options):
+    train(data, tmp_path / "out", "--max_steps=60", "--learning_rate=3e-3", "--warmup_steps=5", *options)
+    loss = losses(tmp_path / "out")
+    assert loss[60] < loss[1] - 0.5
+
+
+def test_the_validation_loss_masks_documents_when_training_does(data):
+    torch.manual_seed(1)
+    shards = open_split(data, "val")
+    model = Llama(Config(dim=32, n_layers=2, n_heads=4, vocab_size=shards[0].vocab_size, max_seq_len=32))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # so that what is attended to matters
+    alone = parallel.Ranks(0, 1, torch.device("cpu"), "none")
+    total = count = 0.0
+    for tokens, targets in val_windows(shards, 32):
+        doc_ids = (tokens == shards[0].bos_id).cumsum(0)[None]
+        loss, n = model(tokens[None], targets[None], doc_ids)
+        total, count = total + loss.item(), count + n.item()
+    masked, plain = (
+        evaluation.evaluate(model, shards, Options(max_seq_len=32, documents=documents), alone)
+        for documents in (True, False)
+    )
+    assert masked.loss == pytest.approx(total / count, rel=1e-5)
+    assert plain.loss != pytest.approx(masked.loss, rel=1e-4)
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(data, alone, tmp_path):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=1", f"--init_from={alone / 'last'}", "--learning_rate=0")
+    assert_same_weights(alone, out)
+
+
+def test_what_a_run_leaves_behind(data, alone):
+    names = {path.name for path in alone.iterdir()}
+    assert {"last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin"} <= names
+    assert (alone / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (alone / "last").resolve().name == "step-0000020"
+
+
+def test_only_the_newest_and_the_best_are_kept(data, tmp_path):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=30", "--save_interval=5", "--keep=2")
+    assert sorted(path.name for path in out.glob("step-*")) == ["step-0000025", "step-0000030"]
+
+
+# --- What goes wrong
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    assert result.returncode in (2, 3, 4), result.stderr[-2000:]
+    assert result.stderr.startswith("error: "), result.stderr[-2000:]
+    assert result.stderr.count("\n") == 1, result.stderr[-2000:]
+    return result.stderr
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(data, tmp_path):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=5")
+    before = weights(out)
+    result = run(
+        data, out, "--max_steps=10", "--init_from=resume", "--learning_rate=1e30", "--warmup_steps=0"
+    )
+    assert "the last checkpoint is kept" in refused(result)
+    assert (out / "last").resolve().name == "step-0000005"
+    for name, value in weights(out).items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
+    """A limit on the size of files, between those of weights and state, stands for the disk."""
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=2")
+    files = {path.name: path.stat().st_size for path in (out / "last").iterdir()}
+    assert files["model.safetensors"] < files["state.pt"]
+    limit = files["state.pt"] - 10_000
+    launch = [sys.executable, "-c", "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit("]
+    launch[-1] += "resource.RLIMIT_FSIZE, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"
+    options = command(data, out, "--max_steps=4", "--init_from=resume")
+    result = subprocess.run([*launch, str(limit), *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 4, result.stderr
+    assert result.stderr.startswith(f"error: {out}")
+    assert result.stderr.count("\n") == 1
+    assert not list(out.glob("*.aside"))
+    assert (out / "last").resolve().name == "step-0000002"
+    train(data, out, "--max_steps=4", "--init_from=resume")
+
+
+def test_two_runs_into_one_folder_are_refused(data, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(data, out, "--max_steps=100000"), stdout=subprocess.DEVNULL)
+    try:
+        wait_for(out / "log.csv", process)
+        assert "another run is writing" in refused(run(data, out, "--max_steps=5"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_step=5"], "unknown option max_step: did you mean max_steps?"),
+        (["--dim=x"], "dim = 'x', allowed int"),
+        (["--dtype=float8"], "dtype = 'float8', allowed 'float32' or 'bfloat16' or 'float16'"),
+        (["--compile=maybe"], "compile = 'maybe', allowed bool"),
+        (["--dim=30"], "head_dim"),
+        (["--batch_size=6", "--micro_batch_size=4"], "batch_size = 6, micro_batch_size = 4"),
+        (["--data=/nowhere"], "/nowhere"),
+        (["--init_from=resume"], "has no checkpoint to resume from"),
+        (["--init_from=/nowhere"], "/nowhere"),
+        (["--device=cuda:9"], "device = 'cuda:9'"),
+        (["no.toml"], "no.toml: No such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_option_is_refused_in_one_line(data, tmp_path, options, message):
+    assert message in refused(run(data, tmp_path / "out", *options))
+
+
+def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('dim = 64\nlearning_rate = 1\ndata = "here"\n')
+    options = from_arguments([str(recipe), "--dim=128", "--n_layers", "3", "--compile"])
+    assert (options.dim, options.n_layers, options.data, options.compile) == (128, 3, "here", True)
+    assert options.learning_rate == 1.0
+    recipe.write_text("dim = 64.0\n")
+    with pytest.raises(UsageError, match=r"recipe.toml: dim = 64.0, allowed int"):
+        read_recipe(recipe)
+    recipe.write_text("dims = 64\n")
+    with pytest.raises(UsageError, match="unknown option dims: did you mean dim"):
+        read_recipe(recipe)
+    assert parse("seed", "7") == 7
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_recipe_is_valid(recipe):
+    assert isinstance(from_arguments([str(recipe)]), Options)

@@ -1,0 +1,92 @@
+"""One step of training: micro batches forward and backward, clipped gradients, the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama.errors import UsageError
+from model import IGNORE
+from training import parallel
+from training.checkpoints import Progress
+from training.optimizers import rate_factor, set_rates
+from training.options import Options
+from training.parallel import Ranks
+from training.windows import Batches
+
+
+@dataclass
+class Run:
+    """All that a training step uses."""
+
+    options: Options
+    ranks: Ranks
+    model: nn.Module  # as the loop calls it
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    batches: Batches
+    progress: Progress
+    stopping: bool = False  # a signal asked for the end
+
+
+def micro_batch_size(options: Options, world_size: int) -> int:
+    """Sequences that a rank runs at once. Raises UsageError if steps can't be cut that way."""
+    size = options.micro_batch_size or options.batch_size // world_size
+    if size < 1 or options.batch_size % (size * world_size):
+        found = f"batch_size = {options.batch_size}, micro_batch_size = {size}, {world_size} ranks"
+        raise UsageError(f"{found}: batch_size must be a multiple of the other two")
+    return size
+
+
+def micro_batches(run: Run, batch: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[tuple[Any, ...]]:
+    """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
+    size = micro_batch_size(run.options, run.ranks.world_size)
+    for start in range(0, len(batch[0]), size):
+        yield tuple(
+            None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
+            for part in batch
+        )
+
+
+def clip(run: Run) -> Tensor:
+    """Scales the gradients down to a norm of grad_clip. Returns the norm before."""
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if hasattr(norm, "full_tensor"):
+        norm = norm.full_tensor()
+    if run.options.grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.options.grad_clip, norm)
+    return norm
+
+
+def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the optimizers. Returns the loss sum of this rank, targets of all ranks, gradient norm.
+
+    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how
+    a batch is cut does not change what is learnt.
+    """
+    options, ranks = run.options, run.ranks
+    set_rates(run.optimizers, rate_factor(options, run.progress.step))
+    batch = run.batches.at(run.progress.step)
+    (n_targets,) = ranks.sum((batch[1] != IGNORE).sum())
+    pieces = list(micro_batches(run, batch))
+    total = torch.zeros((), device=ranks.device)
+    for i, (tokens, targets, doc_ids) in enumerate(pieces):
+        with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
+            with parallel.autocast(ranks, options.dtype):
+                loss, _ = run.model(tokens, targets, doc_ids)
+            total += loss.detach()
+            # Ranks' gradients are averaged, which divides by their number once more.
+            run.scaler.scale(loss * (ranks.world_size / float(n_targets))).backward()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    norm = clip(run)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    return total, n_targets, norm
