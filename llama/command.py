@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
 
 INTERRUPTED = 130  # exit code, as a shell has it
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EFBIG)  # of a closed or full output
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,21 +27,33 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.code, f"error: {message}, --help lists the options\n")
 
 
+def explained(error: OSError) -> tuple[str, int]:
+    """The message and exit code of what the system refused. One that names no file is of standard output."""
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    name = error.filename or ("standard output" if error.errno in OUTPUT_ERRORS else "")
+    message = f"{name}: {error.strerror or error}" if name else str(error)
+    return message, (BadFileError if missing else ResourceError).code
+
+
+def drop_output() -> None:
+    """Lets what is left in the buffer of a standard output that takes no more go nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(work: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Runs a program and returns its exit code. What its user can mend is one line on stderr."""
     try:
+        if sys.stdout is None:
+            raise ResourceError("standard output: is closed")
         work()
         sys.stdout.flush()
         return 0
     except LlamaError as error:
         message, code = str(error), error.code
-    except BrokenPipeError:  # the reader of the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        name = f"{error.filename}: " if error.filename else ""
-        message, code = f"{name}{error.strerror or error}", (BadFileError if missing else ResourceError).code
+        message, code = explained(error)
+        drop_output()
     except MemoryError:
         message, code = "not enough memory", ResourceError.code
     except KeyboardInterrupt:

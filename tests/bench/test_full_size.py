@@ -5,7 +5,7 @@ import torch
 
 from bench import full_size
 from bench.models import RandomWeights
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 from llama.formats.models import open_source
 from llama.formats.source import checked_tensors
 from model import Config, RopeScaling
@@ -27,7 +27,7 @@ def test_a_model_is_read_as_the_random_weights_that_it_is_made_of(tmp_path, layo
     found = checked_tensors(source)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name].bfloat16()) for name in expected)
-    with pytest.raises(BadFileError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         full_size.make("tiny", layout, tmp_path / "model")
 
 

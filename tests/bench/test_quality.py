@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import checkpoints
 import numpy as np
@@ -146,7 +147,7 @@ def test_what_cannot_be_judged_ends_in_a_line_that_says_why(source, monkeypatch,
     paths = [str(source.with_name(name)) if "." in name else name for name in arguments]
     monkeypatch.setattr("sys.argv", ["quality", *paths])
     try:
-        code = run_command(quality.main)
+        code = run_command(lambda: quality.main(sys.argv[1:]))
     except SystemExit as stopped:  # a parser's
         code = stopped.code
     assert code in (2, 3)

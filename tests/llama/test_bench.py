@@ -177,7 +177,7 @@ def test_json_holds_the_same(path, capsys):
 )
 def test_what_can_not_be_is_one_line(path, monkeypatch, capsys, arguments, code):
     monkeypatch.setattr("sys.argv", ["bench", *(str(path) if a == "MODEL" else a for a in arguments)])
-    assert run_command(bench.main) == code
+    assert run_command(lambda: bench.main(sys.argv[1:])) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")

@@ -325,7 +325,7 @@ def test_a_bad_folder_is_one_line(tmp_path, monkeypatch, capsys, files, message)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr("sys.argv", ["info", str(tmp_path)])
-    assert run_command(info.main) == 3
+    assert run_command(lambda: info.main(sys.argv[1:])) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import checkpoints
@@ -177,7 +178,7 @@ def test_a_bad_file_gives_one_line(path, tmp_path, monkeypatch, capsys, name, co
     if content is not None:
         (tmp_path / name).write_bytes(content)
     monkeypatch.setattr("sys.argv", ["perplexity", str(path), str(tmp_path / name)])
-    assert run_command(perplexity.main) == 3
+    assert run_command(lambda: perplexity.main(sys.argv[1:])) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"error: {tmp_path / name}: ")

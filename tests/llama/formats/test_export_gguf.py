@@ -188,13 +188,15 @@ def test_a_damaged_file_is_refused_under_its_name(tmp_path, path, capsys, data):
 
 
 def test_a_tokenizer_that_gguf_cannot_hold_is_refused_by_field(model, path, capsys, monkeypatch):
-    monkeypatch.setattr("formats.gguf_vocabulary.problem_of", lambda vocabulary: "pattern = 0, allowed 1")
+    monkeypatch.setattr(
+        "llama.formats.gguf_vocabulary.problem_of", lambda vocabulary: "pattern = 0, allowed 1"
+    )
     assert "GGUF can't hold the tokenizer: pattern = 0, allowed 1" in refused(capsys, 3, model, path)
     assert not path.exists()
 
 
 def test_without_the_library_the_message_says_what_to_install(model, path, capsys, monkeypatch):
-    for name in ("formats.gguf", "formats.gguf_file", "formats.gguf_vocabulary"):
+    for name in ("llama.formats.gguf", "llama.formats.gguf_file", "llama.formats.gguf_vocabulary"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert "pip install gguf" in refused(capsys, 3, model, path)

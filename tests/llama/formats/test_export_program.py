@@ -67,7 +67,8 @@ def test_an_interrupted_export_leaves_the_old_file(path, version):
 LIMITED = """
 import resource, sys
 from training.weights import save_weights
-from llama import convert
+from llama import command, convert
+from llama.formats.checkpoint import open_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file that grows further gets an error
 """
 
