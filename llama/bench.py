@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama import hub
+from llama import names
 from llama._engine import ffi, lib
 from llama.command import run_command
 from llama.engine import SHIPPED, model_config
@@ -233,7 +233,12 @@ def open_seconds(path: str, positions: int) -> float:
 
 def bench(options: argparse.Namespace) -> Report:
     """Measures what the options ask for. Raises BadFileError, UsageError, ResourceError."""
-    path = os.fspath(hub.find(os.fspath(options.model))[0])
+    with names.opened(options.model, None, options.dtype, not options.no_cache) as files:
+        return bench_file(options, files.model)
+
+
+def bench_file(options: argparse.Namespace, path: str) -> Report:
+    """The same for the file of a model."""
     model = model_open(path)
     config = model_config(model)
     wanted = cases(options, config.max_seq_len)
@@ -276,7 +281,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llama.bench", description=__doc__, formatter_class=form)
-    parser.add_argument("model", nargs="?", default=SHIPPED, help="a checkpoint, or a name of llama.hub")
+    parser.add_argument("model", nargs="?", default=SHIPPED, help="a file, a folder or a name (llama.names)")
     parser.add_argument("-p", "--prompt", type=at_least(0), metavar="N", help=f"before decoding ({PROMPT})")
     parser.add_argument("-n", "--tokens", type=at_least(1), metavar="N", help=f"decoded ({TOKENS})")
     parser.add_argument("--sequences", type=numbers, metavar="N,N", default=SEQUENCES, help="(1,8,32)")
@@ -285,6 +290,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--kv", choices=KV, default=KV[0], help="type of keys and values (%(default)s)")
     parser.add_argument("-r", "--repeats", type=at_least(1), metavar="N", default=5, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print an object")
+    names.add_model_options(parser)
     options = parser.parse_args(arguments)
     options.threads = options.threads or sorted({1, processors()})
     return options

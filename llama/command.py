@@ -42,13 +42,16 @@ def drop_output() -> None:
 
 
 def run_command(work: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Runs a program and returns its exit code. What its user can mend is one line on stderr."""
+    """Runs a program and returns its exit code, 0 unless work returns one.
+
+    What its user can mend is one line on standard error. interrupted: that line after Ctrl-C.
+    """
     try:
         if sys.stdout is None:
             raise ResourceError("standard output: is closed")
-        work()
+        code = work()
         sys.stdout.flush()
-        return 0
+        return code if isinstance(code, int) else 0
     except LlamaError as error:
         message, code = str(error), error.code
     except OSError as error:

@@ -211,10 +211,21 @@ class Generation(Iterator[str]):
             return c_text(piece.text, piece.length).decode()
 
 
+def engine_file(path: str, dtype: str) -> str:
+    """The .bin of a model: the path itself, or the converted file of one in another format."""
+    if path.endswith(".bin"):
+        return path
+    from llama import cache  # what reads other formats takes longer to import than a story
+
+    return os.fspath(cache.converted(path, dtype)) if cache.is_foreign(path) else path
+
+
 class Llama:
     """A model, ready to write.
 
-    path: a checkpoint (.bin). None: the model that ships with the package.
+    path: a checkpoint (.bin), or a model of another format (.gguf, a folder of Hugging Face or Meta, a
+        checkpoint of PyTorch), which is converted once and kept (llama.cache). None: the model that ships
+        with the package.
     tokenizer: a path, a Tokenizer, or None for tokenizer.bin or tok<vocab_size>.bin beside the model or in
         the working directory; it is looked for when text is first needed, so logits of ids need none.
     threads: None: chosen from the size of the model and the processors at hand.
@@ -222,6 +233,7 @@ class Llama:
     exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
     rope_theta: base of RoPE's angles; None: the file's. v0, v1 and v2 files can't say it: 1e6 for Code Llama.
     kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
+    dtype: of the weights of a model that has to be converted: "int8", "int4", "bf16" or "fp32".
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
     instruction set, as LLAMA_ISA names it) say what it came to. Raises
@@ -237,9 +249,10 @@ class Llama:
         exact: bool = False,
         rope_theta: float | None = None,
         kv: str = "fp32",
+        dtype: str = "int8",
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
-        self._model: Any = model_open(self.path)
+        self._model: Any = model_open(engine_file(self.path, dtype))
         self.config: Config = model_config(self._model)
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -25,6 +26,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def lock_file(file: IO[str]) -> None:
+    """Locks an open file for this process. Raises BlockingIOError or PermissionError where another has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_left_over(target: Path) -> None:
+    """Removes what killed programs wrote aside for a file. What is being written now is locked."""
+    for scratch in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        try:
+            with scratch.open("r+") as file:
+                lock_file(file)
+        except OSError:  # in use, a folder, or not ours
+            continue
+        scratch.unlink(missing_ok=True)
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A new file beside path, to write to; at the end of the block it takes the place of path.
@@ -36,13 +60,15 @@ def written_aside(path: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise UsageError(f"{path}: is not a regular file")
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_over(target)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        scratch.touch()
-        mode = scratch.stat().st_mode
-        yield scratch
-        scratch.chmod(mode)  # safetensors makes files that their owner alone can read
-        sync(scratch)
+        with scratch.open("w") as lock:
+            lock_file(lock)
+            mode = scratch.stat().st_mode
+            yield scratch
+            scratch.chmod(mode)  # safetensors makes files that their owner alone can read
+            sync(scratch)
         scratch.replace(target)
         sync(target.parent)
     except OSError as error:
@@ -93,18 +119,6 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
     """written_aside, opened for writing."""
     with written_aside(path) as scratch, scratch.open("wb") as file:
         yield file
-
-
-def lock_file(file: IO[str]) -> None:
-    """Locks an open file for this process. Raises BlockingIOError or PermissionError where another has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Names to files: models and their tokenizers from the Hugging Face hub, downloaded once, into its cache.
 
     python -m llama.run stories15M                         of karpathy/tinyllamas: 260K, 15M, 42M, 110M
-    python -m llama.run hf:owner/name                      the .bin file of a repository
-    python -m llama.run hf:owner/name/sub/model.bin@v2     one of its files, at a branch, tag or commit
+    python -m llama.run TinyLlama/TinyLlama-1.1B-Chat-v1.0  a repository
+    python -m llama.run hf:owner/name@v2                   the same, at a branch, tag or commit
+    python -m llama.run hf:owner/name/sub/model.gguf@v2    one of its files, a .bin or a .gguf
     python -m llama.hub stories15M                         only download, and print the paths
 
     from llama import Llama, hub
@@ -12,17 +13,21 @@ Only a name downloads, and only where no file is called so. The four stories are
 in the cache the network is left alone. Their tokenizer is the one that belongs to them: tok512.bin for 260K,
 Llama 2's for the others. karpathy/tinyllamas does not hold that one, so it comes from TinyLlama, which uses
 it as it is and needs no login, as a tokenizer.model; the tokenizer.bin made of it is kept beside the cache.
-A model of hf: gets the tokenizer inside its file, else tok<vocabulary>.bin, tokenizer.bin or tokenizer.model
-of its repository.
+A .bin of another repository gets the tokenizer inside its file, else tok<vocabulary>.bin, tokenizer.bin or
+tokenizer.model of its repository. A repository without a .bin is a folder of Hugging Face or Meta, or a GGUF
+file: llama.cache makes a .bin of it.
 
-Left out on purpose: weights of other kinds (export.py reads them), logging in (hf auth login), the place of
+Left out on purpose: converting (llama.cache), logging in (hf auth login), the place of
 the cache (HF_HOME). Needs huggingface_hub, which is imported only when there is something to download.
 """
 
 from __future__ import annotations
 
 import errno
+import fnmatch
+import glob
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -37,6 +42,7 @@ from llama.native import model_open
 
 PREFIX = "hf:"
 FOREIGN = ("tok", "pytorch_model", "adapter_model", "training_args", "optimizer")  # .bin files, not for us
+FILES = (".bin", ".gguf", ".safetensors", ".pt", ".pth", ".model", ".json")  # what ends so is a path
 TIMEOUT = 10  # seconds until the hub has to answer a question
 
 
@@ -194,34 +200,114 @@ def tokenizer_file(model: str, file: str, files: list[str]) -> str | None:
 # --- Names
 
 
+PATH = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")  # owner/name, with a revision or without
+ENDINGS = (".bin", ".gguf")  # of a file that a name may mean
+FOLDER = (
+    "config.json",
+    "generation_config.json",
+    "params.json",
+    "tokenizer",
+    "special_tokens",
+    "added_tokens",
+)
+FOLDER += ("chat_template", "model.safetensors.index.json", "pytorch_model.bin.index.json")  # besides weights
+WEIGHTS = ("*.safetensors", "consolidated.*.pth", "pytorch_model*.bin")  # the first kind that is there
+
+
 def parse(name: str) -> Place:
     """The place that hf:owner/name/file@revision means. Raises UsageError."""
     path, at, revision = name.removeprefix(PREFIX).partition("@")
     owner, _, rest = path.partition("/")
     repository, _, file = rest.partition("/")
-    if not owner or not repository or (at and not revision) or (file and not file.endswith(".bin")):
-        raise UsageError(f"{name}: allowed hf:owner/name, with /file.bin and @revision after it")
+    if not owner or not repository or (at and not revision) or (file and not file.endswith(ENDINGS)):
+        allowed = "allowed hf:owner/name, with /file.bin or /file.gguf and @revision after it"
+        raise UsageError(f"{name}: {allowed}")
     return Place(name, f"{owner}/{repository}", revision or "main", file)
 
 
-def only_model(place: Place, files: list[str]) -> str:
-    """The .bin file of a repository that is a model. Raises BadFileError where it is not just one."""
+def is_name(name: str) -> bool:
+    """Whether a model that no file is called like is one of the hub: a story, hf:..., or owner/name."""
+    if name in STORIES or name.startswith(PREFIX):
+        return True
+    owner = name.partition("/")[0]
+    return bool(PATH.fullmatch(name)) and not name.endswith(FILES) and not Path(owner).exists()
+
+
+def models_in(files: list[str]) -> list[str]:
+    """The .bin files of a repository that may be models of ours."""
     bins = [file for file in files if file.endswith(".bin")]
-    models = [file for file in bins if not file.rpartition("/")[2].startswith(FOREIGN)]
-    if len(models) == 1:
-        return models[0]
-    if models:
-        raise BadFileError(f"{place.name}: has {', '.join(models)}: name one, as {place.name}/{models[0]}")
-    short = place.repository.rpartition("/")[2]
-    get = f"hf download {place.repository} --local-dir {short}"
-    make = f"{get} && python export.py {short} {short}.bin --dtype int8"
-    raise BadFileError(f"{place.name}: has no .bin file; to make one, in a checkout of cria: {make}")
+    return [file for file in bins if not file.rpartition("/")[2].startswith(FOREIGN)]
+
+
+def folder_files(files: list[str]) -> list[str]:
+    """The files of a repository that make a folder of Hugging Face or Meta; [] where it is none."""
+    top = [file for file in files if "/" not in file]
+    if not {"config.json", "params.json"} & set(top):
+        return []
+    weights = next((found for kind in WEIGHTS if (found := fnmatch.filter(top, kind))), [])
+    return weights and weights + [file for file in top if file.startswith(FOLDER)]
+
+
+def only(place: Place, files: list[str]) -> str:
+    """The one file of a list. Raises BadFileError, with all of them, where there are several."""
+    if len(files) > 1:
+        one = f"hf:{place.repository}/{files[0]}"
+        raise BadFileError(f"{place.name}: has {', '.join(files)}: name one, as {one}")
+    return files[0]
+
+
+def fetched_folder(place: Place, files: list[str]) -> str:
+    """The path of a folder in the cache with these files of a repository. Raises BadFileError."""
+    with asking(place):
+        from huggingface_hub import snapshot_download
+
+        patterns = [glob.escape(file) for file in files]
+        return snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns)
+
+
+def parts_of(file: str, files: list[str]) -> list[str]:
+    """All parts of a GGUF file that is split, in their order; the file itself where it is whole."""
+    split = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)
+    return fnmatch.filter(files, f"{glob.escape(split[1])}-*-of-{split[2]}.gguf") if split else [file]
+
+
+def fetched_gguf(place: Place, files: list[str]) -> str:
+    """The path of a GGUF file, of its first part where it is split. Raises BadFileError."""
+    parts = sorted(parts_of(place.file, files)) or [place.file]
+    paths = [fetched(place._replace(file=part)) for part in parts]
+    return paths[0]
+
+
+def fetched_bin(place: Place, files: list[str]) -> Files:
+    """A model of ours and its tokenizer. Raises BadFileError."""
+    path = fetched(place)
+    tokenizer = tokenizer_file(path, place.file, files)
+    return Files(path, fetched_tokenizer(place._replace(file=tokenizer)) if tokenizer else None)
+
+
+def download_repository(place: Place) -> Files:
+    """The model of a repository: the file that was named, else its .bin, else its folder, else its GGUF.
+
+    Raises BadFileError where it holds none of these, or several.
+    """
+    files = listed(place)
+    if place.file.endswith(".gguf"):
+        return Files(fetched_gguf(place, files), None)
+    if models := [place.file] if place.file else models_in(files):
+        return fetched_bin(place._replace(file=only(place, models)), files)
+    if folder := folder_files(files):
+        return Files(fetched_folder(place, folder), None)
+    firsts = [file for file in files if file.endswith(".gguf") and parts_of(file, files)[:1] in ([], [file])]
+    if not firsts:
+        raise BadFileError(f"{place.name}: holds no .bin, no .gguf and no folder of Hugging Face or Meta")
+    return Files(fetched_gguf(place._replace(file=only(place, firsts)), files), None)
 
 
 def download(name: str) -> Files:
     """The files of a named model, downloaded where they are not in the cache.
 
-    name: stories260K, stories15M, stories42M, stories110M or hf:owner/name[/file.bin][@revision].
+    name: stories260K, stories15M, stories42M, stories110M, owner/name, or hf:owner/name[/file][@revision].
+    The model may be one that has to be converted (llama.cache).
     Raises UsageError for any other name, BadFileError where it can't be had, ResourceError for a full disk.
     """
     if name in STORIES:
@@ -229,23 +315,18 @@ def download(name: str) -> Files:
         model = Place(name, *TINYLLAMAS, file)
         tokenizer_place = model._replace(file=tokenizer) if tokenizer else LLAMA2_TOKENIZER
         return Files(fetched(model), fetched_tokenizer(tokenizer_place))
-    if not name.startswith(PREFIX):
-        raise UsageError(f"{name}: allowed {', '.join(STORIES)} and hf:owner/name")
-    place = parse(name)
-    files = listed(place)
-    place = place._replace(file=place.file or only_model(place, files))
-    path = fetched(place)
-    tokenizer = tokenizer_file(path, place.file, files)
-    return Files(path, fetched_tokenizer(place._replace(file=tokenizer)) if tokenizer else None)
+    if not is_name(name):
+        raise UsageError(f"{name}: allowed {', '.join(STORIES)}, owner/name and hf:owner/name")
+    return download_repository(parse(name))
 
 
-def find(model: str | bytes, tokenizer: str | bytes | None = None) -> tuple[str | bytes, str | bytes | None]:
+def find(model: str | bytes, tokenizer: str | bytes | None = None) -> Files:
     """The model and tokenizer of a command line: paths as they are, names downloaded. Raises as download."""
-    name = os.fsdecode(model)
-    if Path(name).exists() or not (name in STORIES or name.startswith(PREFIX)):
-        return model, tokenizer
+    name, given = os.fsdecode(model), None if tokenizer is None else os.fsdecode(tokenizer)
+    if Path(name).exists() or not is_name(name):
+        return Files(name, given)
     files = download(name)
-    return files.model, tokenizer or files.tokenizer
+    return Files(files.model, given or files.tokenizer)
 
 
 def main(arguments: list[str]) -> None:

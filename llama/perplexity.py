@@ -3,7 +3,7 @@
     python -m llama.perplexity stories15M.bin data00.json
     python -m llama.perplexity stories15M.bin novel.txt -c 256
     python -m llama.perplexity model.bin stories.jsonl --field story --json
-    python -m llama.perplexity stories15M stories.txt     # a name of llama.hub
+    python -m llama.perplexity stories15M stories.txt     # a name, or a model of another format
 
 A .json file holds a list of documents, a .jsonl file one a line: strings, or objects whose --field is the
 text (default: story or text). Any other file is one document, of which ./run --perplexity says the same. Each
@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama import hub
+from llama import names
 from llama.command import run_command
 from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
@@ -152,7 +152,7 @@ def measure(llama: Llama, texts: Iterable[str]) -> Perplexity:
 def main(arguments: list[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llama.perplexity", description=__doc__, formatter_class=form)
-    parser.add_argument("model", help="a checkpoint, or a name of llama.hub")
+    parser.add_argument("model", help="a file, a folder or a name (llama.names)")
     parser.add_argument("text", help="a file")
     parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
@@ -162,10 +162,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rope-theta", type=float, metavar="X", help="of RoPE (default: the file's)")
     parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
+    names.add_model_options(parser)
     options = parser.parse_args(arguments)
-    files = hub.find(options.model, options.tokenizer)
     special = {"kv": options.kv, "exact": options.exact, "rope_theta": options.rope_theta}
-    with Llama(*files, options.threads, options.context, **special) as llama:
+    with (
+        names.opened(options.model, options.tokenizer, options.dtype, not options.no_cache) as files,
+        Llama(*files, options.threads, options.context, **special) as llama,
+    ):
         result = measure(llama, documents(options.text, options.field))
     if not result.tokens:
         raise BadFileError(f"{options.text}: holds no text")

@@ -240,7 +240,7 @@ def test_an_own_tokenizer_comes_first(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "download", lambda name: hub.Files("model.bin", "theirs.bin"))
     monkeypatch.chdir(tmp_path)
     assert hub.find("stories15M") == ("model.bin", "theirs.bin")
-    assert hub.find(b"stories15M", b"mine.bin") == ("model.bin", b"mine.bin")
+    assert hub.find(b"stories15M", b"mine.bin") == ("model.bin", "mine.bin")
     assert hub.find("stories15M.bin") == ("stories15M.bin", None)
 
 
@@ -291,11 +291,73 @@ def test_a_tokenizer_model_of_a_repository_is_turned_into_a_bin(server, tmp_path
     assert b"is not a sentencepiece model" in result.stderr
 
 
-def test_weights_of_another_kind_are_for_export(server, tmp_path):
-    server.files[HOME, "model.safetensors"] = b"weights"
+def test_a_repository_without_a_model_is_refused(server, tmp_path):
+    server.files[HOME, "README.md"] = b"nothing"
+    server.files[HOME, "model.safetensors"] = b"weights without a config.json"
     result = run("llama.run", f"hf:{HOME}", server=server, cwd=tmp_path)
-    make = f"hf download {HOME} --local-dir tiny && python export.py tiny tiny.bin --dtype int8"
-    assert_refused(result, 3, f"hf:{HOME}: has no .bin file; to make one, in a checkout of cria: {make}")
+    message = "holds no .bin, no .gguf and no folder of Hugging Face or Meta"
+    assert_refused(result, 3, f"hf:{HOME}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (
+            [
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "x/model.safetensors",
+                "pytorch_model.bin",
+            ],
+            3,
+        ),
+        (["config.json", "pytorch_model.bin", "tokenizer.model", "README.md"], 3),
+        (["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"], 4),
+        (["model.safetensors", "README.md"], 0),
+        (["config.json", "README.md"], 0),
+    ],
+)
+def test_a_folder_is_its_config_one_kind_of_weights_and_its_tokenizer(files, taken):
+    assert sorted(hub.folder_files(files)) == sorted(files[:taken])
+
+
+def test_one_gguf_file_of_a_repository_is_taken_and_several_are_named(server, tmp_path):
+    server.files[HOME, "a.Q8_0.gguf"] = b"GGUF"
+    assert get(HOME, server, tmp_path)[0].name == "a.Q8_0.gguf"
+    server.files[HOME, "a.Q4_0.gguf"] = b"GGUF!"
+    message = f"{HOME}: has a.Q8_0.gguf, a.Q4_0.gguf: name one, as hf:{HOME}/a.Q8_0.gguf"
+    assert_refused(run("llama.hub", HOME, server=server, cwd=tmp_path), 3, message)
+    assert get(f"hf:{HOME}/a.Q4_0.gguf", server, tmp_path)[0].read_bytes() == b"GGUF!"
+
+
+def test_a_split_gguf_file_comes_with_all_of_its_parts(server, tmp_path):
+    for part in range(1, 4):
+        server.files[HOME, f"q/a-0000{part}-of-00003.gguf"] = b"GGUF%d" % part
+    (first,) = get(HOME, server, tmp_path)
+    assert [path.read_bytes()[4:] for path in sorted(first.parent.iterdir())] == [b"1", b"2", b"3"]
+    assert first.name == "a-00001-of-00003.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stories15M", True),
+        ("hf:owner/name", True),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", True),
+        ("owner/name@v2", True),
+        ("out/model.bin", False),
+        ("folder/name", False),  # the folder is there
+        ("./name", False),
+        ("/root/name", False),
+        ("a/b/c", False),
+        ("name", False),
+    ],
+)
+def test_a_name_of_the_hub_is_told_from_a_path(tmp_path, monkeypatch, name, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    assert hub.is_name(name) == expected
 
 
 # --- What can go wrong
@@ -396,7 +458,7 @@ def test_a_name_is_a_place(name, place):
 
 
 @pytest.mark.parametrize(
-    "name", ["hf:", "hf:a", "hf:a/", "hf:/b", "hf:a/b@", "hf:a/b/c.gguf", "stories7B", "a.bin"]
+    "name", ["hf:", "hf:a", "hf:a/", "hf:/b", "hf:a/b@", "hf:a/b/c.txt", "stories7B", "a.bin"]
 )
 def test_any_other_name_is_refused(name):
     with pytest.raises(llama.UsageError, match="allowed"):

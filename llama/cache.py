@@ -1,0 +1,233 @@
+"""python -m llama.cache: models of other formats, converted once and kept.
+
+    python -m llama.cache                     what is kept: size, type, source
+    python -m llama.cache clear               delete all of it
+    python -m llama.cache clear SmolLM2       delete what was made of sources with SmolLM2 in their path
+
+A model that is no .bin (a .gguf, a folder of Hugging Face or Meta, a checkpoint) is converted the first time
+it is opened, and kept under the source's name, its files' sizes and times, and the options: a source that
+changes is converted anew. The folder is $CRIA_CACHE, else cria in the platform's folder of caches.
+
+Left out on purpose: downloads, which the cache of the Hugging Face hub keeps (HF_HOME).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llama.command import Parser, run_command
+from llama.errors import BadFileError, UsageError
+from llama.files import lock_file, write_aside
+
+VERSION = 1  # of what a conversion gives: a cached file of another one is made again
+DTYPES = ("int8", "int4", "bf16", "fp32")
+DTYPE = "int8"  # what a model is converted to unless something else is asked for
+LOGGER = logging.getLogger("llama")
+Say = Callable[[str], object]
+
+
+def note(text: str) -> None:
+    """Writes a line to standard error, for the person before it."""
+    print(text, file=sys.stderr)
+
+
+def is_foreign(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a model that has to be converted: a folder, GGUF, safetensors, a file of PyTorch."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return True
+        with path.open("rb") as file:
+            head = file.read(10)
+    except (OSError, ValueError):
+        return False  # whoever opens it says what is wrong
+    return (
+        head[:4] in (b"GGUF", b"PK\3\4")
+        or head[8:10] in (b"{}", b'{"')
+        or path.suffix in (".gguf", ".safetensors")
+    )
+
+
+def folder() -> Path:
+    """Where converted models are kept."""
+    if said := os.environ.get("CRIA_CACHE"):
+        return Path(said)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local", "cria", "cache")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "cria"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cria")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A converted model. path: the .bin. source: what it was made of. made: seconds since 1970."""
+
+    path: Path
+    source: str
+    dtype: str
+    made: float
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def notes(self) -> Path:
+        """The file beside it that says all this."""
+        return self.path.with_suffix(".json")
+
+
+def entries() -> list[Entry]:
+    """What is kept, the newest first."""
+    found = []
+    for notes in folder().glob("*.json"):
+        try:
+            values = json.loads(notes.read_text(encoding="utf-8"))
+            entry = Entry(notes.with_suffix(".bin"), values["source"], values["dtype"], values["made"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if entry.path.exists():
+            found.append(entry)
+    return sorted(found, key=lambda entry: -entry.made)
+
+
+# --- Converting
+
+
+def files_of(source: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of what a model may be made of: its folder's files, or it and those beside it."""
+    for path in sorted(source.iterdir() if source.is_dir() else [source, *source.parent.glob("tok*")]):
+        if path.is_file():
+            status = path.stat()
+            yield path.name, status.st_size, status.st_mtime_ns
+
+
+def absolute(source: Path) -> Path:
+    """The path from the root. Links stay: in the hub's cache what they point to has no name."""
+    return Path.cwd() / source
+
+
+def place(source: Path, dtype: str) -> Path:
+    """Where the converted file of a source belongs."""
+    source = absolute(source)
+    facts = [VERSION, str(source), dtype, *files_of(source)]
+    key = hashlib.sha256(json.dumps(facts).encode(errors="surrogateescape")).hexdigest()[:12]
+    return folder() / f"{source.name.removesuffix('.gguf')}-{dtype}-{key}.bin"
+
+
+def convert(source: Path, out: Path, dtype: str, progress: bool) -> None:
+    """Writes a v3 file of a model in any format, with its tokenizer and template. progress: show a bar.
+
+    Raises BadFileError, UsageError, OSError; nothing is left then.
+    """
+    from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
+    from llama.formats.models import open_source
+    from llama.formats.text import with_text
+    from llama.formats.v3 import Extras
+
+    found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
+    data = vocabulary.indexed if vocabulary else b""
+    extras = Extras(data, found.bos, found.stops, found.template or "none")
+    export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process makes the file at path."""
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        while True:
+            try:
+                lock_file(file)
+                break
+            except (BlockingIOError, PermissionError):
+                time.sleep(0.1)
+        yield
+    with suppress(OSError):  # somebody waits for it, on systems that mind
+        lock.unlink()
+
+
+def converted(source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOGGER.info) -> Path:
+    """The .bin of a model in another format: the one that is kept, or a new one.
+
+    say: is told in one line what is converted, and where to. For note a bar shows how far it is.
+    Raises BadFileError (no model, or one that can't be read), UsageError, OSError.
+    """
+    source = Path(source)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype = {dtype}, allowed {', '.join(DTYPES)}")
+    path = place(source, dtype)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        if path.exists():  # somebody else was faster
+            return path
+        say(f"converting {source} to {dtype}, kept as {path}")
+        convert(source, path, dtype, progress=say is note and sys.stderr.isatty())
+        entry = Entry(path, str(absolute(source)), dtype, time.time())
+        with write_aside(entry.notes) as file:
+            file.write(json.dumps({**asdict(entry), "path": path.name}, indent=1).encode())
+    return path
+
+
+@contextmanager
+def converted_for_now(
+    source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOGGER.info
+) -> Iterator[Path]:
+    """The .bin of a model in another format, deleted at the end of the block. Raises as converted."""
+    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
+        path = Path(aside, "model.bin")
+        say(f"converting {source} to {dtype}, for this run")
+        convert(Path(source), path, dtype, progress=say is note and sys.stderr.isatty())
+        yield path
+
+
+# --- The program
+
+
+def clear(pattern: str = "") -> list[Entry]:
+    """Deletes the models whose source has pattern in its path; all of them without one."""
+    gone = [entry for entry in entries() if pattern in entry.source]
+    for entry in gone:
+        entry.path.unlink(missing_ok=True)
+        entry.notes.unlink(missing_ok=True)
+    return gone
+
+
+def describe(entry: Entry) -> str:
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made))
+    state = "" if place(Path(entry.source), entry.dtype) == entry.path else " (changed since, or gone)"
+    return f"{entry.bytes / 1e6:10,.1f} MB  {entry.dtype:5} {made}  {entry.source}{state}"
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m llama.cache", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=("list", "clear"), default="list")
+    parser.add_argument("pattern", nargs="?", default="", help="part of the paths of sources (all)")
+    options = parser.parse_args(arguments)
+    if options.command == "clear":
+        gone = clear(options.pattern)
+        if options.pattern and not gone:
+            raise BadFileError(f"{options.pattern}: no converted model has it in its source's path")
+        print(f"{len(gone)} files deleted")
+        return
+    kept = [entry for entry in entries() if options.pattern in entry.source]
+    print(f"{folder()}: {len(kept)} models, {sum(entry.bytes for entry in kept) / 1e6:,.1f} MB")
+    for entry in kept:
+        print(describe(entry))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -1,0 +1,49 @@
+"""cria: every program of the package under one name.
+
+    cria run MODEL -i "Once upon a time"     a text
+    cria chat MODEL                          a conversation
+    cria info MODEL                          what a model is
+    cria perplexity MODEL FILE               how well it predicts a text
+    cria bench MODEL                         how fast it is here
+    cria convert MODEL OUT                   .bin, .gguf or a folder for transformers
+    cria cache                               models of other formats, converted once and kept
+
+MODEL is a .bin, a .gguf, a folder of Hugging Face or Meta, a checkpoint, the name of a story (stories15M)
+or of a repository of the Hugging Face hub (owner/name). `cria COMMAND --help` says more; `python -m
+llama.COMMAND` is the same program.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from llama.command import run_command
+from llama.errors import UsageError
+
+COMMANDS = ("run", "chat", "info", "perplexity", "bench", "convert", "cache")
+
+
+def start(arguments: list[str]) -> int | None:
+    """Runs the program that the first argument names. Raises UsageError for any other."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return None
+    command, *rest = arguments
+    if command == "--version":
+        print(f"cria {import_module('llama').__version__}")
+        return None
+    if command not in COMMANDS:
+        raise UsageError(f"command = {command}, allowed {', '.join(COMMANDS)}; cria --help says more")
+    if command == "chat":
+        command, rest = "run", [*rest, "--mode", "chat"]
+    return import_module(f"llama.{command}").main(rest)
+
+
+def main() -> int:
+    """The entry of the console script."""
+    return run_command(lambda: start(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""llama.cache: a model of another format is converted once, anew when it changes, and never left half."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import environment
+
+import llama
+from llama import cache, convert
+from llama.engine import SHIPPED
+from llama.files import written_aside
+
+PROMPT = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("CRIA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    """The model that ships as a folder of Hugging Face."""
+    path = tmp_path_factory.mktemp("original") / "stories"
+    assert convert.main([str(SHIPPED), str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def source(original, tmp_path) -> Path:
+    """A copy that a test may change."""
+    path = tmp_path / "stories"
+    path.mkdir()
+    for file in original.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_second_time_nothing_is_converted(source, home):
+    said: list[str] = []
+    path = cache.converted(source, say=said.append)
+    assert path.parent == home
+    assert said == [f"converting {source} to int8, kept as {path}"]
+    before = path.stat()
+    assert cache.converted(source, say=said.append) == path
+    assert len(said) == 1
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert files(home) == [path.name, path.with_suffix(".json").name]
+
+
+def test_another_type_and_a_changed_source_are_other_files(source, home):
+    paths = {cache.converted(source), cache.converted(source, "fp32")}
+    config = source / "config.json"
+    config.write_text(config.read_text() + "\n")
+    paths.add(cache.converted(source))
+    assert len(paths) == 3
+    assert [entry.source for entry in cache.entries()] == [str(source)] * 3
+    with pytest.raises(llama.UsageError, match="dtype = int3, allowed int8, int4, bf16, fp32"):
+        cache.converted(source, "int3")
+
+
+def test_a_folder_tells_the_story_of_its_bin(source):
+    with llama.Llama(source, dtype="int8") as converted, llama.Llama() as shipped:
+        assert converted.config.weight_type == "int8"
+        assert "".join(converted.generate(**PROMPT)) == "".join(shipped.generate(**PROMPT))
+
+
+def test_what_is_interrupted_leaves_nothing(source, home, monkeypatch):
+    def interrupted(path: Path, *arguments, **options):
+        with written_aside(path) as scratch:
+            scratch.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("llama.formats.export.export_v3", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.converted(source)
+    monkeypatch.undo()
+    os.environ["CRIA_CACHE"] = str(home)  # undone too
+    assert [name for name in files(home) if not name.endswith(".lock")] == []
+    assert cache.entries() == []
+    assert cache.converted(source).exists()
+
+
+def test_what_a_killed_program_left_is_removed(source, home):
+    path = cache.place(source, "int8")
+    home.mkdir()
+    left = home / f".{path.name}.999999.tmp"
+    left.write_bytes(b"half")
+    assert cache.converted(source) == path
+    assert not left.exists()
+
+
+def test_programs_that_start_at_once_convert_once(source, home):
+    command = [sys.executable, "-m", "llama.perplexity", str(source), str(source / "text.txt")]
+    (source / "text.txt").write_text("Once upon a time")
+    programs = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+        for _ in range(3)
+    ]
+    told = [program.communicate() for program in programs]
+    assert [program.returncode for program in programs] == [0, 0, 0], told
+    assert sum(stderr.count(b"converting") for _, stderr in told) == 1
+    assert len(cache.entries()) == 1
+
+
+def test_without_the_cache_nothing_is_kept(source, home):
+    command = [sys.executable, "-m", "llama.bench", str(source), "-r", "1", "-n", "4", "--no-cache"]
+    command += ["--prefill", "8", "--sequences", "1", "-j", "1"]
+    result = subprocess.run(command, capture_output=True, env=environment(), check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"converting {source} to int8, for this run\n".encode()
+    assert not home.exists()
+
+
+def test_what_is_kept_is_listed_and_cleared(source, home, capsys):
+    cache.converted(source)
+    cache.main([])
+    listed = capsys.readouterr().out
+    assert listed.startswith(f"{home}: 1 models, ")
+    assert listed.endswith(f"  {source}\n")
+    (source / "config.json").touch()
+    cache.main(["list"])
+    assert capsys.readouterr().out.endswith(f"  {source} (changed since, or gone)\n")
+    with pytest.raises(llama.BadFileError, match=r"^other: no converted model"):
+        cache.main(["clear", "other"])
+    cache.main(["clear", "stories"])
+    assert capsys.readouterr().out == "1 files deleted\n"
+    assert cache.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "expected"),
+    [
+        ("linux", {"CRIA_CACHE": "/c"}, "/c"),
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/cria"),
+        ("linux", {"HOME": "/h"}, "/h/.cache/cria"),
+        ("darwin", {"HOME": "/h"}, "/h/Library/Caches/cria"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/cria/cache"),
+    ],
+)
+def test_the_folder_is_the_platforms(monkeypatch, system, variables, expected):
+    for name in ("CRIA_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", system)
+    assert cache.folder() == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "foreign"),
+    [
+        (b"GGUF\3\0\0\0", True),
+        (b"PK\3\4" + bytes(20), True),
+        (b"\x40\0\0\0\0\0\0\0" + b'{"a":{}}', True),
+        (b"ak42"[::-1] + bytes(60), False),
+        (b"\x20\1\0\0\0\3\0\0\6\0\0\0", False),
+        (b"", False),
+    ],
+)
+def test_what_the_engine_opens_is_not_converted(tmp_path, data, foreign):
+    path = tmp_path / "model"
+    path.write_bytes(data)
+    assert cache.is_foreign(path) == foreign
+    assert not cache.is_foreign(tmp_path / "missing")
