@@ -153,14 +153,13 @@ def iq4_xs(blocks: Blocks) -> Values:
     """d (2), the upper 2 bits of 8 scales (2), their lower 4 (4), then 32 x 4 bits for each, as in IQ4_NL."""
     upper = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     lower = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).reshape(len(blocks), -1)
-    scales = halves(blocks, 0) * ((lower | upper.astype(np.uint8) << 4).astype(np.int8) - 32).astype(
-        np.float32
-    )
+    steps = (lower | upper.astype(np.uint8) << 4).astype(np.int8) - np.int8(32)
+    scales = halves(blocks, 0) * steps.astype(np.float32)
     return scaled(scales, IQ4[nibbles(blocks[:, 8:].reshape(-1, 16)).reshape(len(blocks), -1)])
 
 
 def tq1_0(blocks: Blocks) -> Values:
-    """-1, 0 and 1, five in a byte as a fraction in base 3 (32, 16), four in each of the last 4 bytes, d (2)."""
+    """-1, 0 and 1: five in a byte as a fraction in base 3 (48), four in each of the last 4 bytes, d (2)."""
     trits = []
     for data, n in ((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4)):
         powers = np.array([1, 3, 9, 27, 81][:n], np.uint8)[:, None]
