@@ -12,7 +12,12 @@ from llama.errors import UsageError
 from llama.native import call, invoke, struct
 
 TYPES = {"fp32": lib.LLAMA_FP32, "bf16": lib.LLAMA_BF16, "int8": lib.LLAMA_INT8, "int4": lib.LLAMA_INT4}
-FORMATS = {"f": lib.LLAMA_FP32, "h": lib.LLAMA_BF16, "H": lib.LLAMA_BF16}  # of buffers: bf16 has no letter
+FORMATS = {  # of buffers: bf16 has no letter
+    "f": lib.LLAMA_FP32,
+    "e": lib.LLAMA_FP16,
+    "h": lib.LLAMA_BF16,
+    "H": lib.LLAMA_BF16,
+}
 
 
 def type_number(dtype: str) -> int:
@@ -32,8 +37,9 @@ def pack(
 ) -> tuple[float, float]:
     """Packs a strip of rows of a matrix; all but its last strip have a multiple of 16 rows.
 
-    out: a writable buffer of packed_bytes. values: a contiguous buffer of shape (rows, cols), of float32, or
-    of 16-bit integers that are the bits of bfloat16. first_row: the number that messages give the first row.
+    out: a writable buffer of packed_bytes. values: a contiguous buffer of shape (rows, cols), of float32, of
+    float16, or of 16-bit integers that are the bits of bfloat16. first_row: the number that messages give the
+    first row.
     threads: None: the processors at hand. The result depends neither on them nor on the CPU.
 
     Returns the sum of the squares of values, and that of what packing changed in them. Raises UsageError, and
@@ -41,9 +47,8 @@ def pack(
     """
     view = memoryview(values)
     if view.format not in FORMATS or view.ndim != 2 or not view.c_contiguous:
-        raise UsageError(
-            f"values of format {view.format} and shape {view.shape}, allowed are contiguous rows of f, h or H"
-        )
+        found = f"values of format {view.format} and shape {view.shape}"
+        raise UsageError(f"{found}, allowed are contiguous rows of f, e, h or H")
     rows, cols = view.shape
     if memoryview(out).nbytes != packed_bytes(dtype, rows, cols):
         raise UsageError(f"out has {memoryview(out).nbytes} bytes, allowed {packed_bytes(dtype, rows, cols)}")

@@ -253,9 +253,11 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *generation); // 
 // ---------------------------------------------------------------------------------------------------------
 // Packing: rows of floats to the tiles of a v3 file (docs/format.md), of any type.
 
+enum { LLAMA_FP16 = 4 }; // of values that are packed; no file holds it
+
 typedef struct {
     const void *values;  // (rows, cols)
-    int32_t values_type; // LLAMA_FP32 or LLAMA_BF16
+    int32_t values_type; // LLAMA_FP32, LLAMA_BF16 or LLAMA_FP16
     int32_t rows, cols;
     int64_t first_row; // the number that messages give the first row
 } LlamaStrip;

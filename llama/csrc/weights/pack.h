@@ -55,6 +55,8 @@ PASS void pack_tile(uint8_t *tile, const LlamaStrip *strip, int32_t row, int32_t
         int64_t at = (int64_t)row * strip->cols + begin;
         if (strip->values_type == LLAMA_BF16)
             pack_load(&g, strip, at, rows, cols, LLAMA_BF16);
+        else if (strip->values_type == LLAMA_FP16)
+            pack_load(&g, strip, at, rows, cols, LLAMA_FP16);
         else
             pack_load(&g, strip, at, rows, cols, LLAMA_FP32);
         pack_largest(&g);
@@ -126,8 +128,8 @@ static void pack_chunks(void *data, const Team *team) {
 static int strip_check(const LlamaStrip *s, int32_t type, int32_t threads, LlamaError *error) {
     if (type < LLAMA_FP32 || type > LLAMA_INT4)
         return fail(error, LLAMA_ERROR_USAGE, "type = %d, allowed %d to %d", type, LLAMA_FP32, LLAMA_INT4);
-    if (s->values_type != LLAMA_FP32 && s->values_type != LLAMA_BF16)
-        return fail(error, LLAMA_ERROR_USAGE, "values_type = %d, allowed fp32 and bf16", s->values_type);
+    if (s->values_type != LLAMA_FP32 && s->values_type != LLAMA_BF16 && s->values_type != LLAMA_FP16)
+        return fail(error, LLAMA_ERROR_USAGE, "values_type = %d, allowed fp32, bf16 and fp16", s->values_type);
     if (s->rows < 1 || s->cols < 1)
         return fail(error, LLAMA_ERROR_USAGE, "a strip of %d rows and %d columns, allowed 1 or more", s->rows,
                     s->cols);

@@ -68,8 +68,9 @@ PASS float scale_inverse(float x) {
 // A group. rows, cols: those that the matrix has of it.
 
 PASS float strip_value(const LlamaStrip *strip, int64_t at, const int32_t type) {
-    return type == LLAMA_BF16 ? bf16_to_float(((const uint16_t *)strip->values)[at])
-                              : ((const float *)strip->values)[at];
+    if (type == LLAMA_FP32) return ((const float *)strip->values)[at];
+    uint16_t half = ((const uint16_t *)strip->values)[at];
+    return type == LLAMA_BF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
 PASS void pack_load(PackGroup *g, const LlamaStrip *strip, int64_t at, int32_t rows, int32_t cols,
