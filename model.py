@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.formats.config import Config, RopeScaling, ffn_hidden_dim
+from llama.formats.rope import rope_frequencies
 
 __all__ = ["IGNORE", "Cache", "Config", "Llama", "RopeScaling", "ffn_hidden_dim"]
 
@@ -34,22 +35,6 @@ IGNORE = -1  # a target that does not count
 # RoPE: rotary position embedding (Su et al., RoFormer, 2021)
 
 
-def rope_frequencies(config: Config) -> Tensor:
-    """Angle per position of each pair: theta^(-2 j / d), stretched by rope_scaling. Float64 (d / 2)."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    stretched = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return stretched
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # over the original context
-    blend = ((turns - low) / (high - low)).clamp(0, 1)  # 0: stretched, 1: kept
-    return (1 - blend) * stretched + blend * frequencies
-
-
 def rope_turns(config: Config, positions: Tensor) -> Tensor:
     """exp(i angle) of the angles at positions (..., T): complex64 (..., T, d / 2).
 
@@ -57,7 +42,8 @@ def rope_turns(config: Config, positions: Tensor) -> Tensor:
     """
     device = positions.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    angles = positions.to(dtype)[..., None] * rope_frequencies(config).to(device, dtype)
+    frequencies = torch.from_numpy(rope_frequencies(config)).to(device, dtype)
+    angles = positions.to(dtype)[..., None] * frequencies
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 

@@ -42,7 +42,7 @@ from training.options import Options
 from training.parallel import Ranks
 from training.shards import open_split
 from training.step import Run, micro_batch_size, train_step
-from training.weights import load_model
+from training.weights import TorchWeights, load_model
 from training.windows import Batches
 
 # ---------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Clock:
 
 def export_model(out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any) -> None:
     """Writes model.bin and tokenizer.bin for the C engine."""
-    export_bin(out_dir / "model.bin", config, weights, version=0, force=True)
+    export_bin(out_dir / "model.bin", config, TorchWeights(weights), version=0, force=True)
     if not (out_dir / "tokenizer.bin").exists():
         tokenizers.export_bin(tokenizer, out_dir / "tokenizer.bin")
 

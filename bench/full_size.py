@@ -36,6 +36,7 @@ from llama.files import check_room, sync
 from llama.formats.export import export_folder
 from llama.formats.source import Source, tensor_shapes
 from model import Config
+from training.weights import to_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("RssAnon", "RssShmem")  # of /proc/PID/status: all memory but mapped files
@@ -55,7 +56,7 @@ def make_meta(folder: Path, config: Config) -> None:
     with set_default_mmap_options(mmap.MAP_SHARED):
         tensors = torch.load(path, weights_only=True, mmap=True)
     for name, tensor in tensors.items():
-        tensor.copy_(weights[name])
+        tensor.copy_(to_torch(weights[name]))
     fields = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps", "rope_theta")
     params = {name: getattr(config, name) for name in fields} | {"use_scaled_rope": True}
     (folder / "params.json").write_text(json.dumps(params))

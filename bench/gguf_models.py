@@ -10,9 +10,9 @@ from pathlib import Path
 from bench.models import RandomWeights, write_tokenizer
 from bench.shapes import TYPES, Shape
 from llama.formats import gguf
+from llama.formats.config import Config
 from llama.formats.source import Source
 from llama.formats.vocabulary import read_llama2c
-from model import Config
 
 
 def write_gguf(folder: Path, shape: Shape, kind: str) -> Path:

@@ -13,19 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bench.shapes import TYPES, Shape
+from llama.formats.config import Config
 from llama.formats.export import export_bin, export_v3
 from llama.formats.source import CLASSIFIER, EMBEDDING, tensor_shapes
+from llama.formats.tensor import Tensor
 from llama.formats.v3 import Extras
-from model import Config
 
 POOL = 4_194_301  # numbers; odd, so that rows do not repeat
 SPECIAL = ["<unk>", "<s>", "</s>"]  # BOS is 1, EOS is 2
 
 
-class RandomWeights(Mapping[str, torch.Tensor]):
+class RandomWeights(Mapping[str, Tensor]):
     """The weights of a shape under the names of model.py, float32, made when asked for.
 
     BOS and EOS are never likely, so that no text ends early.
@@ -33,21 +33,27 @@ class RandomWeights(Mapping[str, torch.Tensor]):
 
     def __init__(self, config: Config) -> None:
         self._shapes = tensor_shapes(config)
-        self._pool = np.random.default_rng(1).standard_normal(POOL, dtype=np.float32)
+        pool = np.random.default_rng(1).standard_normal(POOL, dtype=np.float32)
+        self._pool = np.concatenate((pool, pool))  # any POOL of them lie in a row
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        shape = self._shapes[name]
+    def __getitem__(self, name: str) -> Tensor:
+        shape, start = self._shapes[name], zlib.crc32(name.encode()) % POOL
         if len(shape) == 1:
-            return torch.ones(shape)
-        values = np.empty(int(np.prod(shape, dtype=np.int64)), np.float32)
-        pool = np.roll(self._pool, -zlib.crc32(name.encode()) % POOL)
-        for start in range(0, len(values), POOL):
-            part = values[start : start + POOL]
-            np.multiply(pool[: len(part)], np.float32(shape[-1] ** -0.5), out=part)
-        values = values.reshape(shape)
-        if name in (EMBEDDING, CLASSIFIER):
-            values[1:3] *= 0.01
-        return torch.from_numpy(values)
+            return Tensor.of(np.ones(shape, np.float32))
+        scale = np.float32(shape[1] ** -0.5)
+
+        def rows(begin: int, end: int) -> np.ndarray:
+            values = np.empty((end - begin) * shape[1], np.float32)
+            for at in range(0, len(values), POOL):
+                part = values[at : at + POOL]
+                first = (start + begin * shape[1] + at) % POOL
+                np.multiply(self._pool[first : first + len(part)], scale, out=part)
+            values = values.reshape(-1, shape[1])
+            if name in (EMBEDDING, CLASSIFIER):
+                values[max(0, 1 - begin) : max(0, 3 - begin)] *= 0.01
+            return values
+
+        return Tensor("fp32", shape, rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bench.report import heading, line
 from llama import Llama, convert, perplexity
@@ -37,6 +35,7 @@ from llama.formats import tiles
 from llama.formats.export import export_v3
 from llama.formats.models import open_source
 from llama.formats.source import CLASSIFIER, EMBEDDING
+from llama.formats.tensor import Tensor
 from llama.formats.v3 import Extras
 
 REFERENCE = "fp32"
@@ -83,14 +82,14 @@ class AsLlamaCpp(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         from gguf import GGMLQuantizationType, quants
 
-        weight = self._weights[name].float()
+        weight = self._weights[name].floats()
         if weight.ndim == 1:
-            return weight
+            return Tensor.of(weight)
         ends = name in (EMBEDDING, CLASSIFIER)
         kind = GGMLQuantizationType.Q8_0 if ends else GGMLQuantizationType.Q4_0
-        whole = np.pad(weight.numpy(), ((0, 0), (0, -weight.shape[1] % tiles.GROUP)))
+        whole = np.pad(weight, ((0, 0), (0, -weight.shape[1] % tiles.GROUP)))
         rounded = quants.dequantize(quants.quantize(whole, kind), kind)
-        return torch.from_numpy(rounded[:, : weight.shape[1]].copy())
+        return Tensor.of(rounded[:, : weight.shape[1]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

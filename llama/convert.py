@@ -184,6 +184,8 @@ def export(options: argparse.Namespace) -> None:
         said = {"name": source.name, "progress": progress}
         report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
     print(describe(report, time.perf_counter() - start))
+    for note in source.notes if options.max_seq_len is None else ():
+        print(note)
     if source.config.max_seq_len == source.longest:
         print(f"max_seq_len = {source.longest}: its sliding window, up to which the model is a Llama")
 

@@ -1,66 +1,24 @@
 """What files of other kinds say of themselves: safetensors, PyTorch's .pth, folders of Hugging Face and Meta.
 
-Only headers are read, so that a model larger than the memory takes a moment, without torch or safetensors. A
-.pth holds a pickle, which is a program: it is read by an unpickler that knows the few harmless names of which
-a dict of tensors is made, and refuses every other.
+Only headers are read, so that a model larger than the memory takes a moment, by the readers of llama.formats,
+and as far as a folder is whole: what is missing is for export.py to refuse.
 
-Left out on purpose: the weights themselves (export.py); files from before PyTorch 1.6, which are no zip.
+Left out on purpose: the weights themselves (export.py).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import pickle
-import struct
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from llama.errors import BadFileError
-
-MAX_HEADER = 1 << 27  # bytes of a header or a pickle; those of the largest models have a few MB
-MAX_SIZE, MAX_DIMENSIONS = 1 << 63, 8  # of a shape
-
-DTYPES = {  # of safetensors: name and bytes
-    "F64": ("fp64", 8),
-    "F32": ("fp32", 4),
-    "F16": ("fp16", 2),
-    "BF16": ("bf16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
-STORAGES = {  # of torch
-    "DoubleStorage": ("fp64", 8),
-    "FloatStorage": ("fp32", 4),
-    "HalfStorage": ("fp16", 2),
-    "BFloat16Storage": ("bf16", 2),
-    "LongStorage": ("int64", 8),
-    "IntStorage": ("int32", 4),
-    "ShortStorage": ("int16", 2),
-    "CharStorage": ("int8", 1),
-    "ByteStorage": ("uint8", 1),
-    "BoolStorage": ("bool", 1),
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a file. bytes: those it takes there."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    bytes: int
-
-    @property
-    def values(self) -> int:
-        return math.prod(self.shape)
+from llama.formats.header import Tensor, printable
+from llama.formats.kinds import checked_start, start_of
+from llama.formats.pickles import read_pickle
+from llama.formats.safetensors import read_header
 
 
 @dataclass
@@ -74,25 +32,11 @@ class Weights:
     notes: list[str] = field(default_factory=list)
 
 
-def printable(text: object, limit: int = 200) -> str:
-    """What a file says, fit for a line of a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit])
-
-
-def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
-    """Raises ValueError for what is no shape, and for one whose product could not be printed."""
-    sizes = tuple(shape)
-    if len(sizes) > MAX_DIMENSIONS or not all(isinstance(n, int) and 0 <= n < MAX_SIZE for n in sizes):
-        raise ValueError("a shape that can't be")
-    return sizes
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BadFileError."""
+    checked_start(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadFileError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path}: is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -100,132 +44,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-# --- safetensors: u64 length of the header, the header in JSON, the tensors
+# --- One file
 
 
-def safetensors_tensor(path: Path, name: str, entry: Any, room: int) -> Tensor:
-    """The tensor that an entry of a header describes. Raises BadFileError."""
-    name = printable(name)
-    try:
-        begin, end = checked_shape(entry["data_offsets"])
-        shape, dtype = checked_shape(entry["shape"]), printable(entry["dtype"])
-    except (TypeError, KeyError, ValueError):
-        raise BadFileError(f"{path}: {name}: has no dtype, shape and data_offsets") from None
-    kind, item = DTYPES.get(dtype, (dtype, 0))
-    if not begin <= end <= room or (item and end - begin != item * math.prod(shape)):
-        found = f"{dtype} of shape {shape} at {begin} to {end}"
-        raise BadFileError(f"{path}: {name}: {found} does not fit the {room} bytes of tensors")
-    return Tensor(name, kind, shape, end - begin)
+def named(tree: Any, prefix: str, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors of a dict, also in dicts inside it, with the names joined by dots.
 
-
-def safetensors(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
-    """The tensors of a .safetensors file and its metadata. Raises BadFileError."""
-    try:
-        with path.open("rb") as file:
-            size, start = path.stat().st_size, file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            text = file.read(length) if length <= MAX_HEADER else b""
-    except OSError as error:
-        raise BadFileError(f"{path}: {error.strerror}") from None
-    if len(text) != length or length == 0:
-        found = f"has {size} bytes and a header of {length}"
-        raise BadFileError(f"{path}: {found}: it is cut off, or of another kind")
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(f"{path}: its header is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise BadFileError(f"{path}: its header is no JSON object")
-    metadata, room = header.pop("__metadata__", {}), size - 8 - length
-    tensors = [safetensors_tensor(path, name, entry, room) for name, entry in header.items()]
-    if sum(tensor.bytes for tensor in tensors) != room:
-        raise BadFileError(f"{path}: its tensors do not fill the {room} bytes after the header: is it whole?")
-    return tensors, metadata if isinstance(metadata, dict) else {}
-
-
-# --- .pth: a zip with a pickle, data.pkl, and a file for each storage
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The type of values that a persistent id of a pickle names."""
-
-    type: str
-    item: int  # bytes
-
-
-def rebuild_parameter(tensor: Tensor, *rest: Any) -> Tensor:
-    """What stands for torch._utils._rebuild_parameter."""
-    return tensor
-
-
-def rebuild_tensor(storage: Storage, offset: int, shape: Iterable[int], *rest: Any) -> Tensor:
-    """What stands for torch._utils._rebuild_tensor_v2."""
-    shape = checked_shape(shape)
-    return Tensor("", storage.type, shape, math.prod(shape) * storage.item)
-
-
-NAMES = {
-    ("collections", "OrderedDict"): dict,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-}
-
-
-class TensorUnpickler(pickle._Unpickler):  # in Python: a hostile index makes the one in C take all memory
-    """Reads dicts, lists, numbers, text and descriptions of tensors; no name of a pickle is ever imported."""
-
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-
-    def load_build(self) -> None:
-        """Drops what would be set on an object, such as the _metadata of a state_dict."""
-        self.stack.pop()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in NAMES:
-            return NAMES[module, name]
-        if module == "torch" and name in STORAGES:
-            return Storage(*STORAGES[name])
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a tensor")
-
-    def persistent_load(self, pid: Any) -> Storage:
-        if isinstance(pid, tuple) and len(pid) > 1 and isinstance(pid[1], Storage):
-            return pid[1]
-        raise pickle.UnpicklingError("it has a storage of an unknown type")
-
-
-def pickled(path: Path) -> Any:
-    """What the pickle of a .pth says. Raises BadFileError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-            if len(found) != 1 or found[0].file_size > MAX_HEADER:
-                raise BadFileError(f"{path}: is a zip archive without a data.pkl, so not of PyTorch")
-            with archive.open(found[0]) as file:
-                return TensorUnpickler(file).load()
-    except BadFileError:
-        raise
-    except OSError as error:
-        raise BadFileError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # a broken pickle may fail in any way
-        reason = printable(error) or type(error).__name__
-        raise BadFileError(f"{path}: its pickle is not read: {reason}") from None
-
-
-def named(tree: Any, prefix: str = "") -> Iterator[Tensor]:
-    """The tensors of a dict, also in dicts inside it, with the names joined by dots."""
+    seen: the dicts passed. Raises ValueError for one that is met twice: there may be no end of it.
+    """
+    if id(tree) in seen:
+        raise ValueError
+    seen.add(id(tree))
     for key, value in tree.items():
         if isinstance(value, Tensor):
             yield Tensor(printable(f"{prefix}{key}"), value.type, value.shape, value.bytes)
         elif isinstance(value, dict):
-            yield from named(value, f"{prefix}{key}.")
+            yield from named(value, f"{prefix}{key}.", seen)
 
 
 def torch_zip(path: Path) -> tuple[list[Tensor], dict[str, Any], list[str]]:
     """The tensors of a .pth, model_args of one by llama2.c, and what is not shown. Raises BadFileError."""
-    tree = pickled(path)
+    tree = read_pickle(path)
     if not isinstance(tree, dict):
         raise BadFileError(f"{path}: holds {type(tree).__name__}, allowed is a dict of tensors")
     model, config, rest = tree, {}, []
@@ -233,9 +72,9 @@ def torch_zip(path: Path) -> tuple[list[Tensor], dict[str, Any], list[str]]:
         model, config = tree["model"], tree.get("model_args")
         rest = sorted(printable(key) for key in tree if key not in ("model", "model_args"))
     try:
-        tensors = list(named(model))
-    except RecursionError:
-        raise BadFileError(f"{path}: its dicts hold each other") from None
+        tensors = list(named(model, "", set()))
+    except (ValueError, RecursionError):
+        raise BadFileError(f"{path}: its dicts hold each other, or one dict twice") from None
     notes = [f"not shown: {', '.join(rest)}"] if rest else []
     return tensors, config if isinstance(config, dict) else {}, notes
 
@@ -292,16 +131,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def one_file(path: Path) -> Weights:
     """A .safetensors or a .pth. Raises BadFileError."""
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\3\4"
-    except OSError as error:
-        raise BadFileError(f"{path}: {error.strerror}") from None
-    if is_zip:
+    if start_of(path)[:4] == b"PK\3\4":
         tensors, config, notes = torch_zip(path)
         return Weights("PyTorch", tensors, config, [path], notes)
-    tensors, metadata = safetensors(path)
-    config: Any = metadata.get("config", "{}")  # where train.py puts it
+    header = read_header(path)
+    tensors = [tensor for tensor, _ in header.tensors.values()]
+    config: Any = header.metadata.get("config", "{}")  # where train.py puts it
     try:
         config = json.loads(config) if isinstance(config, str) else {}
     except ValueError:

@@ -21,13 +21,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama import gguf_header, headers, hub
+from llama import headers, hub
 from llama._engine import ffi, lib
 from llama.bench import aligned
 from llama.command import run_command
 from llama.engine import SHIPPED, Tokenizer, model_config
 from llama.errors import BadFileError, UsageError
-from llama.headers import Tensor, printable
+from llama.formats import gguf_header
+from llama.formats.header import Tensor, printable
+from llama.formats.kinds import start_of
 from llama.native import KV, call, model_open
 from llama.pack import packed_bytes
 
@@ -196,19 +198,10 @@ def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> In
 # --- What export.py reads
 
 
-def start_of(path: Path) -> bytes:
-    """The first bytes of a file, none of what can't be read: whoever opens it says why."""
-    try:
-        with path.open("rb") as file:
-            return file.read(10)
-    except OSError:
-        return b""
-
-
 def is_foreign(path: Path) -> bool:
     """Whether a path is a folder, a zip or a safetensors file, none of which the engine opens."""
     start = start_of(path)
-    return path.is_dir() or start[:4] == b"PK\3\4" or start[8:] == b'{"' or path.suffix == ".safetensors"
+    return path.is_dir() or start[:4] == b"PK\3\4" or start[8:10] == b'{"' or path.suffix == ".safetensors"
 
 
 def cache_bytes(config: dict[str, Any], context: int, each: int) -> int | None:
@@ -279,16 +272,18 @@ def of_headers(path: str, context: int) -> Info:
 
 def of_gguf(path: str, context: int) -> Info:
     """A GGUF file. Raises BadFileError, UsageError."""
-    values, tensors = gguf_header.read(Path(path))
+    parts = gguf_header.read(Path(path))
+    values, found = parts[0].values, [tensor for part in parts for tensor in part.tensors]
+    tensors = [Tensor(printable(tensor.name), tensor.type, tensor.shape, tensor.bytes) for tensor in found]
     config, eos = gguf_header.configuration(values, tensors), values.get("tokenizer.ggml.eos_token_id")
     weights, context = weights_of(tensors, False), positions(context, config)
     size = sum(tensor.bytes for tensor in weights)
     caches = (cache_bytes(config, context, value) for value in (4, 2))
     return Info(
         path,
-        f"GGUF, {values.get('general.architecture', 'unknown')}",
+        f"GGUF, {printable(values.get('general.architecture', 'unknown'))}",
         most_frequent(tensors),
-        Path(path).stat().st_size,
+        sum(part.path.stat().st_size for part in parts),
         sum(tensor.values for tensor in weights),
         config,
         gguf_header.tokenizer(values),

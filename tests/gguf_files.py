@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_ranked
+from torch_formats import open_gguf
 
 from llama.errors import BadFileError
-from llama.formats.gguf import open_gguf
 from llama.formats.source import Source, tensor_shapes
 from model import Config, Llama
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from llama.errors import BadFileError
 from llama.files import written_aside, written_aside_folder
 from llama.formats import huggingface_writer, llama2c, tiles, v3
@@ -15,6 +13,7 @@ from llama.formats.checkpoint import StrPath
 from llama.formats.config import Config
 from llama.formats.huggingface_writer import SHARD_BYTES, usual_dtype
 from llama.formats.source import Source
+from llama.formats.tensor import Tensor
 from llama.formats.v3 import MAX_STOPS, Extras
 from llama.formats.vocabulary import Vocabulary
 
@@ -49,7 +48,8 @@ def export_bin(
 ) -> Report:
     """Writes a model as a .bin file that run.c and llama2.c read: version 0 and 1 fp32, 2 int8 in groups.
 
-    weights: under the names of model.py, also a lazy mapping: each is taken once, and let go before the next.
+    weights: under the names of model.py, whose rows are read in parts; training.weights
+    has them of PyTorch's.
     group_size: of int8. None: the largest of 64, 32, 16 ... that divides dim and hidden_dim.
     force: write the file without the fields of config that it can't hold (Report.dropped).
     name: what messages call the weights. progress: show a bar on standard error.

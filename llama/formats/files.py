@@ -1,20 +1,15 @@
-"""What folders of other programs are made of: JSON objects, PyTorch's pickles, safetensors in shards."""
+"""The JSON objects in folders of other programs, whose fields are checked as they are read."""
 
 from __future__ import annotations
 
 import json
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from llama.errors import BadFileError
+from llama.formats.kinds import checked_start
 
 LARGEST = 1e30  # of a number in a configuration
 
@@ -63,6 +58,7 @@ class Fields:
 
 def read_json(path: Path) -> Fields:
     """The fields of a file that holds a JSON object. Raises BadFileError, OSError."""
+    checked_start(path)
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -70,39 +66,3 @@ def read_json(path: Path) -> Fields:
     if not isinstance(values, dict):
         raise BadFileError(f"{path}: holds a {type(values).__name__}, allowed an object")
     return Fields(path, values)
-
-
-def load_tensors(path: Path) -> object:
-    """What torch.load finds, mapped: it builds tensors and plain containers, and calls nothing else."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd file gets one line, which is ours
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a pickle is a program: one that is damaged can end in any exception
-        text = str(error).strip()
-        asks = re.search(r"GLOBAL (\S+)", text)
-        first = (text.partition("WeightsUnpickler error: ")[2] or text).partition("\n")[0]
-        reason = f"its pickle asks for {asks[1]}" if asks else first or type(error).__name__
-        raise BadFileError(f"{path}: holds more than tensors, or is damaged ({reason})") from None
-
-
-def open_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch.save. Nothing that it holds is executed.
-
-    Raises BadFileError for a file that is damaged, or holds more than tensors by name; OSError.
-    """
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise BadFileError(
-                f"{path}: is not a whole file of torch.save (a zip archive, as of PyTorch 1.6)"
-            )
-    found = load_tensors(path)
-    if not isinstance(found, dict):
-        raise BadFileError(f"{path}: holds a {type(found).__name__}, allowed tensors by name")
-    for name, value in found.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided):
-            kind = type(value).__name__
-            raise BadFileError(f"{path}: {name!r} is of type {kind}, allowed dense tensors by name")
-    return found

@@ -1,72 +1,87 @@
-"""GGUF files, llama.cpp's: models of its architecture "llama", through the gguf library.
+"""GGUF files, llama.cpp's: models of its architecture "llama", out of and into them.
 
 Weights lie in them as in model.py: the rows of wq and wk are in Meta's order there too. What stretches RoPE
 for Llama 3.1 and 3.2 is a tensor, rope_freqs.weight, of what the frequencies are divided by.
 gguf_vocabulary.py is about the tokenizer in a file.
 
-Left out on purpose: files in several parts (llama.cpp's gguf-split joins them), experts, YaRN.
+Left out on purpose: experts, YaRN.
 """
 
 from __future__ import annotations
 
-import math
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from llama.errors import BadFileError, UsageError
 from llama.files import check_room, written_aside
 from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tiles
 from llama.formats.config import Config, RopeScaling
-from llama.formats.gguf_file import GgufFile, Type, gguf, tensor_bytes
-from llama.formats.source import CLASSIFIER, EMBEDDING, Source, name_problems, refuse, take, tensor_shapes
-from llama.formats.tiles import CHUNK_VALUES, Errors
+from llama.formats.gguf_file import GgufFile, tensor_bytes
+from llama.formats.gguf_header import ALIGNMENT, BLOCKS
+from llama.formats.pipeline import pipeline
+from llama.formats.rope import find_scaling, rope_factors
+from llama.formats.source import (
+    CLASSIFIER,
+    EMBEDDING,
+    Source,
+    checked_config,
+    name_problems,
+    refuse,
+    tensor_shapes,
+)
+from llama.formats.strips import Strip, read, strips
+from llama.formats.tensor import Tensor, is_finite, to_bf16, to_floats
+from llama.formats.tiles import Errors
 from llama.formats.vocabulary import Vocabulary
-from model import rope_frequencies
+from llama.progress import Bar
 
 ROPE_FACTORS = "rope_freqs.weight"
-FLOATS = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
+NAMES = {  # ours and the file's, of tensors that are in no layer, then of those in a layer
+    EMBEDDING: "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    CLASSIFIER: "output.weight",
+    "attention_norm": "attn_norm",
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+}
+
+
+def gguf_name(name: str) -> str:
+    """For layers.3.attention.wq.weight it is blk.3.attn_q.weight."""
+    if name in NAMES:
+        return NAMES[name]
+    _, layer, part = name.removesuffix(".weight").split(".", 2)
+    return f"blk.{layer}.{NAMES[part]}.weight"
 
 
 def gguf_names(config: Config) -> dict[str, str]:
-    """The file's names of tensors by ours: layers.3.attention.wq.weight is blk.3.attn_q.weight."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.n_layers)
-    return {name: names.get_name(name, (".weight",)) for name in tensor_shapes(config)}
-
-
-def rope_factors(config: Config) -> Tensor:
-    """What rope_scaling divides the frequencies of RoPE by: float32 (head_dim / 2)."""
-    return (rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)).float()
+    """The file's names of tensors by ours."""
+    return {name: gguf_name(name) for name in tensor_shapes(config)}
 
 
 # --- Reading
 
-READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-READABLE += ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+FLOATS = ("fp32", "fp16", "bf16")  # of norms
 ONLY = {  # what a file may say of things that model.py does not have
     "general.architecture": ("llama",),
-    "split.count": (0, 1),
     "llama.expert_count": (0,),
     "llama.rope.scaling.type": ("none", "linear"),
     "llama.rope.scaling.attn_factor": (1.0,),
 }
-
-
-def read_values(file: GgufFile, name: str) -> Tensor:
-    """A tensor: floats of any size as they lie in the file, what is quantised as float32."""
-    data, kind = file.bytes_of(name), file.tensors[name].kind
-    if kind in FLOATS:
-        return torch.from_numpy(data).view(FLOATS[kind])
-    with np.errstate(all="ignore"):  # who takes the values finds what is not finite
-        return torch.from_numpy(gguf.quants.dequantize(data, kind))
 
 
 def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
@@ -78,14 +93,13 @@ def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
     if ROPE_FACTORS not in file.tensors:
         return RopeScaling("linear", factor) if linear else None
     if not linear and file.tensors[ROPE_FACTORS].shape == (config.head_dim // 2,):
-        found = read_values(file, ROPE_FACTORS).float()
+        factors = file.tensor(ROPE_FACTORS).floats()
         original = file.one("llama.rope.scaling.original_context_length", int, 8192)
-        # The factor is the largest value, unless even the slowest pair is not stretched in full.
-        for guess in filter(lambda guess: guess > 0, (found.max().item(), 8.0, 32.0)):
-            scaling = RopeScaling("llama3", guess, original_max_seq_len=original)
-            if torch.allclose(found, rope_factors(replace(config, rope_scaling=scaling)), rtol=1e-4):
-                return scaling
-    raise BadFileError(f"{file.path}: {ROPE_FACTORS} stretches RoPE, allowed as Llama 3.1 and 3.2 do it")
+        try:
+            return find_scaling(factors, config, original)
+        except ValueError:
+            pass  # the one line below
+    raise BadFileError(f"{file.path}: {ROPE_FACTORS} stretches RoPE, allowed as Llama 3 does it")
 
 
 def read_config(file: GgufFile) -> Config:
@@ -116,10 +130,7 @@ def read_config(file: GgufFile) -> Config:
         "rope_theta": file.one("llama.rope.freq_base", float, 10000.0),
         "tied": "output.weight" not in file.tensors,
     }
-    try:
-        config = Config(**fields)
-    except ValueError as error:
-        raise BadFileError(f"{file.path}: {error}") from None
+    config = checked_config(str(file.path), **fields)
     return replace(config, rope_scaling=read_rope_scaling(file, config))
 
 
@@ -132,23 +143,21 @@ def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> It
         found = file.tensors[name]
         if found.shape != shape:
             yield f"{name} has the shape {found.shape}, allowed {shape}"
-        elif found.kind.name not in READABLE:
-            yield f"{name} has the type {found.kind.name}, allowed {', '.join(READABLE)}"
+        elif found.type not in (BLOCKS if len(shape) == 2 else FLOATS):
+            allowed = ", ".join(BLOCKS if len(shape) == 2 else FLOATS)
+            yield f"{name} has the type {found.type}, allowed {allowed}"
     others = file.tensors.keys() - shapes.keys() - {ROPE_FACTORS}
     yield from (f"{name} is unexpected" for name in sorted(others))
 
 
 class GgufTensors(Mapping[str, Tensor]):
-    """The tensors of a file under our names, mapped; quantised ones become float32 when they are taken."""
+    """The tensors of a file under our names, mapped; quantised rows become float32 when they are taken."""
 
     def __init__(self, file: GgufFile, names: dict[str, str]) -> None:
         self._file, self._names = file, names
 
     def __getitem__(self, name: str) -> Tensor:
-        values = read_values(self._file, self._names[name])
-        if not all(map(math.isfinite, values.aminmax())):
-            raise BadFileError(f"{self._file.path}: {self._names[name]} has values that are not finite")
-        return values
+        return self._file.tensor(self._names[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -161,10 +170,7 @@ def open_gguf(path: Path) -> Source:
     """The model in a GGUF file. Raises BadFileError, OSError."""
     file = GgufFile(path)
     config = read_config(file)
-    try:
-        names, shapes = gguf_names(config), tensor_shapes(config)
-    except RuntimeError as error:  # larger than any memory
-        raise BadFileError(f"{path}: {error}") from None
+    names, shapes = gguf_names(config), tensor_shapes(config)
     problems = list(tensor_problems(file, {names[name]: shape for name, shape in shapes.items()}))
     source = Source(
         str(path),
@@ -181,26 +187,30 @@ def open_gguf(path: Path) -> Source:
 
 # --- Writing
 
-TYPES = {"fp32": Type.F32, "fp16": Type.F16, "bf16": Type.BF16, "int8": Type.Q8_0, "int4": Type.Q4_0}
-PACKED = {Type.Q8_0: "int8", Type.Q4_0: "int4"}  # as tiles.py has them
-ALIGN = gguf.GGUF_DEFAULT_ALIGNMENT
-FILE_TYPES = {
-    "fp32": gguf.LlamaFileType.ALL_F32,
-    "fp16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "int8": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "int4": gguf.LlamaFileType.MOSTLY_Q4_0,
-}
+TYPES = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0"}
+PACKED = {"Q8_0": "int8", "Q4_0": "int4"}  # as tiles.py has them
+FILE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 32, "int8": 7, "int4": 2}  # llama.cpp's llama_ftype
+LIBRARY_TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # where the library calls them otherwise
+
+
+def library() -> Any:
+    """The gguf library, which writes headers. Raises BadFileError where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise BadFileError("GGUF files are written by a library: pip install gguf") from None
+    return gguf
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: its name here and in the file, its shape and type."""
+    """A tensor to be written: its name here and in the file, its shape and type, and what that costs."""
 
     name: str
     file_name: str
     shape: tuple[int, ...]
-    kind: Type
+    kind: str
+    errors: Errors = field(default_factory=Errors)
 
     @property
     def bytes(self) -> int:
@@ -208,28 +218,28 @@ class Entry:
 
     @property
     def aligned_bytes(self) -> int:
-        return -(-self.bytes // ALIGN) * ALIGN
+        return -(-self.bytes // ALIGNMENT) * ALIGNMENT
 
 
-def chosen_type(name: str, shape: tuple[int, ...], dtype: str, ends_dtype: str) -> Type:
-    """The type of a tensor. As llama.cpp has it, rows that are not whole blocks of it are F16."""
+def chosen_type(name: str, shape: tuple[int, ...], dtype: str, ends_dtype: str) -> str:
+    """The type of a tensor. As llama.cpp has it, rows that are not whole blocks of it are fp16."""
     if len(shape) == 1:
-        return Type.F32
+        return "fp32"
     kind = TYPES[ends_dtype if name in (EMBEDDING, CLASSIFIER) else dtype]
-    return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Type.F16
+    return kind if shape[-1] % BLOCKS[kind][0] == 0 else "fp16"
 
 
 def plan(config: Config, dtype: str, ends_dtype: str) -> list[Entry]:
     """The tensors of a file, in its order."""
     names, entries = gguf_names(config), []
     if config.rope_scaling and config.rope_scaling.kind == "llama3":
-        entries.append(Entry(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), Type.F32))
+        entries.append(Entry(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), "fp32"))
     for name, shape in tensor_shapes(config).items():
         entries.append(Entry(name, names[name], shape, chosen_type(name, shape, dtype, ends_dtype)))
     return entries
 
 
-def add_config(writer: gguf.GGUFWriter, config: Config) -> None:
+def add_config(writer: Any, config: Config) -> None:
     """What llama.cpp must know of a model's shape."""
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_seq_len)
@@ -245,47 +255,48 @@ def add_config(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     if scaling := config.rope_scaling:
         if scaling.kind == "linear":
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_type(library().RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(scaling.factor)
         else:  # the rest is in ROPE_FACTORS
             writer.add_rope_scaling_orig_ctx_len(scaling.original_max_seq_len)
 
 
-def add_model(writer: gguf.GGUFWriter, name: str, dtype: str) -> None:
+def add_model(writer: Any, name: str, dtype: str) -> None:
     """What a file says of itself."""
-    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_type(library().GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[dtype])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_quantization_version(library().GGML_QUANT_VERSION)
 
 
-def write_head(path: Path, writer: gguf.GGUFWriter, entries: list[Entry]) -> None:
+def write_head(path: Path, writer: Any, entries: list[Entry]) -> None:
     """Writes all that comes before the data of the tensors."""
     for entry in entries:
+        kind = library().GGMLQuantizationType[LIBRARY_TYPES.get(entry.kind, entry.kind)]
         size = (np.dtype(np.float32), entry.bytes)
-        writer.add_tensor_info(entry.file_name, entry.shape, *size, raw_dtype=entry.kind)
+        writer.add_tensor_info(entry.file_name, entry.shape, *size, raw_dtype=kind)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
 
 
-def sum_of_squares(values: Tensor) -> float:
-    """In float64, of float32, without a copy."""
-    return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
+def sum_of_squares(values: np.ndarray) -> float:
+    """In float64, of float32."""
+    return float(np.square(values, dtype=np.float64).sum())
 
 
-def packed(part: Tensor, kind: Type, errors: Errors) -> np.ndarray:
+def blocks(strip: Strip[Entry]) -> np.ndarray:
     """Rows of whole groups as Q8_0 or Q4_0, with the scales that a v3 file has.
 
     A block is a half-precision scale and 32 weights: signed bytes, or 16 bytes with the weights 0 to 15 in
     their low halves and 16 to 31 in the high ones, 8 for 0. Raises ValueError for values that are not finite
     or too large.
     """
-    dtype, (rows, cols) = PACKED[kind], part.shape
-    data = np.frombuffer(b"".join(tiles.pack(part, dtype, errors)), np.uint8)
-    scales, weights = tiles.group_parts(data, dtype, rows, cols)
-    if kind == Type.Q8_0:
+    entry, (rows, cols) = strip.entry, strip.values.shape
+    data = tiles.pack(strip.values, PACKED[entry.kind], entry.errors, strip.begin)
+    scales, weights = tiles.group_parts(data, PACKED[entry.kind], rows, cols)
+    if entry.kind == "Q8_0":
         weights = weights ^ 128
     else:
         weights = weights[:, :, :16] | weights[:, :, 16:] << 4
@@ -293,49 +304,59 @@ def packed(part: Tensor, kind: Type, errors: Errors) -> np.ndarray:
     return np.concatenate((halves, weights), 2)
 
 
-def converted(part: Tensor, kind: Type, errors: Errors) -> np.ndarray:
-    """Rows as floats of a type, by the library. What is not finite shows in the errors."""
-    with np.errstate(all="ignore"):
-        data = gguf.quants.quantize(part.numpy(), kind)
-        values = torch.from_numpy(gguf.quants.dequantize(data, kind))
-    errors.total += sum_of_squares(part)
-    errors.error += sum_of_squares(values - part)
+def rounded(strip: Strip[Entry]) -> np.ndarray:
+    """Rows as floats of a type. Raises ValueError for values that it can't hold."""
+    kind, errors = strip.entry.kind, strip.entry.errors
+    values = to_floats(strip.values, strip.dtype)
+    if kind == "fp32":
+        data = values
+    else:
+        with np.errstate(over="ignore"):
+            data = to_bf16(values) if kind == "bf16" else values.astype(np.float16)
+    if not is_finite(values, "fp32") or not is_finite(data, kind):
+        raise ValueError
+    if kind != "fp32":
+        errors.total += sum_of_squares(values)
+        errors.error += sum_of_squares(to_floats(data, kind) - values)
     return data
 
 
-def write_tensor(file: BinaryIO, weight: Tensor, kind: Type) -> float:
-    """Writes a tensor, piece by piece, and returns its relative error, NaN if kind can't hold it."""
-    errors, rows = Errors(), weight.view(-1, weight.shape[-1])
-    write = packed if kind in PACKED else converted
-    for part in rows.split(max(1, CHUNK_VALUES // (tiles.ROWS * rows.shape[1])) * tiles.ROWS):
-        try:
-            file.write(write(part, kind, errors).data.cast("B"))
-        except ValueError:
-            return math.nan
-    file.write(bytes(-file.tell() % ALIGN))
-    return errors.relative if math.isfinite(errors.error + errors.total) else math.nan
+def pack(source: Source, strip: Strip[Entry]) -> Strip[Entry]:
+    """Makes the bytes of a strip of its values. Raises BadFileError for values that its type can't hold."""
+    entry = strip.entry
+    try:
+        data = blocks(strip) if entry.kind in PACKED else rounded(strip)
+    except ValueError:
+        problem = f"has values that are not finite, or too large for {entry.kind}"
+        refuse(source, [f"{entry.name} {problem}"])
+    strip.data, strip.values = data.reshape(-1).view(np.uint8), data[:0]
+    return strip
 
 
-def values_of(source: Source, entry: Entry) -> Tensor:
-    """What a tensor of the file is to hold, float32."""
-    if entry.name == ROPE_FACTORS:
-        return rope_factors(source.config)
-    return take(source, entry.name, entry.shape)
+def with_factors(source: Source, entries: list[Entry]) -> Source:
+    """The source, in which RoPE's factors are a tensor too, if they are to be written."""
+    if all(entry.name != ROPE_FACTORS for entry in entries):
+        return source
+    return replace(
+        source, tensors=ChainMap({ROPE_FACTORS: Tensor.of(rope_factors(source.config))}, source.tensors)
+    )
 
 
 def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: bool) -> dict[str, float]:
-    """Writes the data of all tensors, one in memory at a time, and returns the relative errors."""
-    errors = {}
-    file.write(bytes(-file.tell() % ALIGN))
+    """Writes the data of all tensors, a few strips in memory at a time, and returns the relative errors."""
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    pieces = strips(with_factors(source, entries), ((entry, entry.name, entry.shape) for entry in entries))
     total = sum(entry.aligned_bytes for entry in entries)
-    with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
-        for entry in entries:
-            error = errors[entry.name] = write_tensor(file, values_of(source, entry), entry.kind)
-            if math.isnan(error):
-                what = f"not finite, or too large for {entry.kind.name}"
-                refuse(source, [f"{entry.name} has values that are {what}"])
-            progress.update(entry.aligned_bytes)
-    return {entry.name: errors[entry.name] for entry in entries if entry.kind != Type.F32}
+    with (
+        Bar("writing", total, bar) as progress,
+        closing(pipeline(pieces, read, partial(pack, source))) as finished,
+    ):
+        for strip in finished:
+            file.write(strip.data)
+            if strip.is_last:
+                file.write(bytes(-file.tell() % ALIGNMENT))
+            progress.update(len(strip.data))
+    return {entry.name: entry.errors.relative for entry in entries if entry.kind != "fp32"}
 
 
 def checked_vocabulary(source: Source, vocabulary: Vocabulary) -> Vocabulary:
@@ -379,7 +400,7 @@ def write_gguf(
     config = source.config
     refuse(source, name_problems(source, tensor_shapes(config)))
     entries = plan(config, dtype, ends_dtype)
-    writer = gguf.GGUFWriter(None, "llama")
+    writer = library().GGUFWriter(None, "llama")
     add_model(writer, path.stem, dtype)
     add_config(writer, config)
     if vocabulary:

@@ -4,15 +4,17 @@ A block stands for 32 or 256 neighbouring weights of a row: scales, and whole nu
 function takes blocks (n, bytes of a block) of uint8 and gives their values (n, values of a block) of float32,
 computed in ggml's order, so that they are the same bits. d is the scale of a block, m goes with its minimum.
 
-Left out on purpose: types with tables of grid points (IQ1 to IQ3), which the gguf library has.
+Types with tables of grid points (IQ1 to IQ3) are left to the gguf library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
+
+from llama.errors import BadFileError
+from llama.formats.gguf_header import BLOCKS
 
 Values = np.ndarray  # float32
 Blocks = np.ndarray  # uint8
@@ -174,35 +176,44 @@ def tq2_0(blocks: Blocks) -> Values:
     return halves(blocks, 64) * (q.astype(np.int8) - np.int8(1)).astype(np.float32)
 
 
-class Quant(NamedTuple):
-    """A type: values and bytes of a block, and what turns blocks into values."""
-
-    values: int
-    bytes: int
-    decode: Callable[[Blocks], Values]
-
-
-QUANTS = {
-    "Q4_0": Quant(32, 18, q4_0),
-    "Q4_1": Quant(32, 20, q4_1),
-    "Q5_0": Quant(32, 22, q5_0),
-    "Q5_1": Quant(32, 24, q5_1),
-    "Q8_0": Quant(32, 34, q8_0),
-    "IQ4_NL": Quant(32, 18, iq4_nl),
-    "MXFP4": Quant(32, 17, mxfp4),
-    "Q2_K": Quant(256, 84, q2_k),
-    "Q3_K": Quant(256, 110, q3_k),
-    "Q4_K": Quant(256, 144, q4_k),
-    "Q5_K": Quant(256, 176, q5_k),
-    "Q6_K": Quant(256, 210, q6_k),
-    "IQ4_XS": Quant(256, 136, iq4_xs),
-    "TQ1_0": Quant(256, 54, tq1_0),
-    "TQ2_0": Quant(256, 66, tq2_0),
+DECODERS: dict[str, Callable[[Blocks], Values]] = {
+    "Q4_0": q4_0,
+    "Q4_1": q4_1,
+    "Q5_0": q5_0,
+    "Q5_1": q5_1,
+    "Q8_0": q8_0,
+    "IQ4_NL": iq4_nl,
+    "MXFP4": mxfp4,
+    "Q2_K": q2_k,
+    "Q3_K": q3_k,
+    "Q4_K": q4_k,
+    "Q5_K": q5_k,
+    "Q6_K": q6_k,
+    "IQ4_XS": iq4_xs,
+    "TQ1_0": tq1_0,
+    "TQ2_0": tq2_0,
 }
 
 
-def dequantise(data: np.ndarray, name: str) -> np.ndarray:
-    """Rows (..., bytes) of a type of QUANTS as float32 (..., values)."""
-    quant = QUANTS[name]
-    values = quant.decode(np.ascontiguousarray(data).reshape(-1, quant.bytes))
-    return values.reshape(*data.shape[:-1], data.shape[-1] // quant.bytes * quant.values)
+def by_library(data: np.ndarray, name: str) -> Values:
+    """Rows of a type with a table of grid points. Raises BadFileError where no library knows it."""
+    try:
+        from gguf import GGMLQuantizationType, quants
+
+        return quants.dequantize(data, GGMLQuantizationType[name])
+    except (ImportError, KeyError, NotImplementedError):
+        problem = f"weights of the type {name} are read by a library"
+        raise BadFileError(f"{problem}: pip install -U gguf") from None
+
+
+def dequantise(data: np.ndarray, name: str) -> Values:
+    """Rows (..., bytes) of a quantised type as float32 (..., values). Raises BadFileError.
+
+    What is not finite is for who takes the values to find.
+    """
+    with np.errstate(all="ignore"):
+        if name not in DECODERS:
+            return by_library(data, name)
+        size, block_bytes = BLOCKS[name]
+        values = DECODERS[name](np.ascontiguousarray(data).reshape(-1, block_bytes))
+        return values.reshape(*data.shape[:-1], data.shape[-1] // block_bytes * size)

@@ -7,11 +7,13 @@ tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.chat_templates import TEMPLATES, template_kind
-from llama.formats.gguf_file import GgufFile, gguf
+from llama.formats.gguf_file import GgufFile
+from llama.formats.gguf_keys import Keys, TokenType
 from llama.formats.spelling import merges_of, pieces_problem, spellings
 from llama.formats.tokenizer_json import (
     BYTE_NAMES,
@@ -23,7 +25,6 @@ from llama.formats.tokenizer_json import (
 )
 from llama.formats.vocabulary import Vocabulary
 
-Keys, TokenType = gguf.Keys.Tokenizer, gguf.TokenType
 SPLITS = {  # llama.cpp's names of the patterns; the first is written
     tokens.LLAMA3: ("llama-bpe", "llama3", "llama-v3"),
     tokens.GPT2: ("gpt-2",),
@@ -70,7 +71,7 @@ def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
 
 
 def add_vocabulary(
-    writer: gguf.GGUFWriter, vocabulary: Vocabulary, template: str = "none", stops: tuple[int, ...] = ()
+    writer: Any, vocabulary: Vocabulary, template: str = "none", stops: tuple[int, ...] = ()
 ) -> None:
     """Adds the keys of a vocabulary to a file that is to be written.
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from llama.errors import BadFileError
 from llama.formats.chat_templates import template_kind
-from llama.formats.checkpoint import SafetensorsFile
 from llama.formats.config import Config
-from llama.formats.files import Fields, open_pickle, read_json
+from llama.formats.files import Fields, read_json
+from llama.formats.mapped import SafetensorsFile, open_pickle
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
@@ -27,6 +27,7 @@ from llama.formats.source import (
     tensor_problem,
     tensor_shapes,
 )
+from llama.formats.tensor import Tensor
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 WEIGHTS = (
@@ -150,9 +151,28 @@ def read_template(folder: Path) -> str:
 # --- The tensors
 
 
+def ordered(weight: Tensor, order: np.ndarray) -> Tensor:
+    """A matrix whose row i is row order[i] of another."""
+    if len(order) != len(weight):  # which whoever checks the shape says
+        return weight
+
+    def rows(begin: int, end: int) -> np.ndarray:
+        """Of the rows that are taken the first and the last are near, so the file is read in order."""
+        places = order[begin:end]
+        first, last = int(places.min()), int(places.max()) + 1
+        return weight.rows(first, last)[places - first]
+
+    return Tensor(weight.dtype, weight.shape, rows)
+
+
 def halves_to_pairs(weight: Tensor, heads: int) -> Tensor:
     """A matrix whose rows (j, j + d / 2) of each head become (2 j, 2 j + 1)."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return ordered(weight, np.arange(len(weight)).reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1))
+
+
+def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
+    """A matrix whose rows (2 j, 2 j + 1) of each head become (j, j + d / 2)."""
+    return ordered(weight, np.arange(len(weight)).reshape(heads, -1, 2).transpose(0, 2, 1).reshape(-1))
 
 
 def rotated_heads(name: str, config: Config) -> int:
@@ -209,7 +229,7 @@ class FolderTensors(Mapping[str, Tensor]):
 
     def as_it_is(self, name: str) -> Tensor:
         theirs = self._names[name]
-        return self._files[theirs][theirs].detach()
+        return self._files[theirs][theirs]
 
     def __getitem__(self, name: str) -> Tensor:
         heads, tensor = rotated_heads(name, self._config), self.as_it_is(name)

@@ -15,30 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
+import numpy as np
 
 from llama.errors import UsageError
 from llama.files import check_room
 from llama.formats.config import Config
-from llama.formats.huggingface import CONFIG, GENERATION, INDEX, rotated_heads, their_name
+from llama.formats.huggingface import CONFIG, GENERATION, INDEX, pairs_to_halves, rotated_heads, their_name
 from llama.formats.source import (
     EMBEDDING,
     Source,
     chunks,
     find,
-    is_finite,
     name_problems,
     refuse,
-    sum_of_squares,
+    row_ranges,
     tensor_shapes,
+    unfit,
 )
+from llama.formats.tensor import NUMPY, Tensor, is_finite, sum_of_squares, to_bf16, to_floats
 from llama.formats.tokenizers import Tokenizer
+from llama.progress import Bar
 
 SHARD_BYTES = 5_000_000_000
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+CODES = {"fp32": "F32", "bf16": "BF16"}
+TORCH = {"fp32": "float32", "bf16": "bfloat16"}
 TOKENIZER_FILES = (  # copied where they are
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
@@ -55,7 +55,7 @@ class Shard:
 
 def usual_dtype(source: Source) -> str:
     """The type that loses nothing: bf16 where the weights have it, else fp32."""
-    return "bf16" if source.tensors[EMBEDDING].dtype == torch.bfloat16 else "fp32"
+    return "bf16" if source.tensors[EMBEDDING].dtype == "bf16" else "fp32"
 
 
 def plan(sizes: dict[str, int], limit: int) -> list[Shard]:
@@ -86,28 +86,41 @@ def shard_header(shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], code
     return struct.pack("<Q", len(text)) + text
 
 
-def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
-    """A matrix whose rows (2 j, 2 j + 1) of each head become (j, j + d / 2)."""
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+def write_as_it_is(file: BinaryIO, source: Source, name: str, tensor: Tensor) -> None:
+    """Writes a tensor in the type that it has."""
+    for begin, end in row_ranges(tensor.shape):
+        part = tensor.rows(begin, end)
+        if not is_finite(part, tensor.dtype):
+            refuse(source, [f"{name} has {unfit(part, tensor.dtype)}"])
+        file.write(np.ascontiguousarray(part).data)
 
 
-def write_tensor(
-    file: BinaryIO, source: Source, name: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> float:
+def write_rounded(file: BinaryIO, source: Source, name: str, tensor: Tensor) -> float:
+    """Writes a tensor as bf16 and returns the relative error of its rounding."""
+    total = error = 0.0
+    for part in chunks(source, name, tensor):
+        rounded = to_bf16(part)
+        if not is_finite(rounded, "bf16"):
+            refuse(source, [f"{name} has values too large for bf16"])
+        total += sum_of_squares(part)
+        error += sum_of_squares(to_floats(rounded, "bf16") - part)
+        file.write(rounded.data)
+    return math.sqrt(error / total) if total else 0.0
+
+
+def write_tensor(file: BinaryIO, source: Source, name: str, shape: tuple[int, ...], dtype: str) -> float:
     """Writes a tensor as transformers has it, and returns the relative error of its rounding."""
     tensor = find(source, name, shape)
     if heads := rotated_heads(name, source.config):
         tensor = pairs_to_halves(tensor, heads)
-    exact, total, error = dtype in (tensor.dtype, torch.float32), 0.0, 0.0
-    for part in chunks(source, name, tensor, dtype if exact else torch.float32):
-        rounded = part.to(dtype)
-        if not exact:
-            if not is_finite(rounded):
-                refuse(source, [f"{name} has values too large for bf16"])
-            total += sum_of_squares(part)
-            error += sum_of_squares(rounded - part)
-        file.write(rounded.view(torch.uint8).numpy().data)
-    return math.sqrt(error / total) if total else 0.0
+    if dtype == tensor.dtype:
+        write_as_it_is(file, source, name, tensor)
+    elif dtype == "bf16":
+        return write_rounded(file, source, name, tensor)
+    else:
+        for part in chunks(source, name, tensor):
+            file.write(part.data)
+    return 0.0
 
 
 def config_json(config: Config, dtype: str, bos: int, stops: tuple[int, ...]) -> dict[str, Any]:
@@ -135,7 +148,7 @@ def config_json(config: Config, dtype: str, bos: int, stops: tuple[int, ...]) ->
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "mlp_bias": False,
-        "torch_dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        "torch_dtype": TORCH[dtype],
         **special_ids(bos, stops),
     }
 
@@ -184,19 +197,17 @@ def write_folder(
     Raises UsageError, BadFileError for weights that do not fit, OSError.
     """
     check_shape(source.name, source.config)
-    shapes, torch_dtype, errors = tensor_shapes(source.config), DTYPES[dtype], {}
+    shapes, item, errors = tensor_shapes(source.config), np.dtype(NUMPY[dtype]).itemsize, {}
     refuse(source, name_problems(source, shapes))
-    sizes = {name: math.prod(shape) * torch_dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: math.prod(shape) * item for name, shape in shapes.items()}
     check_room(folder, sum(sizes.values()))
     shards = plan(sizes, shard_bytes)
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
+    with Bar("writing", sum(sizes.values()), bar) as progress:
         for shard in shards:
             with (folder / shard.file).open("wb") as file:
-                file.write(
-                    shard_header({name: shapes[name] for name in shard.names}, sizes, CODES[torch_dtype])
-                )
+                file.write(shard_header({name: shapes[name] for name in shard.names}, sizes, CODES[dtype]))
                 for name in shard.names:
-                    errors[name] = write_tensor(file, source, name, shapes[name], torch_dtype)
+                    errors[name] = write_tensor(file, source, name, shapes[name], dtype)
                     progress.update(sizes[name])
     if len(shards) > 1:
         places = {their_name(name): shard.file for shard in shards for name in shard.names}

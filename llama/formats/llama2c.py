@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from llama.errors import BadFileError, UsageError
 from llama.files import check_room
 from llama.formats.config import Config
+from llama.formats.mapped import map_file
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
     Source,
+    checked_config,
     chunks,
     find,
     name_problems,
     refuse,
-    sum_of_squares,
     tensor_shapes,
 )
+from llama.formats.tensor import Tensor, sum_of_squares
+from llama.progress import Bar
 
 # --- int8
 
@@ -35,21 +35,18 @@ QUANTISE_MIN = (
 )
 
 
-def quantise_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -127 to 127 (n, group_size) and scales (n) that stand for groups (n, group_size).
+def quantise(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int8 values (n, group_size), -127 to 127, float32 scales (n), and what they stand for, (n, group_size).
 
-    Symmetric: scale = max |w| / 127, q = round(w * (1 / scale)), halves to even.
+    Symmetric: scale = max |w| / 127, q = round(w * (1 / scale)), halves to even. weight: float32.
     """
-    largest = groups.abs().amax(dim=1)
-    scales = torch.where(largest > QUANTISE_MIN, largest / 127, 0.0)
-    inverse = torch.where(scales > 0, 1 / scales, 0.0)
-    return (groups * inverse[:, None]).round_(), scales
-
-
-def quantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 values (n, group_size), float32 scales (n), and what they stand for, (n, group_size)."""
-    values, scales = quantise_groups(weight.reshape(-1, group_size))
-    return values.to(torch.int8), scales, values * scales[:, None]
+    groups, one = weight.reshape(-1, group_size), np.float32(1)
+    largest = np.abs(groups).max(1)
+    scales = np.where(largest > QUANTISE_MIN, largest / np.float32(127), np.float32(0))
+    inverse = np.divide(one, scales, out=np.zeros_like(scales), where=scales > 0)
+    values = groups * inverse[:, None]
+    np.rint(values, out=values)
+    return values.astype(np.int8), scales, values * scales[:, None]
 
 
 # --- Files
@@ -117,27 +114,27 @@ def fitting_group_size(config: Config, group_size: int | None) -> int:
     return group_size
 
 
-def parts_of(source: Source, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+def parts_of(source: Source, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """A tensor as float32, in parts."""
-    return chunks(source, name, find(source, name, shape), torch.float32)
+    return chunks(source, name, find(source, name, shape))
 
 
-def write_floats(file: BinaryIO, parts: Iterable[Tensor]) -> None:
+def write_floats(file: BinaryIO, parts: Iterable[np.ndarray]) -> None:
     for part in parts:
-        file.write(part.numpy().astype("<f4", copy=False).data)
+        file.write(part.astype("<f4", copy=False).data)
 
 
-def write_quantised(file: BinaryIO, parts: Iterable[Tensor], group_size: int) -> float:
+def write_quantised(file: BinaryIO, parts: Iterable[np.ndarray], group_size: int) -> float:
     """Writes the int8 values of a weight, then its scales, and returns the relative error: rms of the
     difference / rms of the weights.
     """
     all_scales, total, error = [], 0.0, 0.0
     for part in parts:
         values, scales, rounded = quantise(part, group_size)
-        file.write(values.numpy().data)
+        file.write(values.data)
         all_scales.append(scales)
         total += sum_of_squares(part)
-        error += sum_of_squares(rounded - part.view(rounded.shape))
+        error += sum_of_squares(rounded - part.reshape(rounded.shape))
     write_floats(file, all_scales)
     return math.sqrt(error / total) if total else 0.0
 
@@ -157,16 +154,18 @@ def write_bin(file: BinaryIO, source: Source, version: int, group_size: int, bar
     config, errors = source.config, {}
     shapes = tensor_shapes(config)
     refuse(source, name_problems(source, shapes))
-    check_room(Path(file.name), file_bytes(config, shapes, version, group_size))
+    total = file_bytes(config, shapes, version, group_size)
+    check_room(Path(file.name), total)
     file.write(header(config, version, group_size))
-    for name in tqdm(tensor_order(config, version), unit="tensor", leave=False, disable=not bar):
-        if name == ROPE_TABLES:
-            file.write(bytes(4 * config.max_seq_len * config.head_dim))
-            continue
-        if version == 2 and len(shapes[name]) == 2:
-            errors[name] = write_quantised(file, parts_of(source, name, shapes[name]), group_size)
-        else:
-            write_floats(file, parts_of(source, name, shapes[name]))
+    with Bar("writing", total, bar) as progress:
+        for name in tensor_order(config, version):
+            if name == ROPE_TABLES:
+                file.write(bytes(4 * config.max_seq_len * config.head_dim))
+            elif version == 2 and len(shapes[name]) == 2:
+                errors[name] = write_quantised(file, parts_of(source, name, shapes[name]), group_size)
+            else:
+                write_floats(file, parts_of(source, name, shapes[name]))
+            progress.update(file.tell() - progress.done)
     return errors
 
 
@@ -174,7 +173,7 @@ def write_bin(file: BinaryIO, source: Source, version: int, group_size: int, bar
 
 
 class BinTensors(Mapping[str, Tensor]):
-    """The tensors of a .bin file, mapped; int8 ones become float32 when they are taken."""
+    """The tensors of a .bin file, mapped; int8 rows become float32 when they are taken."""
 
     def __init__(self, data: np.ndarray, places: dict[str, tuple[int, tuple[int, ...], int]]) -> None:
         self._data, self._places = data, places  # name: offset, shape, group size (0: float32)
@@ -183,12 +182,16 @@ class BinTensors(Mapping[str, Tensor]):
         offset, shape, group_size = self._places[name]
         n = math.prod(shape)
         if not group_size:
-            values = np.frombuffer(self._data[offset : offset + 4 * n], "<f4")
-            return torch.tensor(values, dtype=torch.float32).view(shape)
-        quants = torch.tensor(np.frombuffer(self._data[offset : offset + n], np.int8))
+            return Tensor.of(self._data[offset : offset + 4 * n].view("<f4").reshape(shape))
         end = offset + n + 4 * (n // group_size)
-        scales = torch.tensor(np.frombuffer(self._data[offset + n : end], "<f4"), dtype=torch.float32)
-        return (quants.view(-1, group_size) * scales[:, None]).view(shape)
+        quants = self._data[offset : offset + n].view(np.int8).reshape(shape[0], -1, group_size)
+        scales = self._data[offset + n : end].view("<f4").reshape(shape[0], -1, 1)
+
+        def rows(begin: int, end: int) -> np.ndarray:
+            values = quants[begin:end] * scales[begin:end].astype(np.float32)
+            return values.reshape(end - begin, *shape[1:])
+
+        return Tensor("fp32", shape, rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -212,10 +215,7 @@ def read_header(path: Path, data: np.ndarray) -> tuple[Config, int, int, int]:
     else:
         raise BadFileError(f"{path}: version = {version}, allowed 0, 1, 2 and 3")
     shape = dict(zip(HEADER, fields, strict=True)) | {"vocab_size": abs(fields[5]), "tied": tied}
-    try:
-        config = Config(**shape)
-    except ValueError as error:
-        raise BadFileError(f"{path}: {error}") from None
+    config = checked_config(str(path), **shape)
     if version == 2 and (group_size < 1 or math.gcd(config.dim, config.hidden_dim) % group_size):
         raise BadFileError(f"{path}: group_size = {group_size}, allowed divisors of dim and hidden_dim")
     return config, version, group_size, size
@@ -223,7 +223,7 @@ def read_header(path: Path, data: np.ndarray) -> tuple[Config, int, int, int]:
 
 def open_bin(path: Path) -> Source:
     """A model in a .bin file of v0, v1 or v2. Raises BadFileError, OSError."""
-    data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    data = map_file(path)
     config, version, group_size, offset = read_header(path, data)
     shapes, places = tensor_shapes(config), {}
     for name in tensor_order(config, version):

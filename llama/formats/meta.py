@@ -1,4 +1,4 @@
-"""Meta's folders: params.json and consolidated.*.pth, one shard or many; Llama 2, Code Llama, Llama 3 to 3.2.
+"""Meta's folders: params.json and consolidated.*.pth, one shard or many; LLaMA 1 to Llama 3.2, Code Llama.
 
 Tensors have the names of model.py. A shard holds a slice of each matrix: rows of wq, wk, wv, w1, w3 and
 output, columns of wo and w2; of the embedding columns (Llama 2) or rows (Llama 3). Norms are in every shard.
@@ -9,27 +9,28 @@ the factor of RoPE's scaling; export.py has options for both.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from llama.errors import BadFileError
 from llama.formats.config import Config
-from llama.formats.files import Fields, open_pickle, read_json
+from llama.formats.files import Fields, read_json
+from llama.formats.mapped import open_pickle
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
     Source,
-    are_equal,
     checked_config,
     name_problems,
     refuse,
     tensor_problem,
     tensor_shapes,
 )
+from llama.formats.tensor import Tensor, are_equal
 
 PARAMS = "params.json"
 ROPE_TABLE = "rope.freqs"  # in Llama 2's shards; it follows from the configuration
@@ -40,8 +41,13 @@ KNOWN = {  # what params.json may say; the last line says nothing that the shape
     *("rope_theta", "use_scaled_rope", "rope_scaling_factor"),
     *("hidden_dim", "multiple_of", "ffn_dim_multiplier", "max_batch_size", "model_parallel_size"),
 }
-CONTEXTS = {10000.0: 4096, 500000.0: 8192, 1000000.0: 16384}  # by rope_theta: Llama 2, Llama 3, Code Llama
-SCALED_CONTEXT = 131072  # Llama 3.1 and later
+CONTEXTS = {  # by rope_theta
+    10000.0: (4096, "Llama 2"),
+    500000.0: (8192, "Llama 3"),
+    1000000.0: (16384, "Code Llama"),
+}
+SCALED_CONTEXT = (131072, "Llama 3.1")
+FIRST_CONTEXT, FIRST_EPS = (2048, "LLaMA 1"), 1e-6
 FACTOR, TIED_FACTOR = 8.0, 32.0  # of Llama 3.1, and of Llama 3.2's 1B and 3B: those whose embeddings are tied
 
 Shard = dict[str, Tensor]
@@ -64,33 +70,47 @@ def open_shards(folder: Path) -> list[Shard]:
     return shards
 
 
+def joined_rows(parts: list[Tensor]) -> Tensor:
+    """One matrix of slices that lie one below the other."""
+    starts = [0, *itertools.accumulate(map(len, parts))]
+
+    def rows(begin: int, end: int) -> np.ndarray:
+        places = zip(parts, starts, starts[1:], strict=False)
+        inside = [(part, max(begin, at) - at, min(end, to) - at) for part, at, to in places]
+        pieces = [part.rows(first, last) for part, first, last in inside if first < last]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    return Tensor(parts[0].dtype, (starts[-1], *parts[0].shape[1:]), rows)
+
+
+def joined_columns(parts: list[Tensor]) -> Tensor:
+    """One matrix of slices that lie side by side."""
+
+    def rows(begin: int, end: int) -> np.ndarray:
+        return np.concatenate([part.rows(begin, end) for part in parts], 1)
+
+    return Tensor(parts[0].dtype, (len(parts[0]), sum(part.shape[1] for part in parts)), rows)
+
+
 class MetaTensors(Mapping[str, Tensor]):
-    """The tensors of all shards, put together when they are taken. folder: for messages. dim: the model's."""
+    """The tensors of all shards, put together as rows are taken. folder: for messages. dim: the model's."""
 
     def __init__(self, folder: Path, shards: list[Shard], names: list[str], dim: int) -> None:
         self._folder, self._shards, self._names, self._dim = folder, shards, names, dim
 
-    def _whole(self, name: str, parts: list[Tensor]) -> Tensor:
-        if len(parts) == 1 or parts[0].ndim != 2:
-            return parts[0]
-        if name == EMBEDDING:
-            axis = 0 if parts[0].shape[1] == self._dim else 1
-        else:
-            axis = 1 if name.endswith(BY_COLUMNS) else 0
-        return torch.cat(parts, axis)
-
-    def outline(self, name: str) -> Tensor:
-        """A tensor without its values, on the meta device. Raises BadFileError if its slices do not fit."""
-        try:
-            return self._whole(name, [shard[name].to("meta") for shard in self._shards])
-        except RuntimeError:
-            shapes = ", ".join(str(tuple(shard[name].shape)) for shard in self._shards)
-            raise BadFileError(f"{self._folder}: {name} has slices of {shapes}, which do not fit") from None
-
     def __getitem__(self, name: str) -> Tensor:
+        """Raises BadFileError for slices that do not fit."""
         if name not in self._names:
             raise KeyError(name)
-        return self._whole(name, [shard[name].detach() for shard in self._shards])
+        parts = [shard[name] for shard in self._shards]
+        if len(parts) == 1 or len(parts[0].shape) != 2:
+            return parts[0]
+        by_columns = name.endswith(BY_COLUMNS) or (name == EMBEDDING and parts[0].shape[1] != self._dim)
+        kept = slice(1) if by_columns else slice(1, None)
+        if len({(part.dtype, len(part.shape), part.shape[kept]) for part in parts}) != 1:
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise BadFileError(f"{self._folder}: {name} has slices of {shapes}, which do not fit")
+        return joined_columns(parts) if by_columns else joined_rows(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -113,14 +133,27 @@ def rope_scaling(params: Fields, tied: bool) -> dict[str, Any] | None:
     return {"factor": params.number("rope_scaling_factor", TIED_FACTOR if tied else FACTOR)}
 
 
-def read_config(params: Fields, tied: bool, vocab_size: int, hidden_dim: int) -> Config:
+def usual_context(params: Fields, dtype: str) -> tuple[int, str]:
+    """The context of a model whose params.json does not say it, and the family that has it.
+
+    LLaMA 1 says as much as Llama 2's smaller models: it is told by its epsilon, which Llama 2's chat models
+    share, and its weights in fp16, where all of Llama 2 has bf16.
+    """
+    if params.flag("use_scaled_rope", False):
+        return SCALED_CONTEXT
+    theta = params.number("rope_theta", 10000.0)
+    plain = theta == 10000.0 and not {"n_kv_heads", "ffn_dim_multiplier"} & params.values.keys()
+    if plain and dtype == "fp16" and params.number("norm_eps", 1e-5) == FIRST_EPS:
+        return FIRST_CONTEXT
+    return CONTEXTS.get(theta, CONTEXTS[10000.0])
+
+
+def read_config(params: Fields, tied: bool, context: int, vocab_size: int, hidden_dim: int) -> Config:
     """The configuration of params.json, with what only shapes and family say. Raises BadFileError."""
     if unknown := sorted(params.values.keys() - KNOWN):
         raise BadFileError(f"{params.path}: {unknown[0]} is unknown, allowed {', '.join(sorted(KNOWN))}")
     dim, n_heads = params.integer("dim"), params.integer("n_heads")
-    theta, said = params.number("rope_theta", 10000.0), params.integer("vocab_size", -1)
-    scaling = rope_scaling(params, tied)
-    context = SCALED_CONTEXT if scaling else CONTEXTS.get(theta, CONTEXTS[10000.0])
+    said = params.integer("vocab_size", -1)
     return checked_config(
         str(params.path),
         dim=dim,
@@ -132,8 +165,8 @@ def read_config(params: Fields, tied: bool, vocab_size: int, hidden_dim: int) ->
         vocab_size=vocab_size if said == -1 else said,
         max_seq_len=params.integer("max_seq_len", context),
         norm_eps=params.number("norm_eps", 1e-5),
-        rope_theta=theta,
-        rope_scaling=scaling,
+        rope_theta=params.number("rope_theta", 10000.0),
+        rope_scaling=rope_scaling(params, tied),
         tied=tied,
     )
 
@@ -145,7 +178,7 @@ def check(folder: Path, config: Config, shards: list[Shard], tensors: MetaTensor
         raise BadFileError(f"{folder}: has {len(shards)} shards, its tensors are cut for {q_dim // rows}")
     source, shapes = Source(str(folder), config, tensors), tensor_shapes(config)
     refuse(source, name_problems(source, shapes))
-    problems = (tensor_problem(name, tensors.outline(name), shape) for name, shape in shapes.items())
+    problems = (tensor_problem(name, tensors[name], shape) for name, shape in shapes.items())
     refuse(source, list(filter(None, problems)))
 
 
@@ -153,12 +186,15 @@ def open_meta(folder: Path) -> Source:
     """A model in Meta's layout. Raises BadFileError, OSError."""
     params, shards = read_json(folder / PARAMS), open_shards(folder)
     for name in (EMBEDDING, FIRST_WQ, FIRST_W1):
-        if name not in shards[0] or shards[0][name].ndim != 2:
+        if name not in shards[0] or len(shards[0][name].shape) != 2:
             raise BadFileError(f"{folder}: {name} is missing, or not a matrix")
     tied = is_tied(shards, params.flag("use_scaled_rope", False))
     names = [name for name in shards[0] if name != ROPE_TABLE and not (tied and name == CLASSIFIER)]
     tensors = MetaTensors(folder, shards, names, params.integer("dim"))
-    sizes = (tensors.outline(name).shape[0] for name in (EMBEDDING, FIRST_W1))
-    config = read_config(params, tied, *sizes)
+    sizes = (len(tensors[name]) for name in (EMBEDDING, FIRST_W1))
+    context, family = usual_context(params, shards[0][FIRST_WQ].dtype)
+    config = read_config(params, tied, context, *sizes)
     check(folder, config, shards, tensors)
-    return Source(str(folder), config, tensors, template=None)
+    assumed = f"max_seq_len = {context}: taken for {family}, {PARAMS} does not say it"
+    notes = () if params.values.get("max_seq_len") is not None else (assumed,)
+    return Source(str(folder), config, tensors, template=None, notes=notes)

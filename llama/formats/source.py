@@ -1,26 +1,25 @@
 """A model to read from: a configuration, and tensors that are read when asked for.
 
-A reader of a format is a function that returns a Source, a writer one that takes it. One tensor is in memory
-at a time, and the input is never changed.
+A reader of a format is a function that returns a Source, a writer one that takes it. A few million values are
+in memory at a time, and the input is never changed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from llama.errors import BadFileError
 from llama.formats.config import Config
+from llama.formats.tensor import NUMPY, Tensor, are_equal, is_finite, to_floats
 from llama.formats.vocabulary import Vocabulary
-from model import Llama
 
 EMBEDDING, CLASSIFIER = "tok_embeddings.weight", "output.weight"
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-CHUNK_VALUES = 1 << 22  # converted at once: bounds the memory beside the tensor
+CHUNK_VALUES = 1 << 22  # converted at once: bounds the memory
 PROBLEMS_SHOWN = 5
 LIMITS = {  # the engine's, llama/csrc/weights/checkpoint.h
     "dim": 1 << 17,
@@ -41,6 +40,7 @@ class Source:
     a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
     "llama3"); None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
     None if there is none. longest: positions up to which the model is a Llama, None for any number.
+    notes: what was assumed that the files do not say, a line each.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Source:
     template: str | None = "none"
     vocabulary: Callable[[], Vocabulary | None] = lambda: None
     longest: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def checked_config(name: str, **fields: Any) -> Config:
@@ -69,26 +70,34 @@ def checked_config(name: str, **fields: Any) -> Config:
 
 
 def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of all weights; a tied output.weight is not among them."""
-    with torch.device("meta"):  # allocates and draws nothing
-        model = Llama(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    """The names and shapes of all weights, as model.py has them; a tied output.weight is not among them."""
+    dim, hidden = config.dim, config.hidden_dim
+    q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    layer = {
+        "attention.wq": (q_dim, dim),
+        "attention.wk": (kv_dim, dim),
+        "attention.wv": (kv_dim, dim),
+        "attention.wo": (dim, q_dim),
+        "feed_forward.w1": (hidden, dim),
+        "feed_forward.w2": (dim, hidden),
+        "feed_forward.w3": (hidden, dim),
+        "attention_norm": (dim,),
+        "ffn_norm": (dim,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, dim)}
+    for i in range(config.n_layers):
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    shapes["norm.weight"] = (dim,)
+    return shapes if config.tied else shapes | {CLASSIFIER: (config.vocab_size, dim)}
 
 
 def tensor_problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
     """What is wrong with a tensor, None if nothing is."""
-    if tuple(tensor.shape) != shape:
-        return f"{name} has the shape {tuple(tensor.shape)}, allowed {shape}"
-    if tensor.dtype not in FLOATS:  # 8 bits are quantised: worth nothing without their scales
+    if tensor.shape != shape:
+        return f"{name} has the shape {tensor.shape}, allowed {shape}"
+    if tensor.dtype not in NUMPY:  # 8 bits are quantised: worth nothing without their scales
         return f"{name} has the type {tensor.dtype}, allowed floating point"
     return None
-
-
-def are_equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same one, or hold the same. Most that do not differ in their first row."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return a.data_ptr() == b.data_ptr() or (torch.equal(a[:1], b[:1]) and torch.equal(a, b))
 
 
 def name_problems(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -111,42 +120,38 @@ def refuse(source: Source, problems: list[str]) -> None:
 
 
 def find(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One tensor of a source, as it is, on the CPU. Raises BadFileError if it has another shape."""
-    tensor = source.tensors[name].detach()
+    """One tensor of a source, as it is. Raises BadFileError if it has another shape."""
+    tensor = source.tensors[name]
     if problem := tensor_problem(name, tensor, shape):
         refuse(source, [problem])
-    return tensor.cpu()
+    return tensor
 
 
-def take(source: Source, name: str, shape: tuple[int, ...]) -> Tensor:
-    """One tensor of a source, contiguous float32 on the CPU. Raises BadFileError if it has another shape."""
-    return find(source, name, shape).to(torch.float32).contiguous()
+def row_ranges(shape: tuple[int, ...], rows: int = 1) -> Iterator[tuple[int, int]]:
+    """Begin and end of the parts of a tensor, of some CHUNK_VALUES values each.
 
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all values are: a sum shows it in one pass, and only one that overflows needs another look."""
-    total = values.sum(dtype=torch.float32)
-    return bool(total.isfinite()) or bool(values.isfinite().all())
-
-
-def sum_of_squares(values: Tensor) -> float:
-    """Of contiguous float32, in one pass: of the few million values of a chunk it is right to 1e-5."""
-    return torch.dot(values.view(-1), values.view(-1)).item()
-
-
-def chunks(source: Source, name: str, tensor: Tensor, dtype: torch.dtype, rows: int = 1) -> Iterator[Tensor]:
-    """A tensor in parts of whole rows, contiguous and of a type, of some CHUNK_VALUES values each.
-
-    rows: each part but the last has a multiple of it. A mapped tensor that has the type is not copied.
-    Raises BadFileError for values that are not finite, or not in the type.
+    rows: each part but the last has a multiple of it.
     """
-    columns = tensor[0].numel()
-    for part in tensor.split(max(1, CHUNK_VALUES // (rows * columns)) * rows):
-        converted = part.to(dtype).contiguous()
-        if not is_finite(converted):
-            kind = "values that are not finite" if not is_finite(part) else f"values too large for {dtype}"
-            refuse(source, [f"{name} has {kind}"])
-        yield converted
+    step = max(1, CHUNK_VALUES // (rows * math.prod(shape[1:]))) * rows
+    return ((begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step))
+
+
+def chunks(source: Source, name: str, tensor: Tensor) -> Iterator[np.ndarray]:
+    """A tensor as float32, contiguous, in parts of whole rows. Mapped values of that type are not copied.
+
+    Raises BadFileError for values that are not finite, or too large.
+    """
+    for begin, end in row_ranges(tensor.shape):
+        part = tensor.rows(begin, end)
+        values = to_floats(part, tensor.dtype)
+        if not is_finite(values, "fp32"):
+            refuse(source, [f"{name} has {unfit(part, tensor.dtype)}"])
+        yield values
+
+
+def unfit(values: np.ndarray, dtype: str, wanted: str = "fp32") -> str:
+    """What is wrong with values that a type does not hold."""
+    return f"values too large for {wanted}" if is_finite(values, dtype) else "values that are not finite"
 
 
 def checked_tensors(source: Source) -> dict[str, Tensor]:

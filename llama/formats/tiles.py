@@ -7,13 +7,10 @@ weights of a row share in int8 and int4. The way back is reshaping, in numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llama.errors import BadFileError
 
@@ -21,7 +18,7 @@ ROWS, GROUP = 16, 32
 SCALES = 32  # bytes of the scales of a group, of all rows of a tile
 GROUP_BYTES = {"int8": 512, "int4": 256}  # of its weights
 ZERO = {"int8": 128, "int4": 8}  # what stands for 0
-CHUNK_VALUES = 1 << 22  # packed at once: enough that threads rarely wait, little memory
+PACKABLE = ("fp32", "bf16", "fp16")  # as they lie
 
 
 @dataclass
@@ -51,24 +48,17 @@ def packed_bytes(dtype: str, rows: int, cols: int) -> int:
     return engine().packed_bytes(dtype, rows, cols)
 
 
-def pack(weight: Tensor, dtype: str, errors: Errors, first_row: int = 0) -> Iterator[memoryview]:
-    """Bytes of a matrix (rows, cols) of float32 or bfloat16 in tiles, piece by piece, and adds to errors what
-    it costs. A piece is good until the next one is asked for. first_row: the number of the first row, where
-    the matrix is only a part of one.
+def pack(values: np.ndarray, dtype: str, errors: Errors, first_row: int = 0) -> np.ndarray:
+    """The bytes of rows of a matrix, of float32, float16 or the bits of bfloat16, in tiles; adds to errors
+    what they cost. first_row: the number of the first of them in the matrix, a multiple of 16.
 
     Raises ValueError for values that are not finite or too large, with their row.
     """
-    rows, cols = weight.shape
-    step = max(1, CHUNK_VALUES // (ROWS * cols)) * ROWS
-    out = memoryview(bytearray(packed_bytes(dtype, min(step, rows), cols)))
-    for first in range(0, rows, step):
-        part = weight[first : first + step]
-        values = (part.view(torch.int16) if part.dtype == torch.bfloat16 else part).numpy()
-        piece = out[: packed_bytes(dtype, len(part), cols)]
-        squares, error_squares = engine().pack(piece, values, dtype, first_row=first_row + first)
-        errors.total += squares
-        errors.error += error_squares
-        yield piece
+    out = np.empty(packed_bytes(dtype, *values.shape), np.uint8)
+    squares, error_squares = engine().pack(out, values, dtype, first_row=first_row)
+    errors.total += squares
+    errors.error += error_squares
+    return out
 
 
 # --- The way back
@@ -96,18 +86,17 @@ def group_parts(data: np.ndarray, dtype: str, rows: int, cols: int) -> tuple[np.
     return np.concatenate(scales, 1).transpose(0, 2, 1).reshape(-1, groups)[:rows], weights[:rows]
 
 
-def unpack(data: np.ndarray, dtype: str, rows: int, cols: int) -> Tensor:
-    """A matrix (rows, cols) from its bytes in tiles: bfloat16 as it is, any other type as the float32 values
-    that it stands for.
+def unpack(data: np.ndarray, dtype: str, rows: int, cols: int) -> np.ndarray:
+    """A matrix (rows, cols) from its bytes in tiles: the bits of bfloat16 as they are, any other type as the
+    float32 values that it stands for.
     """
     if dtype in GROUP_BYTES:
         scales, weights = group_parts(data, dtype, rows, cols)
         values = weights.astype(np.float32)
         values -= ZERO[dtype]
         values *= scales[:, :, None]
-        return torch.from_numpy(values.reshape(rows, -1)[:, :cols]).contiguous()
-    kind, together = ("<i2", 2) if dtype == "bf16" else ("<f4", 1)  # columns side by side
+        return np.ascontiguousarray(values.reshape(rows, -1)[:, :cols])
+    kind, together = ("<u2", 2) if dtype == "bf16" else ("<f4", 1)  # columns side by side
     tiles = data.view(kind).reshape(-(-rows // ROWS), -1, ROWS, together)
     values = tiles.transpose(0, 2, 1, 3).reshape(len(tiles) * ROWS, -1)[:rows, :cols]
-    matrix = torch.from_numpy(np.ascontiguousarray(values))
-    return matrix.view(torch.bfloat16) if dtype == "bf16" else matrix
+    return np.ascontiguousarray(values)

@@ -27,6 +27,7 @@ from llama.errors import BadFileError
 from llama.files import write_aside
 from llama.formats import sentencepiece_model, tokenizer_json
 from llama.formats import vocabulary as tokens
+from llama.formats.kinds import checked_start
 from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
@@ -107,6 +108,7 @@ def load(path: str | Path) -> Tokenizer:
     if path.is_dir():
         names = (path / "tokenizer.model", path / "tokenizer.json")
         path = next((name for name in names if name.exists()), names[0])
+    checked_start(path)
     data = path.read_bytes()
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))

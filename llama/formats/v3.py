@@ -10,33 +10,34 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from llama.errors import BadFileError
 from llama.files import check_room
 from llama.formats import tiles
 from llama.formats.config import Config
+from llama.formats.mapped import map_file
+from llama.formats.pipeline import pipeline
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
     Source,
     checked_config,
-    chunks,
-    find,
     name_problems,
     refuse,
     tensor_shapes,
 )
+from llama.formats.strips import Strip, problem_of, read, strips
+from llama.formats.tensor import Tensor, is_finite, to_floats
 from llama.formats.tiles import Errors
 from llama.formats.vocabulary import checked_part, read_bin
+from llama.progress import Bar
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
 TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
@@ -138,31 +139,45 @@ def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_byte
     return data.ljust(HEADER_BYTES - 4, b"\0")
 
 
-def pieces(weight: Tensor, entry: Entry) -> Iterator[memoryview]:
-    """The bytes of a matrix of float32 or bfloat16, or of a norm of float32.
+def packed(strip: Strip[Entry]) -> np.ndarray:
+    """The bytes of a strip in the file. Raises ValueError for values that its type can't hold."""
+    entry = strip.entry
+    if entry.rows > 1:
+        return tiles.pack(strip.values, entry.dtype, entry.errors, strip.begin)
+    norm = to_floats(strip.values, strip.dtype)
+    if not is_finite(norm, "fp32"):
+        raise ValueError("has values too large for fp32")
+    return norm.reshape(-1).view(np.uint8)
 
-    Raises ValueError for values that its type can't hold.
-    """
-    if entry.rows == 1:
-        yield weight.numpy().data.cast("B")
-    else:
-        yield from tiles.pack(weight, entry.dtype, entry.errors)
+
+def pack(source: Source, strip: Strip[Entry]) -> Strip[Entry]:
+    """Makes the bytes of a strip of its values. Raises BadFileError for values that its type can't hold."""
+    try:
+        strip.data, strip.values = packed(strip), strip.data
+    except ValueError as error:
+        refuse(source, [f"{strip.entry.name} {problem_of(strip, str(error))}"])
+    if not math.isfinite(strip.entry.errors.error):
+        refuse(source, [f"{strip.entry.name} has values too large for {strip.entry.dtype}"])
+    return strip
 
 
-def write_tensor(file: BinaryIO, source: Source, entry: Entry, shape: tuple[int, ...]) -> None:
-    """Writes a tensor at its place and notes its checksum. Raises BadFileError."""
-    file.write(bytes(entry.offset - file.tell()))
-    tensor = find(source, entry.name, shape)
-    mapped = tensor.dtype == torch.bfloat16 and entry.rows > 1  # is packed as it lies
-    for part in chunks(source, entry.name, tensor, tensor.dtype if mapped else torch.float32, tiles.ROWS):
-        try:
-            for piece in pieces(part, entry):
-                entry.crc = zlib.crc32(piece, entry.crc)
-                file.write(piece)
-        except ValueError as error:
-            refuse(source, [f"{entry.name} {error}"])
-    if not math.isfinite(entry.errors.error):
-        refuse(source, [f"{entry.name} has values too large for {entry.dtype}"])
+def add_checksum(strip: Strip[Entry]) -> Strip[Entry]:
+    """Goes on with the checksum of a strip's tensor."""
+    strip.entry.crc = zlib.crc32(strip.data, strip.entry.crc)
+    return strip
+
+
+def write_tensors(
+    file: BinaryIO, source: Source, entries: list[Entry], shapes: dict[str, tuple[int, ...]], progress: Bar
+) -> None:
+    """Writes all tensors at their places and notes their checksums. Raises BadFileError."""
+    pieces = strips(source, ((entry, entry.name, shapes[entry.name]) for entry in entries))
+    with closing(pipeline(pieces, read, partial(pack, source), add_checksum)) as finished:
+        for strip in finished:
+            if strip.begin == 0:
+                file.write(bytes(strip.entry.offset - file.tell()))
+            file.write(strip.data)
+            progress.update(file.tell() - progress.done)
 
 
 def write_bin(
@@ -179,10 +194,9 @@ def write_bin(
     file_bytes = entries[-1].offset + entries[-1].bytes
     check_room(Path(file.name), file_bytes)
     file.write(bytes(begin))  # what comes here is known in the end
-    with tqdm(total=file_bytes, unit="B", unit_scale=True, leave=False, disable=not bar) as progress:
-        for entry in entries:
-            write_tensor(file, source, entry, shapes[entry.name])
-            progress.update(file.tell() - progress.n)
+    with Bar("writing", file_bytes, bar) as progress:
+        progress.update(begin)
+        write_tensors(file, source, entries, shapes, progress)
     head = header(source.config, dtype, extras, n_tensors, file_bytes)
     rest = b"".join(entry.pack() for entry in entries)
     checked = rest + checked_part(extras.tokenizer)
@@ -230,9 +244,9 @@ def read_extras(data: np.ndarray) -> Extras:
 
 
 class V3Tensors(Mapping[str, Tensor]):
-    """The tensors of a file, mapped: int8 and int4 ones become float32 when they are taken.
+    """The tensors of a file, mapped: rows are put in order, and int8 and int4 made float32, when taken.
 
-    Taking one raises BadFileError if it is not what was written.
+    Taking a tensor raises BadFileError if it is not what was written.
     """
 
     def __init__(self, path: Path, data: np.ndarray, entries: list[Entry]) -> None:
@@ -244,9 +258,18 @@ class V3Tensors(Mapping[str, Tensor]):
         if zlib.crc32(data) != entry.crc:
             raise BadFileError(f"{self._path}: checksum of {name} is not the one stored in the file")
         if entry.rows == 1:
-            values = torch.from_numpy(data.view("<f4"))
-            return values[None] if name in (EMBEDDING, CLASSIFIER) else values
-        return tiles.unpack(data, entry.dtype, entry.rows, entry.cols)
+            values = data.view("<f4")
+            return Tensor.of(values[None] if name in (EMBEDDING, CLASSIFIER) else values)
+        tile_bytes = tensor_bytes(entry.dtype, tiles.ROWS, entry.cols)
+
+        def rows(begin: int, end: int) -> np.ndarray:
+            """Those of whole tiles, without those before begin."""
+            first = begin // tiles.ROWS
+            part = data[first * tile_bytes : -(-end // tiles.ROWS) * tile_bytes]
+            skipped = begin - first * tiles.ROWS
+            return tiles.unpack(part, entry.dtype, end - begin + skipped, entry.cols)[skipped:]
+
+        return Tensor("bf16" if entry.dtype == "bf16" else "fp32", (entry.rows, entry.cols), rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -270,7 +293,7 @@ def check(path: Path) -> None:
 def open_bin(path: Path) -> Source:
     """The model in a file. Raises BadFileError, OSError."""
     check(path)
-    data = np.asarray(np.memmap(path, np.uint8, "c"))  # "c": a page is copied where a tensor is changed
+    data = map_file(path)
     config, extras = read_config(path, bytes(data[:HEADER_BYTES])), read_extras(data)
     places = ((name, HEADER_BYTES + i * ENTRY_BYTES) for i, name in enumerate(names(config)))
     entries = [Entry.unpack(name, bytes(data[at : at + ENTRY_BYTES])) for name, at in places]

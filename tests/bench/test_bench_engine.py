@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_formats import AsTorch
 
 import llama
 from bench import engine, machine, report, shapes, turns
@@ -24,7 +25,7 @@ def reference_logits(shape):
     """(len(IDS), vocab_size)"""
     config = Config(**shape)
     model = Llama(config).eval()
-    model.load_state_dict(dict(RandomWeights(config)), strict=False)
+    model.load_state_dict(dict(AsTorch(RandomWeights(config))), strict=False)
     with torch.no_grad():
         return model(torch.tensor([IDS]))[0].numpy()
 
@@ -38,7 +39,7 @@ def distance(a, b):
 
 def test_the_same_shape_has_the_same_weights():
     config = Config(**SHAPE)
-    one, two = RandomWeights(config), RandomWeights(config)
+    one, two = AsTorch(RandomWeights(config)), AsTorch(RandomWeights(config))
     assert len(one) == 2 + 9 * 2
     for name in one:
         assert torch.equal(one[name], two[name])
@@ -52,7 +53,7 @@ def test_a_text_does_not_end_early():
 
 def test_a_large_tensor_is_filled(monkeypatch):
     monkeypatch.setattr("bench.models.POOL", 1001)
-    values = RandomWeights(Config(**SHAPE))["tok_embeddings.weight"].numpy()[3:]
+    values = AsTorch(RandomWeights(Config(**SHAPE)))["tok_embeddings.weight"].numpy()[3:]
     assert math.isclose(values.std(), 64**-0.5, rel_tol=0.1)
     assert not np.array_equal(values[0], values[1])
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from torch_formats import AsTorch, checked_tensors, open_source
 
 from bench import full_size
 from bench.models import RandomWeights
 from llama.errors import BadFileError, UsageError
-from llama.formats.models import open_source
-from llama.formats.source import checked_tensors
 from model import Config, RopeScaling
 
 SHAPE = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 96, "vocab_size": 300}
@@ -22,7 +21,7 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize("layout", ["meta", "huggingface"])
 def test_a_model_is_read_as_the_random_weights_that_it_is_made_of(tmp_path, layout):
     full_size.make("tiny", layout, tmp_path / "model")
-    source, expected = open_source(tmp_path / "model"), RandomWeights(Config(**SHAPE))
+    source, expected = open_source(tmp_path / "model"), AsTorch(RandomWeights(Config(**SHAPE)))
     assert source.config.rope_scaling == (RopeScaling() if layout == "meta" else None)
     found = checked_tensors(source)
     assert found.keys() == expected.keys()

@@ -10,13 +10,12 @@ import pytest
 import torch
 from helpers import PIECES, write_ranked
 from test_perplexity import SHAPE
+from torch_formats import AsTorch, export_v3, open_source
 
 import llama
 from bench import quality
 from llama import convert, perplexity
 from llama.command import run_command
-from llama.formats.export import export_v3
-from llama.formats.models import open_source
 
 TEXTS = ["abc def ghij", "jihg fed cba " * 30]
 
@@ -87,7 +86,7 @@ def round_by_hand(weight):
 
 def test_q4_0_has_the_values_of_llama_cpp_and_the_bits_of_int4(source, tmp_path, monkeypatch):
     weights = open_source(source).tensors
-    rounded = quality.AsLlamaCpp(weights)
+    rounded = AsTorch(quality.AsLlamaCpp(weights.ours))
     assert list(rounded) == list(weights)
     for name in weights:
         if weights[name].ndim == 1:

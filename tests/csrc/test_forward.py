@@ -12,9 +12,9 @@ import pytest
 import torch
 from checkpoints import Shape, Weights, reference_logits
 from test_export import config_of, named
+from torch_formats import export_v3
 
 from llama._engine import ffi, lib
-from llama.formats.export import export_v3
 from model import Llama
 
 HEADS = {"MHA": 8, "GQA": 4, "MQA": 1}

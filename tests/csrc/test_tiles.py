@@ -274,7 +274,7 @@ def test_floats_that_their_type_does_not_have_are_refused(dtype, value):
     ("values", "message"),
     [
         (np.zeros((2, 3)), "values of format d and shape"),
-        (np.zeros(3, np.float32), r"shape \(3,\), allowed are contiguous rows of f, h or H"),
+        (np.zeros(3, np.float32), r"shape \(3,\), allowed are contiguous rows of f, e, h or H"),
         (np.zeros((4, 4), np.float32).T[:, :3], "contiguous"),
         (np.zeros((0, 4), np.float32), "a strip of 0 rows and 4 columns, allowed 1 or more"),
         (np.zeros((4, 0), np.float32), "a strip of 4 rows and 0 columns"),
@@ -297,29 +297,41 @@ def test_other_arguments_are_refused():
         pack(bytes(1088), values, "int8")
 
 
-# --- Tensors, in pieces
+@pytest.mark.parametrize("dtype", [*DTYPES, *FLOATS])
+def test_halves_are_packed_as_the_floats_that_they_are(isa, dtype):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 64)  # all that there are
+    finite = every[np.isfinite(every.astype(np.float32)).all(1)]
+    assert len(finite) == len(every) - 2 * 1024 // 64
+    for values in (finite, normal((17, 33)).astype(np.float16)):
+        assert packed(values, dtype) == packed(values.astype(np.float32), dtype)
+    for value in (math.nan, math.inf, -math.inf):
+        values = np.zeros((20, 40), np.float16)
+        values[18, 39] = value
+        with pytest.raises(llama.BadFileError, match=f"row 18, column 39: is {value}"):
+            packed(values, dtype)
+
+
+# --- Tensors, in strips
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("type_", [torch.float32, torch.bfloat16])
-def test_a_tensor_comes_in_pieces_that_make_a_whole(monkeypatch, dtype, type_):
-    monkeypatch.setattr(tiles, "CHUNK_VALUES", 2 * 16 * 50)
-    weight, errors = torch.from_numpy(normal((100, 50))).to(type_), tiles.Errors()
-    pieces = [bytes(piece) for piece in tiles.pack(weight, dtype, errors)]
-    values = weight.float().numpy()
-    assert len(pieces) == 4
-    assert b"".join(pieces) == reference(values, dtype)
-    assert len(b"".join(pieces)) == tiles.packed_bytes(dtype, 100, 50)
+@pytest.mark.parametrize("as_", [np.asarray, bf16])
+def test_strips_make_a_whole(dtype, as_):
+    weight, errors = as_(normal((100, 50))), tiles.Errors()
+    strips = [tiles.pack(weight[at : at + 32], dtype, errors, at) for at in range(0, 100, 32)]
+    values = widened(weight) if as_ is bf16 else weight
+    data = b"".join(map(bytes, strips))
+    assert data == reference(values, dtype)
+    assert len(data) == tiles.packed_bytes(dtype, 100, 50)
     assert math.isclose(errors.relative, rms(dequantised(values, dtype) - values) / rms(values), rel_tol=1e-5)
 
 
-def test_a_piece_names_the_row_of_its_tensor(monkeypatch):
-    monkeypatch.setattr(tiles, "CHUNK_VALUES", 16)
-    weight = torch.zeros(100, 50)
+def test_a_strip_names_the_row_of_its_tensor():
+    weight = np.zeros((100, 50), np.float32)
     weight[77, 3] = math.nan
     for first_row in (0, 1600):
         with pytest.raises(ValueError, match=f"row {first_row + 77}, column 3: is nan"):
-            list(tiles.pack(weight, "int8", tiles.Errors(), first_row))
+            tiles.pack(weight, "int8", tiles.Errors(), first_row)
 
 
 def test_without_the_engine_a_line_says_how_to_get_it(monkeypatch):

@@ -20,12 +20,12 @@ from checkpoints import Shape, reference_logits
 from helpers import DATA, PIECES, ROOT, assert_refused, run, write_ranked
 from test_export import config_of, named
 from test_forward import FP32_BOUND, INT8_BOUND, INT8_EXACT, INT8_FLIPS, Engine, isas, random_ids, relative
+from torch_formats import export_v3
 
 import llama
 from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from llama.formats.export import export_v3
 from llama.formats.v3 import Extras
 from model import Config, Llama, RopeScaling
 

@@ -18,6 +18,7 @@ import pytest
 from helpers import DATA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch_formats import export_v3
 
 import llama
 from llama import BadFileError, Tokenizer
@@ -275,7 +276,6 @@ def test_threads_that_encode_first_at_the_same_time_agree(tmp_path):
 def model(tmp_path) -> Path:
     """A v3 file with an indexed tokenizer inside."""
     torch = pytest.importorskip("torch")
-    from llama.formats.export import export_v3
     from llama.formats.v3 import Extras
     from model import Config, Llama
 

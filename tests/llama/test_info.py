@@ -14,11 +14,11 @@ import pytest
 from checkpoints import Shape
 from helpers import PIECES, ROOT, assert_refused, run, write_pieces, write_ranked
 from test_export import random_model
+from torch_formats import export_v3
 
 import llama
 from llama import headers, info
 from llama._engine import ffi, lib
-from llama.formats.export import export_v3
 from llama.formats.v3 import Extras
 from llama.headers import Tensor
 from llama.native import call, context_init, model_open

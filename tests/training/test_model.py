@@ -10,7 +10,8 @@ import torch
 import transformers
 
 import model as module
-from model import IGNORE, Cache, Config, Llama, RopeScaling, ffn_hidden_dim, rope_frequencies
+from llama.formats.rope import rope_frequencies
+from model import IGNORE, Cache, Config, Llama, RopeScaling, ffn_hidden_dim
 
 TINY = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 101, "max_seq_len": 128}
 FAMILIES = {

@@ -19,11 +19,11 @@ import pytest
 import torch
 from helpers import PROGRAMS, ROOT, SHARED, assert_refused, run, write_pieces, write_ranked
 from tiny_models import VOCABULARY
+from torch_formats import export_bin
 
 import llama
 import sample
 from llama.errors import BadFileError, UsageError
-from llama.formats.export import export_bin
 from model import Config, Llama
 from training.generation import draw, filtered, generate, stream
 from training.tokenizers import train as train_tokenizer

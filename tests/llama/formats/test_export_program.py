@@ -18,11 +18,11 @@ from checkpoints import Shape
 from helpers import ROOT, assert_refused
 from test_export import Lazy, each_version, random_model
 from torch import Tensor
+from torch_formats import export_bin
 
 from llama import Llama as Engine
 from llama import convert
 from llama.errors import UsageError
-from llama.formats.export import export_bin
 from training.weights import save_weights
 
 
@@ -66,9 +66,8 @@ def test_an_interrupted_export_leaves_the_old_file(path, version):
 
 LIMITED = """
 import resource, sys
-from training.weights import save_weights
+from training.weights import load_model, save_weights
 from llama import command, convert
-from llama.formats.checkpoint import open_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file that grows further gets an error
 """
 
@@ -110,7 +109,7 @@ def test_a_full_disk_leaves_the_old_file(checkpoint, path, version):
 
 def test_a_full_disk_leaves_the_old_checkpoint(checkpoint):
     expected = checkpoint.read_bytes()
-    work = "s = open_checkpoint(path); save_weights(path, s.config, s.tensors)"
+    work = "m = load_model(path); save_weights(path, m.config, m.state_dict())"
     code = f"from pathlib import Path; path = Path(sys.argv[1])\ndef work():\n    {work}\n"
     result = limited(code + "sys.exit(command.run_command(work))", checkpoint)
     assert_refused(result, 4)

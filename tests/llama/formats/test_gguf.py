@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf_files import (
@@ -32,17 +33,19 @@ from gguf_files import (
     tokenizer_bin,
 )
 from helpers import SHARED
-from test_export import Lazy
+from test_export import Lazy, LazyRows
 from torch import Tensor
+from torch_formats import export_v3, open_bin, open_gguf, open_v3, write_gguf
 
 import llama
+from llama import info
 from llama.errors import BadFileError, LlamaError
-from llama.formats.export import export_v3
-from llama.formats.gguf import READABLE, open_gguf, write_gguf
-from llama.formats.llama2c import open_bin
+from llama.formats import gguf as gguf_format
+from llama.formats import source as formats_source
+from llama.formats.pipeline import DEPTH
+from llama.formats.rope import rope_factors
 from llama.formats.source import Source
 from llama.formats.v3 import Extras
-from llama.formats.v3 import open_bin as open_v3
 from llama.formats.vocabulary import read_llama2c
 from model import Config, RopeScaling
 
@@ -143,18 +146,20 @@ def test_the_error_is_no_larger_than_that_of_the_library(path, dtype, kind, boun
     assert 0 < distance(found, weight) < bound * distance(theirs, weight)
 
 
-def test_one_tensor_is_in_memory_at_a_time(path):
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_few_strips_are_in_memory_at_a_time(path, dtype, monkeypatch):
     source = random_source(MODELS["untied GQA"])
-    lazy = Lazy(source.tensors)
-    write_gguf(path, replace(source, tensors=lazy), "int8")
-    assert (lazy.most, lazy.alive) == (1, 0)
+    lazy = LazyRows(source.tensors)
+    monkeypatch.setattr(formats_source, "CHUNK_VALUES", 16 * 64)
+    gguf_format.write_gguf(path, replace(source, tensors=lazy), dtype)
+    assert (lazy.most <= DEPTH + 1, lazy.alive) == (True, 0)
+    assert lazy.taken > 50
 
 
-def test_a_tensor_may_be_changed_and_the_file_stays(path):
+def test_a_file_cannot_be_changed_through_its_tensors(path):
     write_gguf(path, random_source(MODELS["tied"]), "fp32")
-    before = path.read_bytes()
-    open_gguf(path).tensors["norm.weight"].fill_(3)
-    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="read-only"):
+        open_gguf(path).tensors.ours["norm.weight"].values()[:] = 3
 
 
 # --- Files of the library's own writer
@@ -229,7 +234,14 @@ def test_llama_cpp_and_the_engine_write_the_same_text(path):
 
 
 QUANTISED = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17}
-QUANTISED |= {"Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30}  # what llama.cpp calls them, and their numbers
+QUANTISED |= {
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "IQ3_S": 26,
+}  # what llama.cpp calls them, and their numbers
 
 
 def test_what_llama_cpp_quantised_is_read(path):
@@ -243,7 +255,8 @@ def test_what_llama_cpp_quantised_is_read(path):
         assert llama_cpp.llama_model_quantize(os.fsencode(path), os.fsencode(out), options) == 0
         seen |= set(kinds(out).values())
         assert distance(LlamaCpp(out).logits(IDS), logits_of(open_gguf(out), IDS)) < 0.05, name
-    assert seen == set(READABLE) - {"F16", "BF16", "Q8_0"}
+    assert {"F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"} <= seen
+    assert seen >= {f"Q{n}_K" for n in range(2, 7)}
 
 
 @pytest.mark.skipif(not (SHARED / "weights").exists(), reason="the weights are not there")
@@ -266,7 +279,10 @@ KEYS = {
         {"general.architecture": "qwen2"},
         r"general\.architecture = 'qwen2', allowed 'llama'",
     ),
-    "a part of several": ({"split.count": 3}, r"split\.count = 3, allowed 0 and 1"),
+    "a part of several": (
+        {"split.count": 3},
+        r"split\.count = 3, allowed with a name that ends in -00001-of-00003\.gguf",
+    ),
     "experts": ({"llama.expert_count": 8}, r"llama\.expert_count = 8, allowed 0"),
     "YaRN": (
         {"llama.rope.scaling.type": "yarn"},
@@ -299,12 +315,12 @@ KEYS = {
     ),
     "more than there is": (
         {"llama.feed_forward_length": 2**30},
-        r"blk\.0\.ffn_gate\.weight has the shape \(96, 64\)",
+        "hidden_dim = 1073741824, allowed up to 1048576",
     ),
     "more than can be": (
         dict.fromkeys(("llama.feed_forward_length", "llama.embedding_length"), 2**31 - 8)
         | {"llama.rope.dimension_count": 2**29 - 2},
-        "Storage size calculation overflowed",
+        "dim = 2147483640, allowed up to 131072",
     ),
     "a strange alignment": (
         {"general.alignment": 48},
@@ -336,7 +352,7 @@ TENSORS = {
     "a bias": ({"attn_bias__weight": torch.zeros(64)}, r"attn_bias\.weight is unexpected$"),
     "another stretch": (
         {"rope_freqs__weight": torch.tensor([1.0, 1, 1, 2, 3, 4, 5, 6])},
-        r"rope_freqs\.weight stretches RoPE, allowed as Llama 3\.1 and 3\.2 do it",
+        r"rope_freqs\.weight stretches RoPE, allowed as Llama 3 does it",
     ),
     "a stretch of other heads": ({"rope_freqs__weight": torch.ones(7)}, r"rope_freqs\.weight stretches RoPE"),
 }
@@ -349,16 +365,20 @@ def test_tensors_that_do_not_fit_are_refused(path, case):
     refuses(path, message)
 
 
+def as_v3(path: Path, source: Source) -> None:
+    export_v3(path, source.config, source.tensors, name=source.name)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused(path, value):
     source = random_source(Config(**SMALL))
     source.tensors["layers.1.attention.wo.weight"][3, 5] = value
     library_file(path, source, Type.F16)
-    back = open_gguf(path)
-    refuses(
-        path, r"blk\.1\.attn_output\.weight has values that are not finite", lambda path: dict(back.tensors)
-    )
-    assert back.tensors["norm.weight"].shape == (64,)
+    message = r"layers\.1\.attention\.wo\.weight has values that are not finite"
+    for out in ("gguf", "bin"):
+        with pytest.raises(BadFileError, match=f"{re.escape(str(path))}: {message}"):
+            (write_gguf if out == "gguf" else as_v3)(path.with_name(f"out.{out}"), open_gguf(path))
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_type_that_nothing_reads_is_refused(path):
@@ -367,8 +387,8 @@ def test_a_type_that_nothing_reads_is_refused(path):
     data = bytearray(path.read_bytes())
     at = data.index(b"blk.0.attn_k.weight") + len("blk.0.attn_k.weight") + 4 + 16
     for kind, message in (
-        (Type.TQ2_0, "has the type TQ2_0, allowed F32, F16, BF16"),
-        (99, "has the type 99, which is unknown"),
+        (Type.Q8_1, "has the type #9, allowed fp32, fp16, Q4_0"),
+        (99, "has the type #99, allowed fp32"),
     ):
         struct.pack_into("<I", data, at, kind)
         path.write_bytes(data)
@@ -425,3 +445,93 @@ def test_a_full_disk_is_found_before_anything_is_written(path, monkeypatch):
     assert lazy.most == 0
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert path.stat().st_size == size
+
+
+# --- In parts
+
+
+def split(path: Path, source: Source, n: int = 3, **changes: object) -> list[Path]:
+    """A file in parts, as gguf-split makes them: all values are in the first. changes: of the last."""
+    names, parts = list(source.tensors), []
+    for i in range(n):
+        part = path.with_name(f"model-{i + 1:05}-of-{n:05}.gguf")
+        mine = {name: source.tensors[name] for name in names[i::n]}
+        keys = {"split.no": i, "split.count": n, "split.tensors.count": len(names)}
+        library_file(part, replace(source, tensors=mine), keys=keys | (changes if i == n - 1 else {}))
+        parts.append(part)
+    return parts
+
+
+def test_parts_are_read_as_one_file_whichever_is_named(path):
+    source = random_source(MODELS["untied GQA"])
+    for part in split(path, source):
+        back = open_gguf(part)
+        assert back.config == source.config
+        assert all(torch.equal(back.tensors[name], source.tensors[name]) for name in source.tensors)
+        assert info.info(str(part)).parameters == sum(values.numel() for values in source.tensors.values())
+
+
+def test_parts_that_do_not_belong_together_are_refused(path):
+    source = random_source(Config(**SMALL))
+    parts = split(path, source)
+    parts[1].unlink()
+    with pytest.raises(BadFileError, match=f"^{parts[1]}: No such file or directory$"):
+        open_gguf(parts[0])
+    for changes, message in (
+        ({"split.no": 1}, r"split\.no = 1, allowed 2"),
+        ({"split.count": 4}, r"split\.count = 4, allowed 3"),
+    ):
+        last = split(path, source, **changes)[-1]
+        refuses(last, message, lambda _: open_gguf(parts[0]))
+    first = split(path, replace(source, tensors={**source.tensors, "more.weight": torch.ones(3)}))[0]
+    split(path, source)[0].replace(path)
+    path.replace(first)
+    split(path, with_tensors(source, norm__weight=None))[0].replace(path)
+    split(path, source)
+    path.replace(first)
+    refuses(first, r"split\.tensors\.count = 19, its parts have 20")
+
+
+# --- RoPE's factors
+
+
+SCALINGS = {
+    "another factor": RopeScaling("llama3", 16.0, 1.0, 4.0, 8192),
+    "another context": RopeScaling("llama3", 8.0, 1.0, 4.0, 4096),
+    "other bounds": RopeScaling("llama3", 4.0, 2.0, 6.0, 2048),
+    "none in between": RopeScaling("llama3", 8.0, 1.0, 1.0001, 8192),
+    "odd numbers": RopeScaling("llama3", 5.3, 1.7, 3.9, 3000),
+}
+
+
+@pytest.mark.parametrize("says_context", [True, False])
+@pytest.mark.parametrize("case", SCALINGS)
+def test_the_scaling_of_any_factors_is_found(path, case, says_context):
+    config = Config(**SMALL | {"n_heads": 1}, rope_theta=5e5, rope_scaling=SCALINGS[case])
+    factors = torch.from_numpy(rope_factors(config))
+    source = random_source(replace(config, rope_scaling=None))
+    original = config.rope_scaling.original_max_seq_len
+    keys = {"llama.rope.scaling.original_context_length": original} if says_context else {}
+    tensors = {**source.tensors, "rope_freqs.weight": factors}
+    library_file(path, replace(source, tensors=tensors), keys=keys)
+    found = open_gguf(path).config
+    np.testing.assert_allclose(rope_factors(found), factors, rtol=1e-4)
+    if says_context and case != "none in between":
+        assert found.rope_scaling == config.rope_scaling
+    write_gguf(path, replace(source, config=found), "fp32")  # what was found goes on to other files
+    np.testing.assert_allclose(rope_factors(open_gguf(path).config), factors, rtol=2e-4)
+
+
+def test_factors_of_one_are_no_scaling(path):
+    source = random_source(Config(**SMALL))
+    library_file(path, with_tensors(source, rope_freqs__weight=torch.ones(8)))
+    assert open_gguf(path).config == source.config
+
+
+@pytest.mark.parametrize(
+    "factors", [[1, 2, 1, 2, 1, 2, 1, 2], [0] * 8, [1, 1, 1, 1, 1, 1, 0.5, 0.5], [math.nan] * 8]
+)
+def test_factors_of_no_scaling_are_refused(path, factors):
+    source = with_tensors(random_source(Config(**SMALL)), rope_freqs__weight=torch.tensor(factors).float())
+    library_file(path, source)
+    refuses(path, r"rope_freqs\.weight stretches RoPE, allowed as Llama 3 does it")

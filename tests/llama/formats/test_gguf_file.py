@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_files import SMALL, random_source, refuses, tokenizer_bin
+from torch_formats import open_gguf, write_gguf
 
 from llama.errors import BadFileError
-from llama.formats.gguf import open_gguf, write_gguf
 from llama.formats.vocabulary import read_llama2c
 from model import Config
 
@@ -69,7 +69,7 @@ BYTES = {
     ),
     "no dimension": (
         head(1, 0, text("a") + struct.pack("<2IQ", 0, 0, 0) + bytes(64)),
-        r"a has the type F32 and the shape \(\)",
+        "a has a shape that can't be",
     ),
     "half a block": (
         head(1, 0, text("a") + struct.pack("<IQIQ", 1, 33, 8, 0) + bytes(64)),
@@ -85,7 +85,7 @@ BYTES = {
     ),
     "more than bytes": (
         head(1, 0, text("a") + struct.pack("<I2QIQ", 2, 2**63, 2**63, 0, 0)),
-        r"a ends at byte \d+, the file",
+        "a has a shape that can't be",
     ),
 }
 

@@ -4,20 +4,20 @@ import gguf
 import numpy as np
 import pytest
 
-from llama.formats.gguf_quants import QUANTS, dequantise
+from llama.formats.gguf_header import BLOCKS
+from llama.formats.gguf_quants import DECODERS, dequantise
 
 WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")  # what the library also writes
 
 
-@pytest.mark.parametrize("name", QUANTS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_any_blocks_are_the_library_s_values(name):
-    quant, kind = QUANTS[name], gguf.GGMLQuantizationType[name]
-    assert gguf.GGML_QUANT_SIZES[kind] == (quant.values, quant.bytes)
-    data = np.random.default_rng(1).integers(0, 256, (7, 40 * quant.bytes), np.uint8)
+    (values, size), kind = BLOCKS[name], gguf.GGMLQuantizationType[name]
+    data = np.random.default_rng(1).integers(0, 256, (7, 40 * size), np.uint8)
     with np.errstate(all="ignore"):  # some scales are infinite or no numbers
         expected, found = gguf.quants.dequantize(data, kind), dequantise(data, name)
     assert found.dtype == np.float32
-    assert found.shape == (7, 40 * quant.values)
+    assert found.shape == (7, 40 * values)
     assert np.array_equal(found, expected, equal_nan=True)
 
 

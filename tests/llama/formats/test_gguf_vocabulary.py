@@ -11,12 +11,12 @@ from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
 from helpers import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_formats import open_gguf, write_gguf
 
 from llama.errors import BadFileError
 from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tokenizers
 from llama.formats.chat_templates import TEMPLATES
-from llama.formats.gguf import open_gguf, write_gguf
 from llama.formats.gguf_file import GgufFile
 from llama.formats.source import Source
 from llama.formats.spelling import merges_of

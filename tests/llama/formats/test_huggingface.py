@@ -18,13 +18,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_model import FAMILIES, fresh, in_transformers, tokens
+from torch_formats import checked_tensors, export_folder, open_source
 
 from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from llama.formats.export import export_folder
-from llama.formats.models import open_source
-from llama.formats.source import Source, checked_tensors
+from llama.formats.source import Source
 from model import Config, Llama, RopeScaling
 
 TINY = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=61, tied=False)
@@ -353,10 +352,8 @@ TENSORS = {
         "model.layers.2.mlp.up_proj.weight", to=torch.ones(48, 32)
     ),
     f"{WQ} has the shape (32, 33), allowed (32, 32)": spoil(WQ, to=torch.ones(32, 33)),
-    f"{WQ} has the type torch.int8, allowed floating point": spoil(WQ, to=torch.ones(32, 32).char()),
-    f"{WQ} has the type torch.float8_e4m3fn, allowed": spoil(
-        WQ, to=torch.ones(32, 32).to(torch.float8_e4m3fn)
-    ),
+    f"{WQ} has the type int8, allowed floating point": spoil(WQ, to=torch.ones(32, 32).char()),
+    f"{WQ} has the type F8_E4M3, allowed": spoil(WQ, to=torch.ones(32, 32).to(torch.float8_e4m3fn)),
 }
 
 
@@ -397,7 +394,7 @@ def repeat(folder: Path) -> None:
 
 DAMAGE = {
     "No such file or directory": lambda folder: first(folder).unlink(),
-    "is not a whole safetensors file": lambda folder: os.truncate(first(folder), 5000),
+    "is no whole safetensors file": lambda folder: os.truncate(first(folder), 5000),
     "is missing, model.safetensors.index.json says it is there": lambda folder: move(
         folder, first(folder).name
     ),
@@ -438,6 +435,6 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder, tmp_path, capsys):
     torch.save({"a": Program(tmp_path / "made")}, folder / "pytorch_model.bin")
     assert convert.main([str(folder), str(tmp_path / "model.bin")]) == 3
     file, name = folder / "pytorch_model.bin", f"{os.system.__module__}.system"
-    reason = f"holds more than tensors, or is damaged (its pickle asks for {name})"
+    reason = f"its pickle is not read: it asks for {name}, which is not a tensor"
     assert capsys.readouterr().err == f"error: {file}: {reason}\n"
     assert list(tmp_path.iterdir()) == [folder]

@@ -31,12 +31,11 @@ from test_huggingface import (
 )
 from test_model import FAMILIES, fresh, in_transformers, tokens
 from test_sample import BOS, EOS, VOCABULARY, uncached
+from torch_formats import export_folder, open_source
 
 import llama
 from llama import convert
 from llama.errors import BadFileError, UsageError
-from llama.formats.export import export_folder
-from llama.formats.models import open_source
 from llama.formats.source import Source
 from model import Config, Llama
 from training.tokenizers import train as train_tokenizer

@@ -20,12 +20,11 @@ import torch
 from helpers import write_ranked
 from test_huggingface import Program, assert_same, llama3_tokenizer, logits_in_transformers, model_of
 from test_model import fresh, tokens
+from torch_formats import export_folder, open_source
 
 import llama
 from llama import convert
 from llama.errors import BadFileError
-from llama.formats.export import export_folder
-from llama.formats.models import open_source
 from llama.formats.text import with_text
 from model import Config, Llama, RopeScaling
 
@@ -121,6 +120,30 @@ def test_each_family_is_read_to_the_bit_and_transformers_gives_the_same_logits(t
     with torch.no_grad():
         found = model_of(source)(tokens() % 60)
     torch.testing.assert_close(found, logits_in_transformers(tmp_path / "theirs"), rtol=0, atol=1e-5)
+
+
+LLAMA1 = {"n_kv_heads": ..., "vocab_size": -1, "norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "params", "context", "family"),
+    [
+        (torch.float16, LLAMA1, 2048, "LLaMA 1"),
+        (torch.bfloat16, LLAMA1, 4096, "Llama 2"),  # of chat
+        (torch.float16, LLAMA1 | {"norm_eps": 1e-5}, 4096, "Llama 2"),
+        (torch.float16, LLAMA1 | {"rope_theta": 1e6}, 16384, "Code Llama"),
+    ],
+)
+def test_the_context_of_llama_1_is_half_that_of_llama_2(tmp_path, capsys, dtype, params, context, family):
+    config, _, axis = FAMILIES["Llama 2"]
+    folder = save(fresh(config), tmp_path / "meta", {}, 2, axis)
+    for n in range(2):
+        edit_shard(folder, lambda tensors: tensors.update({k: t.to(dtype) for k, t in tensors.items()}), n)
+    edit(folder, **params)
+    assert open_source(folder).config.max_seq_len == context
+    assert convert.main([str(folder), str(tmp_path / "model.bin"), "--dtype", "int8"]) == 0
+    note = f"max_seq_len = {context}: taken for {family}, params.json does not say it"
+    assert note in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -258,7 +281,7 @@ TENSORS = {
     f"{W1} has the shape (47, 32), allowed (48, 32)": lambda tensors: tensors.update(
         {W1: torch.ones(47, 32)}
     ),
-    f"{W1} has the type torch.int8, allowed floating point": lambda tensors: tensors.update(
+    f"{W1} has the type int8, allowed floating point": lambda tensors: tensors.update(
         {W1: torch.ones(48, 32).char()}
     ),
     f"{W1} has values that are not finite": lambda tensors: tensors[W1].__setitem__((3, 5), torch.nan),
@@ -317,16 +340,16 @@ DAMAGE = {
     "has 1 shards, its tensors are cut for 2": lone,
     f"consolidated.01.pth: {W1} is in one of this and consolidated.00.pth, allowed both": unequal,
     f"{W1} has slices of (24, 32), (24, 31), which do not fit": crooked,
-    "consolidated.01.pth: is not a whole file of torch.save": lambda folder: os.truncate(
+    "consolidated.01.pth: is not whole, allowed are zip archives of torch.save": lambda folder: os.truncate(
         folder / "consolidated.01.pth", 10_000
     ),
-    "consolidated.00.pth: is not a whole file": lambda folder: (folder / "consolidated.00.pth").write_bytes(
+    "consolidated.00.pth: is not whole, allowed": lambda folder: (folder / "consolidated.00.pth").write_bytes(
         b""
     ),
     "consolidated.01.pth: holds a list, allowed tensors by name": lambda folder: torch.save(
         [torch.ones(3)], folder / "consolidated.01.pth"
     ),
-    "consolidated.01.pth: holds more than tensors, or is damaged (": flipped,
+    "consolidated.01.pth: a tensor of shape (127, 32) is not in its storage ": flipped,
     "params.json: is not JSON": lambda folder: (folder / "params.json").write_text("dim = 3"),
     "consolidated.00.pth: is missing": lambda folder: [path.unlink() for path in folder.glob("*.pth")],
 }
@@ -341,8 +364,8 @@ def test_a_damaged_folder_is_refused_in_one_line(sharded, capsys, message):
 def test_a_pickle_with_code_is_refused_and_not_run(folder, tmp_path, capsys):
     edit_shard(folder, lambda tensors: tensors.update({"rope.freqs": Program(tmp_path / "made")}))
     name = f"{os.system.__module__}.system"
-    assert f"consolidated.00.pth: holds more than tensors, or is damaged (its pickle asks for {name})" in (
-        refused(folder, capsys)
+    assert f"consolidated.00.pth: its pickle is not read: it asks for {name}, which" in refused(
+        folder, capsys
     )
     assert not (tmp_path / "made").exists()
 

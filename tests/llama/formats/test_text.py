@@ -17,13 +17,11 @@ import torch
 import transformers
 from gguf_files import SMALL, LlamaCpp, random_source
 from helpers import TEXTS
+from torch_formats import checked_tensors, export_folder, export_gguf, open_source
 
 from llama import Llama, convert
 from llama.formats import tokenizers
-from llama.formats.export import export_folder, export_gguf
 from llama.formats.gguf_file import GgufFile
-from llama.formats.models import open_source
-from llama.formats.source import checked_tensors
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from model import Config
 from training.tokenizers import train as train_tokenizer

@@ -17,14 +17,13 @@ from helpers import TEXTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_gguf_vocabulary import merge_order
+from torch_formats import export_bin, export_gguf, open_source
 
 from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.export import export_bin, export_gguf
 from llama.formats.huggingface import read_template
-from llama.formats.models import open_source
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from llama.formats.vocabulary import Vocabulary
 from model import Config

@@ -1,0 +1,63 @@
+"""What a file is by its first bytes, for messages, and where it may not be what its name says.
+
+llama/csrc/base/util.h has the same for the engine.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from llama.errors import BadFileError
+
+LFS = b"version https://git-lfs"
+KINDS = (  # offset, what stands there, what that is
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"PK\3\4", "a zip archive, such as a PyTorch checkpoint (.pt, .pth)"),
+    (0, b"\x80\2", "a Python pickle, such as a PyTorch checkpoint from before version 1.6"),
+    (0, b"\x80\3", "a Python pickle"),
+    (0, b"\x80\4", "a Python pickle"),
+    (0, b"\x80\5", "a Python pickle"),
+    (8, b'{"', "a safetensors file"),
+    (0, LFS, "a Git LFS pointer: run git lfs pull"),
+    (0, b"<!DOCTYPE", "an HTML page"),
+    (0, b"<!doctype", "an HTML page"),
+    (0, b"<html", "an HTML page"),
+    (0, b"{", "a JSON file"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\x7fELF", "a program"),
+)
+LONGEST = 32  # bytes that have to be looked at
+
+
+def kind_of(start: bytes) -> str | None:
+    """What a file is that begins so, None if it is none of KINDS."""
+    return next((kind for at, magic, kind in KINDS if start[at:].startswith(magic)), None)
+
+
+def checked_start(path: Path) -> bytes:
+    """The first bytes of a file, which any reader of it takes first.
+
+    Raises BadFileError for a file that can't be read, a pipe or a device (which may never end), and what
+    Git LFS has put in the place of a large file.
+    """
+    try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise BadFileError(f"{path}: is a pipe or a device, not a file")
+        with path.open("rb") as file:
+            start = file.read(LONGEST)
+    except BadFileError:
+        raise
+    except OSError as error:
+        raise BadFileError(f"{path}: {error.strerror}") from None
+    if start.startswith(LFS):
+        raise BadFileError(f"{path}: is {kind_of(start)}")
+    return start
+
+
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file, none of what can't be read: whoever opens it says why."""
+    try:
+        return checked_start(path)
+    except BadFileError:
+        return b""

@@ -1,0 +1,153 @@
+"""What torch.save and safetensors wrote is mapped to the bit, whatever the strides; lies are refused."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llama.errors import BadFileError
+from llama.formats.mapped import SafetensorsFile, open_pickle
+from llama.formats.pickles import MAX_PICKLE
+from training.weights import to_torch
+
+TENSORS = {
+    "plain": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "turned": torch.arange(12, dtype=torch.float64).reshape(3, 4).T,
+    "every other column": torch.arange(12, dtype=torch.float16).reshape(3, 4)[:, ::2],
+    "some rows": torch.arange(12).bfloat16().reshape(6, 2)[2:5],
+    "one for all": torch.ones(1).expand(3, 4),
+    "a parameter": torch.nn.Parameter(torch.ones(2, 3)),
+    "empty": torch.empty(0, 4),
+}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "a.pth"
+
+
+def test_tensors_of_torch_save_come_back_whatever_their_strides(path):
+    torch.save(TENSORS, path)
+    found = open_pickle(path)
+    assert list(found) == list(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(to_torch(found[name]), tensor.detach()), name
+
+
+def test_two_names_of_one_storage_are_mapped_once(path):
+    weight = torch.randn(4, 4)
+    torch.save({"a": weight, "b": weight, "c": weight[1:3]}, path)
+    found = {name: tensor.values() for name, tensor in open_pickle(path).items()}
+    assert found["a"].ctypes.data == found["b"].ctypes.data == found["c"].ctypes.data - 16
+    assert np.array_equal(found["c"], weight[1:3].numpy())
+
+
+def test_tensors_of_safetensors_are_views_also_at_odd_places(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.randn(5).half(), "c": torch.randn(3, 3)}
+    save_file(tensors, path, {"x": "y"})
+    file = SafetensorsFile(path)
+    assert (set(file), file.metadata) == (set(tensors), {"x": "y"})
+    for name in ("b", "c"):
+        assert torch.equal(to_torch(file[name]), tensors[name])
+        assert not file[name].values().flags.owndata
+    assert (file["a"].dtype, file["a"].shape) == ("uint8", (3,))
+
+
+def zipped(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED, **files: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", data)
+        for name, content in files.items():
+            archive.writestr(f"archive/{name.replace('__', '/')}", content)
+    return path
+
+
+def repacked(path: Path, compression: int = zipfile.ZIP_STORED, **changes: bytes) -> None:
+    """Writes an archive anew. changes: files that get other bytes."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            kind = compression if "/data/" in name else zipfile.ZIP_STORED
+            archive.writestr(name, changes.get(name.rpartition("/")[2], data), kind)
+
+
+def test_compressed_storages_are_refused_by_name(path):
+    torch.save({"a": torch.ones(100)}, path)
+    repacked(path, zipfile.ZIP_DEFLATED)
+    with pytest.raises(BadFileError, match=rf"^{path}: .*/data/0 is compressed, allowed are stored files$"):
+        open_pickle(path)
+
+
+def test_a_storage_that_is_too_short_or_of_another_order_is_refused(path):
+    torch.save({"a": torch.ones(100)}, path)
+    repacked(path, **{"0": bytes(396)})
+    with pytest.raises(BadFileError, match=r"a tensor of shape \(100,\) is not in its storage 0"):
+        open_pickle(path)
+    repacked(path, **{"0": bytes(400), "byteorder": b"big"})
+    with pytest.raises(BadFileError, match=r"its byte order is b'big', allowed little"):
+        open_pickle(path)
+
+
+BYTES = b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00."  # a bytearray of 64 GB
+
+
+def test_a_small_file_takes_no_large_memory(path):
+    for data, message in (
+        (BYTES, "its pickle is not read"),
+        (
+            b"}" * (MAX_PICKLE + 1),
+            f"its data.pkl has {MAX_PICKLE + 1} bytes, allowed {MAX_PICKLE}, not compressed",
+        ),
+    ):
+        with pytest.raises(BadFileError, match=rf"^{path}: {message}"):
+            open_pickle(zipped(path, data))
+    with pytest.raises(BadFileError, match=r"not compressed$"):
+        open_pickle(zipped(path, pickle.dumps([1]), zipfile.ZIP_DEFLATED))
+
+
+def strided(path: Path, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Path:
+    """A file whose pickle says this of a tensor in a storage of 4 floats, written by hand."""
+    sizes = [b"(" + b"".join(b"L%dL\n" % n for n in numbers) + b"t" for numbers in (shape, strides)]
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"L%dL\n" % begin
+        + sizes[0]
+        + sizes[1]
+        + b"\x89}tR"
+    )
+    return zipped(path, b"\x80\x02}X\x01\x00\x00\x00a" + tensor + b"s.", data__0=bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("begin", "shape", "strides"),
+    [
+        (1, (4,), (1,)),
+        (0, (3,), (2,)),
+        (0, (2, 2), (3, 1)),
+        (5, (1,), (1,)),
+        (0, (2**40, 2**40), (0, 1)),
+        (2**62, (1,), (1,)),
+    ],
+)
+def test_what_is_not_in_a_storage_is_refused(path, begin, shape, strides):
+    with pytest.raises(BadFileError, match="is not in its storage 0"):
+        open_pickle(strided(path, begin, shape, strides))
+
+
+@pytest.mark.parametrize(
+    ("begin", "shape", "strides"),
+    [(-1, (1,), (1,)), (0, (2,), (-1,)), (0, (2,), (1, 1)), (0, (2,) * 9, (1,) * 9)],
+)
+def test_shapes_that_cannot_be_are_refused(path, begin, shape, strides):
+    with pytest.raises(BadFileError, match="its pickle is not read: a shape that can't be"):
+        open_pickle(strided(path, begin, shape, strides))
+    assert open_pickle(strided(path, 1, (2,), (2,)))["a"].shape == (2,)
