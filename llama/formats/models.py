@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from llama.errors import BadFileError
 from llama.formats import llama2c, v3
 from llama.formats.checkpoint import WEIGHTS, open_checkpoint
 from llama.formats.huggingface import CONFIG, is_huggingface, open_huggingface
+from llama.formats.kinds import checked_start, kind_of
+from llama.formats.llama2c_checkpoint import open_pytorch
+from llama.formats.mapped import SafetensorsFile
 from llama.formats.meta import PARAMS, is_meta, open_meta
 from llama.formats.source import Source
 
+OF_FOLDERS = re.compile(
+    r"config\.json|generation_config\.json|params\.json|tokenizer\w*\.json|.*\.index\.json"
+    r"|consolidated\.\d+\.pth|pytorch_model.*\.bin|model-\d+-of-\d+\.safetensors"
+)
 
-def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF does, or at least says in its name that it should."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+
+def check_alone(path: Path, start: bytes) -> None:
+    """Raises BadFileError for one file of a folder of another program: the folder is the model."""
+    named = OF_FOLDERS.fullmatch(path.name) and kind_of(start)
+    if named or (path.name == WEIGHTS and "config" not in SafetensorsFile(path).metadata):
+        folder = path.parent if path.parent != Path() else Path.cwd()
+        beside = is_huggingface(folder) or is_meta(folder)
+        wanted = f"give the folder, {folder}" if beside else f"neither {CONFIG} nor {PARAMS} is beside it"
+        raise BadFileError(f"{path}: is one file of a model's folder: {wanted}")
+
+
+def open_folder(path: Path) -> Source:
+    """A folder of Hugging Face, Meta or train.py. Raises BadFileError, OSError."""
+    if is_huggingface(path):
+        return open_huggingface(path)
+    if is_meta(path):
+        return open_meta(path)
+    if not (path / WEIGHTS).exists():
+        kinds = f"{CONFIG} (Hugging Face), {PARAMS} (Meta), {WEIGHTS} (train.py)"
+        raise BadFileError(f"{path}: is no folder of a model, allowed is one with {kinds}")
+    return open_checkpoint(path)
+
+
+def open_bin(path: Path, start: bytes) -> Source:
+    """A .bin file of any version. Raises BadFileError, which says what a file of another kind is."""
+    if v3.is_v3(path):
+        return v3.open_bin(path)
+    try:
+        return llama2c.open_bin(path)
+    except BadFileError:
+        if kind := kind_of(start):  # looked at last: v0 has no magic, and may begin with any number
+            raise BadFileError(f"{path}: is {kind}, which is no model") from None
+        raise
 
 
 def open_source(path: Path) -> Source:
     """A model in any format that is read, told by content. Raises BadFileError, OSError.
 
     A folder of Hugging Face or Meta, a GGUF file, a checkpoint of train.py (a folder or its
-    model.safetensors), or a .bin file of any version.
+    model.safetensors) or of llama2.c (.pt), or a .bin file of any version.
     """
-    if is_huggingface(path):
-        return open_huggingface(path)
-    if is_meta(path):
-        return open_meta(path)
-    if is_gguf(path):
-        from llama.formats.gguf import open_gguf  # needs a library that nothing else does
+    if path.is_dir():
+        return open_folder(path)
+    start = checked_start(path)
+    check_alone(path, start)
+    if start[:4] == b"GGUF" or path.suffix == ".gguf":
+        from llama.formats.gguf import open_gguf  # of no use to the other formats
 
         return open_gguf(path)
-    if path.is_file() and path.suffix == ".bin":
-        return v3.open_bin(path) if v3.is_v3(path) else llama2c.open_bin(path)
-    if path.is_dir() and not (path / WEIGHTS).exists():
-        kinds = f"{CONFIG} (Hugging Face), {PARAMS} (Meta), {WEIGHTS} (train.py)"
-        raise BadFileError(f"{path}: is no folder of a model, allowed is one with {kinds}")
-    return open_checkpoint(path)
+    if start[:4] == b"PK\3\4" or path.suffix in (".pt", ".pth"):
+        return open_pytorch(path)
+    if path.suffix == ".safetensors" or kind_of(start) == "a safetensors file":
+        return open_checkpoint(path)
+    return open_bin(path, start)
