@@ -26,7 +26,7 @@ from llama.formats import tiles
 from llama.formats.config import Config, RopeScaling
 from llama.formats.gguf_file import GgufFile, tensor_bytes
 from llama.formats.gguf_header import ALIGNMENT, BLOCKS
-from llama.formats.pipeline import pipeline
+from llama.formats.pipeline import Flusher, Stage, pipeline, processors
 from llama.formats.rope import find_scaling, rope_factors
 from llama.formats.source import (
     CLASSIFIER,
@@ -294,7 +294,7 @@ def blocks(strip: Strip[Entry]) -> np.ndarray:
     or too large.
     """
     entry, (rows, cols) = strip.entry, strip.values.shape
-    data = tiles.pack(strip.values, PACKED[entry.kind], entry.errors, strip.begin)
+    data = tiles.pack(strip.values, PACKED[entry.kind], strip.errors, strip.begin)
     scales, weights = tiles.group_parts(data, PACKED[entry.kind], rows, cols)
     if entry.kind == "Q8_0":
         weights = weights ^ 128
@@ -306,7 +306,7 @@ def blocks(strip: Strip[Entry]) -> np.ndarray:
 
 def rounded(strip: Strip[Entry]) -> np.ndarray:
     """Rows as floats of a type. Raises ValueError for values that it can't hold."""
-    kind, errors = strip.entry.kind, strip.entry.errors
+    kind, errors = strip.entry.kind, strip.errors
     values = to_floats(strip.values, strip.dtype)
     if kind == "fp32":
         data = values
@@ -346,13 +346,17 @@ def write_tensors(file: BinaryIO, source: Source, entries: list[Entry], bar: boo
     """Writes the data of all tensors, a few strips in memory at a time, and returns the relative errors."""
     file.write(bytes(-file.tell() % ALIGNMENT))
     pieces = strips(with_factors(source, entries), ((entry, entry.name, entry.shape) for entry in entries))
+    stages = (Stage(read), Stage(partial(pack, source), processors()))
     total = sum(entry.aligned_bytes for entry in entries)
     with (
         Bar("writing", total, bar) as progress,
-        closing(pipeline(pieces, read, partial(pack, source))) as finished,
+        closing(pipeline(pieces, *stages)) as finished,
+        Flusher(file) as flusher,
     ):
         for strip in finished:
             file.write(strip.data)
+            flusher.wrote(len(strip.data))
+            strip.entry.errors.add(strip.errors)
             if strip.is_last:
                 file.write(bytes(-file.tell() % ALIGNMENT))
             progress.update(len(strip.data))

@@ -19,7 +19,7 @@ from llama.formats.tensor import NUMPY, Tensor, are_equal, is_finite, to_floats
 from llama.formats.vocabulary import Vocabulary
 
 EMBEDDING, CLASSIFIER = "tok_embeddings.weight", "output.weight"
-CHUNK_VALUES = 1 << 22  # converted at once: bounds the memory
+CHUNK_VALUES = 1 << 20  # converted at once: bounds the memory
 PROBLEMS_SHOWN = 5
 LIMITS = {  # the engine's, llama/csrc/weights/checkpoint.h
     "dim": 1 << 17,

@@ -22,7 +22,7 @@ def nothing() -> np.ndarray:
 
 @dataclass
 class Strip(Generic[Entry]):
-    """Rows [begin, end) of a tensor. values: once they are read, of dtype. data: once they are packed."""
+    """Rows [begin, end) of a tensor. values: once they are read, of dtype. data and errors: once packed."""
 
     entry: Entry  # what the file says of the tensor
     tensor: Tensor
@@ -31,6 +31,7 @@ class Strip(Generic[Entry]):
     dtype: str = ""
     values: np.ndarray = field(default_factory=nothing, repr=False)
     data: np.ndarray = field(default_factory=nothing, repr=False)
+    errors: tiles.Errors = field(default_factory=tiles.Errors)
 
     @property
     def is_last(self) -> bool:

@@ -1,6 +1,6 @@
 """Weights in tiles of 16 rows, as the engine reads them: llama/csrc/weights/tiles.h draws the layout.
 
-They are packed in C, on all processors: llama/csrc/weights/pack_group.h says which scale 32 neighbouring
+They are packed in C: llama/csrc/weights/pack_group.h says which scale 32 neighbouring
 weights of a row share in int8 and int4. The way back is reshaping, in numpy.
 """
 
@@ -28,6 +28,11 @@ class Errors:
     total: float = 0.0
     error: float = 0.0
 
+    def add(self, other: Errors) -> None:
+        """Adds the sums of other weights."""
+        self.total += other.total
+        self.error += other.error
+
     @property
     def relative(self) -> float:
         """rms of the error / rms of the weights."""
@@ -50,12 +55,13 @@ def packed_bytes(dtype: str, rows: int, cols: int) -> int:
 
 def pack(values: np.ndarray, dtype: str, errors: Errors, first_row: int = 0) -> np.ndarray:
     """The bytes of rows of a matrix, of float32, float16 or the bits of bfloat16, in tiles; adds to errors
-    what they cost. first_row: the number of the first of them in the matrix, a multiple of 16.
+    what they cost. first_row: the number of the first of them in the matrix, a multiple of 16. It takes one
+    thread: who has many strips gives each to another, which saves waiting for each other.
 
     Raises ValueError for values that are not finite or too large, with their row.
     """
     out = np.empty(packed_bytes(dtype, *values.shape), np.uint8)
-    squares, error_squares = engine().pack(out, values, dtype, first_row=first_row)
+    squares, error_squares = engine().pack(out, values, dtype, first_row=first_row, threads=1)
     errors.total += squares
     errors.error += error_squares
     return out

@@ -23,7 +23,7 @@ from llama.files import check_room
 from llama.formats import tiles
 from llama.formats.config import Config
 from llama.formats.mapped import map_file
-from llama.formats.pipeline import pipeline
+from llama.formats.pipeline import Flusher, Stage, pipeline, processors
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
@@ -143,7 +143,7 @@ def packed(strip: Strip[Entry]) -> np.ndarray:
     """The bytes of a strip in the file. Raises ValueError for values that its type can't hold."""
     entry = strip.entry
     if entry.rows > 1:
-        return tiles.pack(strip.values, entry.dtype, entry.errors, strip.begin)
+        return tiles.pack(strip.values, entry.dtype, strip.errors, strip.begin)
     norm = to_floats(strip.values, strip.dtype)
     if not is_finite(norm, "fp32"):
         raise ValueError("has values too large for fp32")
@@ -156,14 +156,15 @@ def pack(source: Source, strip: Strip[Entry]) -> Strip[Entry]:
         strip.data, strip.values = packed(strip), strip.data
     except ValueError as error:
         refuse(source, [f"{strip.entry.name} {problem_of(strip, str(error))}"])
-    if not math.isfinite(strip.entry.errors.error):
+    if not math.isfinite(strip.errors.error):
         refuse(source, [f"{strip.entry.name} has values too large for {strip.entry.dtype}"])
     return strip
 
 
-def add_checksum(strip: Strip[Entry]) -> Strip[Entry]:
-    """Goes on with the checksum of a strip's tensor."""
+def add_up(strip: Strip[Entry]) -> Strip[Entry]:
+    """Goes on with the checksum and the errors of a strip's tensor: one strip after the other, in order."""
     strip.entry.crc = zlib.crc32(strip.data, strip.entry.crc)
+    strip.entry.errors.add(strip.errors)
     return strip
 
 
@@ -172,11 +173,13 @@ def write_tensors(
 ) -> None:
     """Writes all tensors at their places and notes their checksums. Raises BadFileError."""
     pieces = strips(source, ((entry, entry.name, shapes[entry.name]) for entry in entries))
-    with closing(pipeline(pieces, read, partial(pack, source), add_checksum)) as finished:
+    stages = (Stage(read), Stage(partial(pack, source), processors()), Stage(add_up))
+    with closing(pipeline(pieces, *stages)) as finished, Flusher(file) as flusher:
         for strip in finished:
             if strip.begin == 0:
                 file.write(bytes(strip.entry.offset - file.tell()))
             file.write(strip.data)
+            flusher.wrote(len(strip.data))
             progress.update(file.tell() - progress.done)
 
 

@@ -17,6 +17,7 @@
 // The d of int4. The sign turns the largest weight to the side of -8, which reaches a step further than 7. Twelve
 // that together leave the least error of real and of normal weights: 0.02 % more than fifty of all kinds do.
 enum { PACK_TRIES = 12, PACK_EXPONENT = 0x7f800000 }; // the bits of a float's exponent
+enum { PACK_VALUES = TILE_ROWS * TILE_GROUP };
 static const float PACK_DIVISORS[PACK_TRIES] = {-9.1f, -8.8f, -8.6f, -8.4f, -8.2f, -8.1f,
                                                 -7.9f, -7.7f, -7.3f, -7.1f, -6.8f, -6.2f};
 
@@ -73,11 +74,51 @@ PASS float strip_value(const LlamaStrip *strip, int64_t at, const int32_t type) 
     return type == LLAMA_BF16 ? bf16_to_float(half) : half_to_float(half);
 }
 
+typedef union {
+    uint16_t halves[PACK_VALUES];
+    uint32_t words[PACK_VALUES];
+} PackValues;
+
+// The perfect shuffle: the two halves of all values, in turn. Four times it makes 32 columns of 16 rows out of 16
+// rows of 32, which compilers do with a few instructions for 16 values at once.
+PASS void pack_shuffle(PackValues *out, const PackValues *in, const int32_t type) {
+    const int32_t half = PACK_VALUES / 2;
+    if (type == LLAMA_FP32)
+        for (int32_t i = 0; i < half; i++) {
+            out->words[2 * i] = in->words[i];
+            out->words[2 * i + 1] = in->words[i + half];
+        }
+    else
+        for (int32_t i = 0; i < half; i++) {
+            out->halves[2 * i] = in->halves[i];
+            out->halves[2 * i + 1] = in->halves[i + half];
+        }
+}
+
+PASS float pack_value(const PackValues *values, int32_t i, const int32_t type) {
+    if (type == LLAMA_FP32) return select_float(values->words[i]);
+    return type == LLAMA_BF16 ? bf16_to_float(values->halves[i]) : half_to_float(values->halves[i]);
+}
+
 PASS void pack_load(PackGroup *g, const LlamaStrip *strip, int64_t at, int32_t rows, int32_t cols,
                     const int32_t type) {
-    if (rows < TILE_ROWS || cols < TILE_GROUP) memset(g->values, 0, sizeof g->values);
-    for (int32_t r = 0; r < rows; r++, at += strip->cols)
-        for (int32_t k = 0; k < cols; k++) g->values[k][r] = strip_value(strip, at + k, type);
+    const size_t bytes = type == LLAMA_FP32 ? 4 : 2, row_bytes = TILE_GROUP * bytes;
+    const uint8_t *from = (const uint8_t *)strip->values + (uint64_t)at * bytes;
+    const uint64_t stride = (uint64_t)strip->cols * bytes;
+    PackValues x, y;
+    uint8_t *to = (uint8_t *)&x;
+    if (rows == TILE_ROWS && cols == TILE_GROUP) {
+        for (size_t r = 0; r < TILE_ROWS; r++) memcpy(to + r * row_bytes, from + r * stride, row_bytes);
+    } else {
+        memset(&x, 0, sizeof x);
+        for (size_t r = 0; r < (size_t)rows; r++) memcpy(to + r * row_bytes, from + r * stride, (size_t)cols * bytes);
+    }
+    pack_shuffle(&y, &x, type);
+    pack_shuffle(&x, &y, type);
+    pack_shuffle(&y, &x, type);
+    pack_shuffle(&x, &y, type);
+    for (int32_t k = 0; k < TILE_GROUP; k++)
+        for (int32_t r = 0; r < TILE_ROWS; r++) g->values[k][r] = pack_value(&x, k * TILE_ROWS + r, type);
 }
 
 // Magnitudes are compared by their bits: those of a NaN are the largest.
