@@ -111,7 +111,8 @@ PASS void pack_load(PackGroup *g, const LlamaStrip *strip, int64_t at, int32_t r
         for (size_t r = 0; r < TILE_ROWS; r++) memcpy(to + r * row_bytes, from + r * stride, row_bytes);
     } else {
         memset(&x, 0, sizeof x);
-        for (size_t r = 0; r < (size_t)rows; r++) memcpy(to + r * row_bytes, from + r * stride, (size_t)cols * bytes);
+        for (size_t r = 0; r < (size_t)rows; r++)
+            memcpy(to + r * row_bytes, from + r * stride, (size_t)cols * bytes);
     }
     pack_shuffle(&y, &x, type);
     pack_shuffle(&x, &y, type);
