@@ -35,6 +35,12 @@ def kind_of(start: bytes) -> str | None:
     return next((kind for at, magic, kind in KINDS if start[at:].startswith(magic)), None)
 
 
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Raises BadFileError for a file that Git LFS has put in the place of a large one."""
+    if start.startswith(LFS):
+        raise BadFileError(f"{path}: is {kind_of(start)}")
+
+
 def checked_start(path: Path) -> bytes:
     """The first bytes of a file, which any reader of it takes first.
 
@@ -50,8 +56,7 @@ def checked_start(path: Path) -> bytes:
         raise
     except OSError as error:
         raise BadFileError(f"{path}: {error.strerror}") from None
-    if start.startswith(LFS):
-        raise BadFileError(f"{path}: is {kind_of(start)}")
+    refuse_pointer(path, start)
     return start
 
 

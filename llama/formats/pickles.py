@@ -96,7 +96,12 @@ class TensorUnpickler(pickle._Unpickler):  # in Python: a hostile index makes th
         self.stack.pop()
 
     dispatch[pickle.BUILD[0]] = load_build
-    del dispatch[pickle.BYTEARRAY8[0]]  # which makes room for any number of bytes before it reads them
+
+    def load_bytearray8(self) -> None:
+        """Refuses what makes room for any number of bytes before it reads them."""
+        raise pickle.UnpicklingError("it holds a bytearray, which is not a tensor")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in NAMES:

@@ -100,7 +100,7 @@ BYTES = b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00."  # a bytearray of 64 GB
 
 def test_a_small_file_takes_no_large_memory(path):
     for data, message in (
-        (BYTES, "its pickle is not read"),
+        (BYTES, "its pickle is not read: it holds a bytearray"),
         (
             b"}" * (MAX_PICKLE + 1),
             f"its data.pkl has {MAX_PICKLE + 1} bytes, allowed {MAX_PICKLE}, not compressed",
