@@ -22,7 +22,7 @@ STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and
 ENGINE_TESTS = tests/csrc $(patsubst %,tests/llama/test_%.py,engine info package perplexity run)
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug demo test lint kernels neon reverse bench sanitize clean
+.PHONY: help run runfast rundebug demo test lint kernels neon reverse bench gpu sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -96,6 +96,13 @@ reverse: $(VENV)/installed ## train the toy task, reversing a string, and count 
 
 bench: $(VENV)/installed runfast ## measure the engine beside its peers (BENCH="--shapes 15M --repeats 3" is quick)
 	$(BIN)/python -m bench.engine $(BENCH)
+
+# With the Python that has a PyTorch for this GPU: the virtual environment if there is one, else PYTHON, which needs
+# pytest, safetensors, sentencepiece and matplotlib too, but not the C engine. A failed test does not keep the table back.
+gpu: ## test and measure training on this machine's GPU (8 minutes; GPU="--shapes 110M" is quick)
+	@tests=0; \
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/training/test_gpu.py || tests=1; \
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu $(GPU) && exit $$tests
 
 # The extension and the package are built aside, so that the ones in the checkout stay as they are. Python and
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the

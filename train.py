@@ -37,11 +37,10 @@ from llama.formats.export import export_bin
 from model import Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
-from training.optimizers import make_optimizers
 from training.options import Options
 from training.parallel import Ranks
 from training.shards import open_split
-from training.step import Run, micro_batch_size, train_step
+from training.step import Run, make_run, micro_batch_size, train_step
 from training.weights import TorchWeights, load_model
 from training.windows import Batches
 
@@ -71,21 +70,12 @@ def begin(options: Options, ranks: Ranks) -> Run:
     shards = open_split(options.data, "train")
     torch.manual_seed(options.seed)  # the same weights on every rank
     model = initial_model(options, shards[0].vocab_size, ranks.device)
-    wrapped = parallel.wrap(model, ranks, options.compile)
-    torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
     order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
-    run = Run(
-        options,
-        ranks,
-        wrapped,
-        make_optimizers(model, options),
-        torch.amp.GradScaler(ranks.device.type, enabled=options.dtype == "float16"),
-        Batches(shards, *order, documents=options.documents),
-        Progress(),
-    )
+    run = make_run(model, options, ranks, Batches(shards, *order, documents=options.documents))
+    torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
     if options.init_from == "resume":
         folder = checkpoints.newest(Path(options.out_dir))
-        run.progress = checkpoints.load(folder, wrapped, run.optimizers, run.scaler, ranks)
+        run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks)
     return run
 
 

@@ -29,10 +29,8 @@ from torch import Tensor
 from bench.report import cell
 from model import Config, Llama
 from training import parallel
-from training.checkpoints import Progress
-from training.optimizers import make_optimizers
 from training.options import Options
-from training.step import Run, train_step
+from training.step import make_run, train_step
 
 SHAPES = {  # the options of a shape, the vocabulary it has, sequences in a batch
     "260K": ({"dim": 64, "n_layers": 5, "n_heads": 8, "n_kv_heads": 4, "max_seq_len": 512}, 512, 16),
@@ -57,10 +55,7 @@ class Same:
 def our_step(config: Config, options: Options, batches: Same) -> Step:
     parallel.keep_memory()
     ranks = parallel.start("cpu", "ddp")
-    model = Llama(config)
-    wrapped = parallel.wrap(model, ranks, options.compile)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    run = Run(options, ranks, wrapped, make_optimizers(model, options), scaler, batches, Progress())
+    run = make_run(Llama(config), options, ranks, batches)
     return lambda: train_step(run)
 
 

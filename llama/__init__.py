@@ -7,12 +7,16 @@
             print(piece, end="", flush=True)
 
 The same from a shell: `python -m llama.run stories15M.bin -i "Once upon a time"`. Importing this package
-loads the compiled engine and nothing else; numpy comes in with the first call of `Llama.logits`. Training is
-not here: it works from a checkout of the project.
+loads nothing; the compiled engine comes in with the first of its classes that is named, numpy with the first
+call of `Llama.logits`. Training is not here: it works from a checkout of the project.
 """
 
-from llama.engine import Config, Generation, Llama, Tokenizer
+from typing import TYPE_CHECKING, Any
+
 from llama.errors import BadFileError, ClosedError, LlamaError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from llama.engine import Config, Generation, Llama, Tokenizer
 
 __version__ = "0.1.0"
 
@@ -28,3 +32,24 @@ __all__ = [
     "UsageError",
     "__version__",
 ]
+
+OF_THE_ENGINE = ("Config", "Generation", "Llama", "Tokenizer")
+
+if not TYPE_CHECKING:  # or type checkers would take any name for one of this package
+
+    def __getattr__(name: str) -> Any:
+        """A class of the engine, when it is first named (PEP 562).
+
+        So what only reads and writes files (llama.formats), and training with it, works where the engine is
+        not built. Raises AttributeError for other names, ImportError where the engine is not built.
+        """
+        if name not in OF_THE_ENGINE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from llama import engine
+
+        globals()[name] = value = getattr(engine, name)  # the next time it is found without this function
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from llama.errors import UsageError
-from model import IGNORE
+from model import IGNORE, Llama
 from training import parallel
 from training.checkpoints import Progress
-from training.optimizers import rate_factor, set_rates
+from training.optimizers import make_optimizers, rate_factor, set_rates
 from training.options import Options
 from training.parallel import Ranks
 from training.windows import Batches
@@ -31,6 +31,13 @@ class Run:
     batches: Batches
     progress: Progress
     stopping: bool = False  # a signal asked for the end
+
+
+def make_run(model: Llama, options: Options, ranks: Ranks, batches: Batches) -> Run:
+    """The beginning of a run: the model wrapped for the ranks and compiled, fresh optimizers, step 0."""
+    wrapped = parallel.wrap(model, ranks, options.compile)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.dtype == "float16")
+    return Run(options, ranks, wrapped, make_optimizers(model, options), scaler, batches, Progress())
 
 
 def micro_batch_size(options: Options, world_size: int) -> int:

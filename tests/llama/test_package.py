@@ -22,7 +22,7 @@ import llama
 
 
 def python(*arguments, cwd, **options):
-    """Runs Python in a folder where the package is not, with the path of this process."""
+    """Runs Python in a folder, with the path of this process. tmp_path: a folder where the package is not."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -53,6 +53,33 @@ def test_a_run_brings_in_neither_numpy_nor_torch(noise, tmp_path):
     )
     result = python("-c", code, str(noise / "v0.bin"), "-n", "8", cwd=tmp_path)
     assert result.stdout.splitlines()[-1] == "0 []", result.stderr
+
+
+WITHOUT_THE_ENGINE = """
+import sys
+sys.modules["llama._engine"] = None  # as where it is not built: importing it is an ImportError
+import llama, llama.formats.config, training.step
+print(sorted(set(llama.__all__) - set(dir(llama))), issubclass(llama.UsageError, ValueError))
+try:
+    llama.Llama
+except ImportError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_what_trains_does_without_the_engine():
+    result = python("-c", WITHOUT_THE_ENGINE, cwd=ROOT)
+    assert (result.stdout, result.stderr) == ("[] True\nModuleNotFoundError\n", "")
+
+
+def test_the_engine_is_loaded_when_one_of_its_classes_is_named(tmp_path):
+    code = (
+        "import sys, llama; print('llama._engine' in sys.modules, hasattr(llama, 'nothing'));"
+        "from llama import Llama, Tokenizer; from llama import engine;"
+        "print('llama._engine' in sys.modules, Llama is engine.Llama is llama.Llama)"
+    )
+    result = python("-c", code, cwd=tmp_path)
+    assert (result.stdout, result.stderr) == ("False False\nTrue True\n", "")
 
 
 def test_package_is_marked_as_typed():

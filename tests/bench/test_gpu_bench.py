@@ -1,0 +1,78 @@
+"""bench.gpu on a CPU: rows, what a fault costs, how operations are counted, no need of the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, environment
+
+from bench import gpu
+from bench.gpu import Case, Plan, Settings
+from bench.shapes import SHAPES
+from model import Config, Llama
+
+QUICK = Plan(32, 2, 60, (Case(1, compile=False), Case(2, compile=False, documents=True)))
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings("cpu", "float32", 0.01, tmp_path / "profile.txt")
+
+
+def found_rows(settings: Settings, seconds: float = 60) -> list[list[str]]:
+    end = time.monotonic() + seconds
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in gpu.rows("260K", settings, end)]
+
+
+def test_every_case_is_a_row_and_the_first_has_a_profile(monkeypatch, settings):
+    monkeypatch.setitem(gpu.PLANS, "260K", QUICK)
+    rows = found_rows(settings)
+    assert [row[:2] for row in rows] == [["1", "eager"], ["2", "eager, documents"]]
+    assert all(len(row) == len(gpu.COLUMNS) for row in rows)
+    assert all(float(row[-1]) == pytest.approx(6.24, abs=0.1) for row in rows)  # ln 512
+    text = settings.profile.read_text()
+    assert text.count("## 260K, micro batch 1, eager") == text.count("##") == 1
+    assert "aten::mm" in text
+
+
+def test_a_case_that_fails_is_one_line_and_the_others_go_on(monkeypatch, settings):
+    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 2, 60, (Case(3, compile=False), QUICK.cases[0])))
+    failed, measured = found_rows(settings)
+    message = "batch_size = 2, micro_batch_size = 3, 1 ranks: batch_size must be a multiple of the other two"
+    assert failed == ["3", "eager", f"failed: UsageError: {message}"]
+    assert len(measured) == len(gpu.COLUMNS)
+
+
+def test_what_there_is_no_time_for_is_left_out(monkeypatch, settings):
+    monkeypatch.setitem(gpu.PLANS, "260K", QUICK)
+    _, left_out = found_rows(settings, seconds=0.01)
+    assert left_out[2].startswith("left out: ")
+
+
+def test_a_shape_that_takes_too_long_is_stopped(capfd, settings):
+    start = time.monotonic()
+    gpu.supervise("260K", settings, 0.1)
+    assert time.monotonic() - start < 30
+    assert "260K: stopped after 0 s, its limit" in capfd.readouterr().out
+
+
+def test_frozen_weights_count_four_operations_and_not_six():
+    config = Config(**SHAPES["260K"] | {"tied": False})
+    whole = Llama(config)
+    frozen = gpu.make_model(config, Case(1, frozen=True), "cpu")
+    matrices = sum(w.numel() for n, w in whole.named_parameters() if w.ndim == 2 and "embeddings" not in n)
+    assert gpu.flops_per_token(whole, 64) - gpu.flops_per_token(frozen, 64) == 2 * matrices
+    assert {name for name, w in frozen.named_parameters() if w.requires_grad} == {
+        name for name, _ in frozen.named_parameters() if name.endswith("norm.weight")
+    }
+
+
+def test_it_needs_no_engine():
+    code = "import sys; sys.modules['llama._engine'] = None; import bench.gpu; print('imported')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (result.stdout, result.stderr) == ("imported\n", "")
