@@ -36,6 +36,7 @@ from llama.files import sync
 from llama.formats import tokenizers
 from training.pretokenize import Selection, add_writer_options, pretokenize, print_totals
 from training.text import Format, sample
+from training.tokenizers import train as train_tokenizer
 
 URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
 FOLDER = "TinyStories_all_data"
@@ -156,7 +157,7 @@ def story_files(folder: Path) -> list[Path]:
 def train_vocab(folder: Path, vocab_size: int, path: Path, max_bytes: int) -> tokenizers.Tokenizer:
     """Trains a vocabulary on stories of the training split, and writes path and a .bin beside it."""
     files = story_files(folder)[1 : 1 + VOCAB_FILES]
-    trained = tokenizers.train(sample(files, FORM, max_bytes), vocab_size, path)
+    trained = train_tokenizer(sample(files, FORM, max_bytes), vocab_size, path)
     tokenizers.export_bin(trained, path.with_suffix(".bin"))
     return trained
 
