@@ -6,6 +6,7 @@ out/step-0000500/model.safetensors    the weights and the shape of the model (ex
                  checksums.txt        sha256 of each file, written last
 out/last, out/best                    links to one of these folders
 out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run out/model.bin
+out/earlier-1                         all that, of a run that was in the folder before
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from training.parallel import Ranks
 from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
+OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
 
 
@@ -78,6 +80,23 @@ def remove_left_over(out_dir: Path) -> None:
     """Removes what a run left that was killed while it saved."""
     for folder in out_dir.glob("*.aside"):
         shutil.rmtree(folder)
+
+
+def move_earlier(out_dir: Path) -> Path | None:
+    """Moves what an earlier run left into a folder earlier-N of out_dir. Returns that, None if none left any.
+
+    Otherwise its checkpoints, of later steps, would be taken for those of the run that begins.
+    """
+    steps = step_folders(out_dir)
+    if not steps:
+        return None
+    number = sum(1 for _ in out_dir.glob("earlier-*")) + 1
+    earlier = out_dir / f"earlier-{number}"
+    earlier.mkdir()
+    for path in (*(out_dir / name for name in OF_A_RUN), *steps):
+        if path.is_symlink() or path.exists():
+            path.rename(earlier / path.name)
+    return earlier
 
 
 # --- Random numbers
