@@ -33,12 +33,14 @@ from torch.optim import Optimizer
 
 from llama.errors import BadFileError
 from llama.files import sync
+from llama.formats.checkpoint import read_config
 from model import Config
 from training.parallel import Ranks
 from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
 OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
+MAY_CHANGE = ("dropout", "max_seq_len")  # of a model between two parts of a run
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
 
 
@@ -254,12 +256,30 @@ def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:
     return weights
 
 
+def check_same_model(folder: Path, config: Config) -> None:
+    """Raises BadFileError where a checkpoint is of another model than the one that is to go on."""
+    found = read_config(folder)
+    for name, value in config.to_dict().items():
+        if name not in MAY_CHANGE and (other := getattr(found, name)) != value:
+            what = f"{name} = {other}, this run has {value}"
+            raise BadFileError(f"{folder}: {what}: go on with the recipe and the options that it began with")
+
+
 def load(folder: Path, model: nn.Module, optimizers: list[Optimizer], scaler: Any, ranks: Ranks) -> Progress:
-    """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it."""
+    """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it.
+
+    Raises BadFileError where it is of another model or of other optimizers.
+    """
     model = unwrap(model)
+    check_same_model(folder, model.config)
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     set_model_state_dict(model, read_weights(folder, model.config.tied), options=FULL)
-    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    try:
+        set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    except (KeyError, RuntimeError, ValueError):
+        raise BadFileError(
+            f"{folder}: is of another --optimizer; go on with the one that it began with"
+        ) from None
     scaler.load_state_dict(state["scaler"])
     progress = Progress(**state["progress"])
     set_rng_state(progress.rng, ranks)

@@ -155,6 +155,21 @@ def test_a_checkpoint_that_was_damaged_is_passed_over(data, tmp_path):
     assert_same_weights(tmp_path / "whole", out)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dim=64"], "dim = 32, this run has 64: go on with the recipe and the options that it began with"),
+        (["--optimizer=muon"], "is of another --optimizer; go on with the one that it began with"),
+    ],
+    ids=["dim", "optimizer"],
+)
+def test_a_resume_with_another_model_or_optimizer_is_one_line(data, alone, options, message):
+    """Such as one that began with a recipe, and is to go on without."""
+    result = run(data, alone, "--max_steps=30", "--init_from=resume", *options)
+    assert message in refused(result)
+    assert (alone / "last").resolve().name == "step-0000020"
+
+
 # --- Parallel and accumulation
 
 
