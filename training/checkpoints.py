@@ -258,10 +258,10 @@ def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:
 
 def check_same_model(folder: Path, config: Config) -> None:
     """Raises BadFileError where a checkpoint is of another model than the one that is to go on."""
-    found = read_config(folder)
+    found = read_config(folder).to_dict()
     for name, value in config.to_dict().items():
-        if name not in MAY_CHANGE and (other := getattr(found, name)) != value:
-            what = f"{name} = {other}, this run has {value}"
+        if name not in MAY_CHANGE and found[name] != value:
+            what = f"{name} = {found[name]}, this run has {value}"
             raise BadFileError(f"{folder}: {what}: go on with the recipe and the options that it began with")
 
 
