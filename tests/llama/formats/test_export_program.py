@@ -24,10 +24,10 @@ from torch import Tensor
 from llama import Llama as Engine
 from llama import convert
 from llama.errors import UsageError
+from llama.formats.checkpoint import open_checkpoint
 from llama.formats.export import export_bin, export_folder
 from llama.formats.huggingface import CONFIG
 from llama.formats.meta import PARAMS
-from llama.formats.source import Source
 from llama.hub import Files
 from training.weights import save_weights
 
@@ -248,7 +248,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
     config, weights = random_model(Shape(tied=False))
     save_weights(root / "model.safetensors", config, weights)
-    export_folder(root / "hf", Source("model", config, weights))
+    export_folder(root / "hf", open_checkpoint(root / "model.safetensors"))
     (root / "meta").mkdir()
     torch.save({name: tensor.clone() for name, tensor in weights.items()}, root / "meta/consolidated.00.pth")
     sizes = {"dim": config.dim, "n_layers": config.n_layers, "n_heads": config.n_heads}
