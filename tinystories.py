@@ -176,7 +176,7 @@ def llama2_tokenizer() -> Path:
     try:
         return Path(fetched(LLAMA2_TOKENIZER))
     except BadFileError as error:
-        raise BadFileError(f"{error}; or name a copy with --tokenizer") from None
+        raise BadFileError(f"{str(error).rstrip('.')}; or name a copy with --tokenizer") from None
 
 
 def vocabulary_file(options: argparse.Namespace, folder: Path) -> Path:
