@@ -22,7 +22,7 @@ STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and
 ENGINE_TESTS = tests/csrc $(patsubst %,tests/llama/test_%.py,engine info package perplexity run)
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug demo test lint kernels neon reverse bench gpu sanitize clean
+.PHONY: help run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench gpu sanitize clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,16 @@ runfast: ## build ./run for this machine, on all its cores
 
 rundebug: ## build ./run for a debugger
 	$(CC) -g -O0 $(C_FLAGS) run.c -o run -lm
+
+# llama2.c's other targets. There runfast has no OpenMP; here it has where the compiler does, and runomp insists.
+runomp: OPENMP = -fopenmp
+runomp: runfast
+
+rungnu: C_FLAGS += -std=gnu11
+rungnu: run
+
+runompgnu: C_FLAGS += -std=gnu11 -fopenmp
+runompgnu: run
 
 demo: runfast ## build ./run and tell a story
 	./run

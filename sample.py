@@ -1,7 +1,9 @@
 """Write text with a checkpoint in PyTorch.
 
+    python sample.py                              # with out/last, the newest checkpoint of train.py
     python sample.py out/last --prompt "Once upon a time"
     python sample.py out/last --num_samples 3 --max_new_tokens 200 --temperature 0.8 --top_k 50 --top_p 0.9
+    python sample.py --checkpoint=out/best --start="Once upon a time"      # llama2.c's words for it
 
 The text goes to standard output as it comes, as ./run writes it: the prompt, what follows it, a newline, and
 --- between texts. Greedy text (--temperature 0) is that of ./run on the exported model. A seed gives the same
@@ -70,19 +72,28 @@ def open_tokenizer(path: Path, vocab_size: int) -> Any:
 
 HELP = """Write text with a checkpoint of train.py.
 
+  python sample.py                                                       with out/last
   python sample.py out/last --prompt "Once upon a time"
   python sample.py out/last --num_samples 3 --temperature 0.8 --top_k 50 --top_p 0.9 --seed 1337
-  echo "Once upon a time" | python sample.py out/last --prompt_file - --temperature 0"""
+  echo "Once upon a time" | python sample.py out/last --prompt_file - --temperature 0
+  python sample.py --checkpoint=out/best --start="Once upon a time"      llama2.c's words for it"""
+
+NEWEST = Path("out/last")
+START_FILE = "FILE:"  # before the name of a file that --start is in
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command line."""
     parser = Parser(description=HELP)
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a folder with model.safetensors, or that file")
+    which = parser.add_mutually_exclusive_group()
+    about = f"a folder with model.safetensors, or that file ({NEWEST})"
+    which.add_argument("place", type=Path, nargs="?", metavar="CHECKPOINT", help=about)
+    which.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="the same")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="go on from TEXT (a new text)")
     source.add_argument("--prompt_file", metavar="FILE", help="read it from FILE, - for standard input")
+    source.add_argument("--start", metavar="TEXT", help="as --prompt, or FILE:NAME as --prompt_file")
     add("--num_samples", type=int, default=1, metavar="N", help="texts to write (1)")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="length of each at most (256)")
     add("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token (1.0)")
@@ -91,7 +102,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1337, metavar="S", help="the same one gives the same texts (1337)")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (cuda where there is one)")
     add("--tokenizer", type=Path, metavar="FILE", help="default: beside the checkpoint")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.checkpoint = options.place or options.checkpoint or NEWEST
+    if options.start is not None and options.start.startswith(START_FILE):
+        options.prompt_file = options.start.removeprefix(START_FILE)
+    elif options.start is not None:
+        options.prompt = options.start
+    return options
 
 
 def check(options: argparse.Namespace) -> None:
@@ -117,13 +134,8 @@ def usable_device(name: str | None) -> torch.device:
 
 def write(text: str) -> None:
     """Writes to standard output at once. Raises OSError."""
-    try:
-        sys.stdout.buffer.write(text.encode(errors="replace"))
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        sys.stdout = None  # or Python would try again as it ends, and complain
-        error.filename = "standard output"
-        raise
+    sys.stdout.buffer.write(text.encode(errors="replace"))
+    sys.stdout.buffer.flush()
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -1,14 +1,19 @@
 """TinyStories (Eldan and Li, 2023): download it, train a vocabulary on it, turn it into tokens.
 
-    python tinystories.py download                     # 1.6 GB; goes on where it was stopped
-    python tinystories.py train_vocab --vocab_size=4096
-    python tinystories.py pretokenize --vocab_size=4096
-    python train.py --data=data/tok4096
+    python tinystories.py download                       # 1.6 GB; goes on where it was stopped
+    python tinystories.py pretokenize                    # trains a vocabulary of 4096 tokens first
+    python train.py                                      # takes data/tok4096
 
-download leaves data/TinyStories_all_data/data00.json and so on; --input FOLDER takes such files from
-elsewhere. train_vocab writes data/tok4096.model and .bin, pretokenize the folder data/tok4096 (dataset.py
-says what is in it). As in llama2.c, data00.json is the validation split, a vocabulary learns from the first
-ten other files, stories are stripped, and a vocabulary of 0 is Llama 2's, whose file --tokenizer names.
+    python tinystories.py train_vocab --vocab_size=2048  # a vocabulary of another size, alone
+    python tinystories.py pretokenize --vocab_size=2048
+    python tinystories.py pretokenize --vocab_size=0     # Llama 2's 32,000 tokens, from the hub
+    python tinystories.py pretokenize --input FOLDER     # with data00.json and others, without a download
+
+download leaves data/TinyStories_all_data/data00.json and so on. train_vocab writes data/tok2048.model and
+.bin, pretokenize the folder data/tok2048 (dataset.py says what is in it). As in llama2.c, data00.json is the
+validation split, a vocabulary learns from the first ten other files, stories are stripped, and a vocabulary
+of 0 is Llama 2's. Unlike there, no --vocab_size means 4096: an embedding of 32,000 would be most of a small
+model. HF_ENDPOINT names a mirror of the hub.
 
 Left out on purpose: the text-only editions of the dataset, which python dataset.py pretokenize reads.
 """
@@ -36,11 +41,14 @@ from llama.files import sync
 from llama.formats import tokenizers
 from training.pretokenize import Selection, add_writer_options, pretokenize, print_totals
 from training.text import Format, sample
+from training.tokenizers import train as train_tokenizer
 
-URL = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
+HUB = "https://huggingface.co"  # or what HF_ENDPOINT says, as for llama.hub
+ARCHIVE = "datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz"
 FOLDER = "TinyStories_all_data"
 FORM = Format(field="story", strip=True)
-VOCAB_FILES = 10  # a vocabulary hardly changes with more
+VOCAB_SIZE = 4096
+VOCAB_FILES, VOCAB_BYTES = 10, 500_000_000  # a vocabulary hardly changes with more
 
 # ---------------------------------------------------------------------------------------------------------
 # Download
@@ -128,7 +136,7 @@ def extract(archive: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
-def download(data: Path, url: str = URL) -> None:
+def download(data: Path, url: str) -> None:
     """Brings data/TinyStories_all_data here. What is there is not done again."""
     archive, folder = data / f"{FOLDER}.tar.gz", data / FOLDER
     if not folder.exists():
@@ -153,29 +161,48 @@ def story_files(folder: Path) -> list[Path]:
     return files
 
 
-def train_vocab(folder: Path, vocab_size: int, path: Path, max_bytes: int) -> tokenizers.Tokenizer:
+def train_vocab(folder: Path, vocab_size: int, path: Path, max_bytes: int = VOCAB_BYTES) -> None:
     """Trains a vocabulary on stories of the training split, and writes path and a .bin beside it."""
     files = story_files(folder)[1 : 1 + VOCAB_FILES]
-    trained = tokenizers.train(sample(files, FORM, max_bytes), vocab_size, path)
+    trained = train_tokenizer(sample(files, FORM, max_bytes), vocab_size, path)
     tokenizers.export_bin(trained, path.with_suffix(".bin"))
-    return trained
+    print(f"{path}: {vocab_size} tokens", flush=True)
+
+
+def llama2_tokenizer() -> Path:
+    """Llama 2's tokenizer.model, downloaded once into the hub's cache. Raises BadFileError."""
+    from llama.hub import LLAMA2_TOKENIZER, fetched  # here alone a network is needed for tokens
+
+    try:
+        return Path(fetched(LLAMA2_TOKENIZER))
+    except BadFileError as error:
+        raise BadFileError(f"{str(error).rstrip('.')}; or name a copy with --tokenizer") from None
+
+
+def vocabulary_file(options: argparse.Namespace, folder: Path) -> Path:
+    """The tokenizer that is named, Llama 2's, or one of TinyStories' own, trained where it is missing."""
+    if options.tokenizer:
+        return options.tokenizer
+    if options.vocab_size == 0:
+        return llama2_tokenizer()
+    size = options.vocab_size or VOCAB_SIZE
+    path = options.data / f"tok{size}.model"
+    if not path.exists():
+        print(f"{path}: is not there yet, a vocabulary is trained first", flush=True)
+        train_vocab(folder, size, path)
+    return path
 
 
 def pretokenize_stories(options: argparse.Namespace) -> None:
-    size, data = options.vocab_size, options.data
-    files = story_files(options.input or data / FOLDER)
-    path = options.tokenizer or data / f"tok{size}.model"
-    if not path.exists():
-        command = f"python tinystories.py train_vocab --vocab_size={size}"
-        raise BadFileError(
-            f"{path}: is missing: " + ("name Llama 2's with --tokenizer" if not size else command)
-        )
-    loaded = tokenizers.load(path)
-    if size and loaded.vocab_size != size:
-        raise BadFileError(f"{path}: vocab_size = {loaded.vocab_size}, allowed {size} by --vocab_size")
-    output = options.output or data / f"tok{loaded.vocab_size}"
+    folder = options.input or options.data / FOLDER
+    files = story_files(folder)
+    tokenizer, size = tokenizers.load(vocabulary_file(options, folder)), options.vocab_size
+    if size and tokenizer.vocab_size != size:
+        found = f"vocab_size = {tokenizer.vocab_size}"
+        raise BadFileError(f"{tokenizer.path}: {found}, allowed {size} by --vocab_size")
+    output = options.output or options.data / f"tok{tokenizer.vocab_size}"
     train, val = Selection(files[1:]), Selection(files[:1])
-    meta = pretokenize(output, loaded, train, val, FORM, options.workers, options.shard_tokens)
+    meta = pretokenize(output, tokenizer, train, val, FORM, options.workers, options.shard_tokens)
     print_totals(output, meta["splits"])
 
 
@@ -186,6 +213,7 @@ def pretokenize_stories(options: argparse.Namespace) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="tinystories.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{ARCHIVE}"
     for name, about in (
         ("download", "get the stories"),
         ("train_vocab", "train a vocabulary on them"),
@@ -194,14 +222,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=about)
         command.add_argument("--data", type=Path, default=Path("data"), help="folder of it all (%(default)s)")
         if name == "download":
-            command.add_argument("--url", default=URL, help="of the .tar.gz, for a mirror (%(default)s)")
+            command.add_argument("--url", default=url, help="of the .tar.gz, for a mirror (%(default)s)")
             continue
         command.add_argument("--input", type=Path, help=f"folder with data*.json (default: DATA/{FOLDER})")
-        command.add_argument("--vocab_size", "--vocab-size", type=int, required=True, help="number of tokens")
+        size = command.add_argument("--vocab_size", "--vocab-size", type=int, help="number of tokens (4096)")
         if name == "train_vocab":
-            command.add_argument("--max_bytes", type=int, default=500_000_000, help="to read (%(default)s)")
+            size.default = VOCAB_SIZE
+            command.add_argument("--max_bytes", type=int, default=VOCAB_BYTES, help="to read (%(default)s)")
             continue
-        command.add_argument("--tokenizer", type=Path, help="default: DATA/tok<vocab_size>.model")
+        size.help = f"of DATA/tok<vocab_size>.model, trained if need be ({VOCAB_SIZE}); 0: Llama 2's"
+        command.add_argument("--tokenizer", type=Path, help="take this one, of any size")
         command.add_argument("--output", type=Path, help="default: DATA/tok<vocab_size>")
         add_writer_options(command)
     return parser.parse_args(arguments)
@@ -214,7 +244,6 @@ def main(arguments: list[str]) -> None:
     elif options.command == "train_vocab":
         path = options.data / f"tok{options.vocab_size}.model"
         train_vocab(options.input or options.data / FOLDER, options.vocab_size, path, options.max_bytes)
-        print(f"{path}: {options.vocab_size} tokens")
     else:
         pretokenize_stories(options)
 

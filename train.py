@@ -1,13 +1,24 @@
 """Trains a Llama: one CPU, one GPU, or many processes under torchrun.
 
-    python train.py configs/laptop.toml
-    python train.py configs/laptop.toml --max_steps=200 --out_dir=out/try
-    python train.py configs/laptop.toml --init_from=resume
+    python train.py                              # then ./run out/model.bin
+    python train.py --max_steps=200 --out_dir=out/try
+    python train.py --init_from=resume
+    python train.py --vocab_source=custom --vocab_size=2048
+    python train.py configs/stories260K.toml
+    torchrun --standalone --nproc_per_node=2 train.py
     torchrun --standalone --nproc_per_node=4 train.py configs/stories110M.toml --parallel=fsdp
 
-A recipe is a TOML file of options, `--key=value` changes one; `--help` lists them with their defaults. The
-folder out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C engine.
-Ctrl-C finishes the step, saves and ends; `--init_from=resume` goes on as if nothing had happened.
+A recipe is a TOML file of options, `--key=value` changes one; `--help` lists them. Without a recipe it is
+configs/gpu.toml where there is CUDA, and otherwise configs/laptop.toml, half an hour on two laptop cores.
+Without --data it is data/tok4096, or else the only folder of tokens in data. What was chosen is printed.
+
+The folder out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C
+engine; an earlier run that is there is moved to out_dir/earlier-1. Ctrl-C finishes the step, saves and ends;
+`--init_from=resume` goes on as if nothing had happened.
+
+Names of llama2.c's options are taken where they mean the same, and refused with the name here where they do
+not. One is the same and means another thing: batch_size is that of a whole step here, over all processes,
+and that of a micro batch there.
 
 The loop is here, its machinery in training/. Left out on purpose: pipeline and tensor parallelism.
 """
@@ -37,6 +48,7 @@ from llama.formats.export import export_bin
 from model import Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
+from training.defaults import find_data
 from training.options import Options
 from training.parallel import Ranks
 from training.shards import open_split
@@ -230,16 +242,31 @@ def listen(run: Run) -> None:
             raise KeyboardInterrupt
         run.stopping = True
         if run.ranks.is_main:
-            print("\nstopping: the step is finished and saved", flush=True)
+            print("\nstopping: the step is finished and saved; --init_from=resume goes on", flush=True)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
 
 
-def introduce(run: Run, flops: float, peak: float, source: str) -> None:
+def open_log(options: Options, step: int) -> report.Report:
+    """Makes out_dir ready for a run that begins at a step."""
+    out_dir = Path(options.out_dir)
+    checkpoints.remove_left_over(out_dir)
+    if options.init_from != "resume" and (earlier := checkpoints.move_earlier(out_dir)):
+        print(f"{out_dir}: the run that was there is in {earlier} now")
+    return report.Report(out_dir, options, step)
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: str) -> None:
     """What is about to be trained, on what."""
     o, model = run.options, checkpoints.unwrap(run.model)
     n = sum(p.numel() for p in model.parameters())
+    print(f"recipe: {', '.join(map(shown, recipes))}")
     print(f"model: {n:,} parameters, {json.dumps(model.config.to_dict())}")
     print(
         f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of "
@@ -252,7 +279,7 @@ def introduce(run: Run, flops: float, peak: float, source: str) -> None:
     )
 
 
-def train(options: Options, ranks: Ranks) -> None:
+def train(options: Options, recipes: list[Path], ranks: Ranks) -> None:
     """A whole run. Raises BadFileError, OSError."""
     run = begin(options, ranks)
     tokenizer = tokenizers.load(Path(options.data))
@@ -261,10 +288,9 @@ def train(options: Options, ranks: Ranks) -> None:
     n_parameters = sum(p.numel() for p in model.parameters())
     flops = report.flops_per_token(model.config, n_parameters, options.max_seq_len)
     peak, source = report.peak_flops(ranks.device, parallel.DTYPES[options.dtype])
-    log = report.Report(Path(options.out_dir), options, run.progress.step) if ranks.is_main else None
+    log = open_log(options, run.progress.step) if ranks.is_main else None
     if log:
-        checkpoints.remove_left_over(Path(options.out_dir))
-        introduce(run, flops, peak, source)
+        introduce(run, recipes, flops, peak, source)
     try:
         loop(run, tokenizer, log, flops / (peak * ranks.world_size))
     finally:
@@ -275,16 +301,21 @@ def train(options: Options, ranks: Ranks) -> None:
 def run_from(arguments: list[str]) -> None:
     """Does what a command line says. Raises BadFileError, OSError, KeyboardInterrupt."""
     if {"-h", "--help"} & set(arguments):
-        print(__doc__.strip() + "\n\nOptions\n" + options.describe())
+        print(
+            __doc__.strip()
+            + "\n\nOptions, and what they are where neither a recipe nor the command line says\n"
+            + options.describe()
+        )
         return
-    chosen = options.from_arguments(arguments)
+    chosen, recipes = options.from_arguments(arguments)
+    chosen.data = chosen.data or find_data()
     parallel.keep_memory()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     ranks = parallel.start(chosen.device, chosen.parallel)
     try:
         with lock_folder(Path(chosen.out_dir)) if ranks.is_main else contextlib.nullcontext():
-            train(chosen, ranks)
+            train(chosen, recipes, ranks)
     finally:
         parallel.stop(ranks)
 

@@ -4,6 +4,7 @@
     python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  # Meta's or Hugging Face's folder as v3
     python export.py out/last folder                               # for transformers
     python export.py out/last model.gguf                           # for llama.cpp
+    python export.py model.bin --meta-llama Llama-2-7b             # llama2.c's words for it
 
 formats/ has a module for each kind of file. What is read is read tensor by tensor and never executed; what is
 written appears under its name once it is whole and on the disk.
@@ -22,10 +23,13 @@ from llama.command import Parser, run_command
 from llama.errors import UsageError
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
+from llama.formats.huggingface import open_huggingface
+from llama.formats.meta import open_meta
 from llama.formats.models import open_source
 from llama.formats.source import Source
 from llama.formats.text import with_text, with_text_files
 from llama.formats.v3 import TEMPLATES, Extras
+from llama.hub import find
 
 
 def changed(source: Source, options: argparse.Namespace) -> Source:
@@ -59,10 +63,20 @@ HELP = """Write a model as a file for the engine or llama.cpp, or as a folder fo
   python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
   python export.py out/last folder                               for transformers, vLLM and their like
   python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
+  python export.py TinyLlama/TinyLlama-1.1B-Chat-v1.0 model.bin --dtype int4    by its name on the hub
+
+As llama2.c has it, what is written comes first:
+
+  python export.py llama2_7b.bin --meta-llama Llama-2-7b         or --hf DIR, or --checkpoint FILE
+  python export.py llama2_7b.bin --meta-llama Llama-2-7b --version 2
+  python export.py folder --checkpoint out/last --version -1     for transformers
+
   ./run model.bin                                                what it is for"""
 
+OPENERS = {"checkpoint": open_source, "meta_llama": open_meta, "hf": open_huggingface}  # llama2.c's options
 VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
 FOLDER_DTYPES = ("fp32", "bf16")
+FOLDER_VERSION = -1  # llama2.c's number for it
 FOR = {
     "ends_dtype": ("v3", "gguf"),
     "template": ("v3", "gguf"),
@@ -85,14 +99,14 @@ def describe(report: Report, seconds: float) -> str:
 
 def settle(options: argparse.Namespace, parser: Parser) -> None:
     """Fills in format, version and dtype, and ends the program where options contradict each other."""
-    if options.out.suffix == ".gguf":
+    if options.version == FOLDER_VERSION or options.out.suffix not in (".bin", ".gguf"):
+        options.format = "folder"
+        if options.version not in (None, FOLDER_VERSION) or options.dtype not in (None, *FOLDER_DTYPES):
+            parser.error(f"--version and other types than fp32 and bf16 are for files, OUT = {options.out}")
+    elif options.out.suffix == ".gguf":
         options.format = "gguf"
         if options.version is not None:
             parser.error(f"--version is for OUT.bin, OUT = {options.out}")
-    elif options.out.suffix != ".bin":
-        options.format = "folder"
-        if options.version is not None or options.dtype not in (None, *FOLDER_DTYPES):
-            parser.error(f"--version and other types than fp32 and bf16 are for files, OUT = {options.out}")
     else:
         options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
         if options.version is None:
@@ -107,16 +121,40 @@ def settle(options: argparse.Namespace, parser: Parser) -> None:
             parser.error(f"--{name.replace('_', '-')} is for {wanted}")
 
 
+def settle_paths(options: argparse.Namespace, parser: Parser) -> None:
+    """Tells MODEL OUT from llama2.c's OUT --hf MODEL, and ends the program where it is neither."""
+    named = [kind for kind in OPENERS if getattr(options, kind) is not None]
+    if len(options.paths) + len(named) != 2:
+        parser.error("allowed MODEL OUT, or OUT and one of --checkpoint, --meta-llama and --hf")
+    options.opener = open_source
+    if named:
+        options.opener = OPENERS[named[0]]
+        options.paths.insert(0, getattr(options, named[0]))
+    options.source, options.out = options.paths
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of a command line, with format, version and type settled."""
-    parser = Parser(description=HELP)
-    source = "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin"
-    parser.add_argument("source", type=Path, metavar="MODEL", help=source)
+    """The options of a command line, with paths, format, version and type settled."""
+    usage = "%(prog)s [options] MODEL OUT\n       %(prog)s [options] OUT --meta-llama MODEL"
+    parser = Parser(description=HELP, usage=usage)
+    model = (
+        "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin, name"
+    )
+    out = "OUT.bin, OUT.gguf, or else a new folder for transformers"
     parser.add_argument(
-        "out", type=Path, metavar="OUT", help="OUT.bin, OUT.gguf, or else a new folder for transformers"
+        "paths", type=Path, nargs="*", metavar="MODEL OUT", help=f"MODEL: {model}; OUT: {out}"
+    )
+    group = parser.add_argument_group("MODEL as llama2.c has it, instead of the first path")
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument("--checkpoint", type=Path, metavar="FILE", help="whatever MODEL may be")
+    sources.add_argument("--meta-llama", type=Path, metavar="DIR", help="Meta's folder")
+    sources.add_argument(
+        "--hf", type=Path, metavar="DIR", help="Hugging Face's folder, or its name on the hub"
     )
     group = parser.add_argument_group("what is written")
-    group.add_argument("--version", type=int, choices=(0, 1, 2, 3), help="of OUT.bin (0 for fp32, else 3)")
+    versions = (FOLDER_VERSION, 0, 1, 2, 3)
+    version = "of OUT.bin (0 for fp32, else 3); -1: a folder for transformers"
+    group.add_argument("--version", type=int, choices=versions, help=version)
     group.add_argument(
         "--dtype",
         choices=VERSIONS,
@@ -135,7 +173,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--rope-factor", type=float, metavar="X", help="of Llama 3.1's RoPE scaling (8; 3.2: 32)"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    settle_paths(options, parser)
     settle(options, parser)
     return options
 
@@ -170,7 +209,10 @@ def export_to_folder(options: argparse.Namespace, source: Source, progress: bool
 def export(options: argparse.Namespace) -> None:
     """Does what a command line says."""
     start, progress = time.perf_counter(), sys.stderr.isatty()
-    source = changed(open_source(options.source), options)
+    model, tokenizer = find(str(options.source))
+    options.source = Path(model)
+    options.tokenizer = options.tokenizer or (Path(tokenizer) if tokenizer else None)
+    source = changed(options.opener(options.source), options)
     if options.out.exists() and options.out.samefile(source.name):
         raise UsageError(f"{options.out}: is the model itself")
     if options.format == "folder":

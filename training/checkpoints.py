@@ -6,6 +6,7 @@ out/step-0000500/model.safetensors    the weights and the shape of the model (ex
                  checksums.txt        sha256 of each file, written last
 out/last, out/best                    links to one of these folders
 out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run out/model.bin
+out/earlier-1                         all that, of a run that was in the folder before
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from torch.optim import Optimizer
 
 from llama.errors import BadFileError
 from llama.files import sync
+from llama.formats.checkpoint import read_config
 from model import Config
 from training.parallel import Ranks
 from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
+OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
+MAY_CHANGE = ("dropout", "max_seq_len")  # of a model between two parts of a run
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
 
 
@@ -78,6 +82,23 @@ def remove_left_over(out_dir: Path) -> None:
     """Removes what a run left that was killed while it saved."""
     for folder in out_dir.glob("*.aside"):
         shutil.rmtree(folder)
+
+
+def move_earlier(out_dir: Path) -> Path | None:
+    """Moves what an earlier run left into a folder earlier-N of out_dir. Returns that, None if none left any.
+
+    Otherwise its checkpoints, of later steps, would be taken for those of the run that begins.
+    """
+    steps = step_folders(out_dir)
+    if not steps:
+        return None
+    number = sum(1 for _ in out_dir.glob("earlier-*")) + 1
+    earlier = out_dir / f"earlier-{number}"
+    earlier.mkdir()
+    for path in (*(out_dir / name for name in OF_A_RUN), *steps):
+        if path.is_symlink() or path.exists():
+            path.rename(earlier / path.name)
+    return earlier
 
 
 # --- Random numbers
@@ -235,12 +256,30 @@ def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:
     return weights
 
 
+def check_same_model(folder: Path, config: Config) -> None:
+    """Raises BadFileError where a checkpoint is of another model than the one that is to go on."""
+    found = read_config(folder).to_dict()
+    for name, value in config.to_dict().items():
+        if name not in MAY_CHANGE and found[name] != value:
+            what = f"{name} = {found[name]}, this run has {value}"
+            raise BadFileError(f"{folder}: {what}: go on with the recipe and the options that it began with")
+
+
 def load(folder: Path, model: nn.Module, optimizers: list[Optimizer], scaler: Any, ranks: Ranks) -> Progress:
-    """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it."""
+    """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it.
+
+    Raises BadFileError where it is of another model or of other optimizers.
+    """
     model = unwrap(model)
+    check_same_model(folder, model.config)
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     set_model_state_dict(model, read_weights(folder, model.config.tied), options=FULL)
-    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    try:
+        set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    except (KeyError, RuntimeError, ValueError):
+        raise BadFileError(
+            f"{folder}: is of another --optimizer; go on with the one that it began with"
+        ) from None
     scaler.load_state_dict(state["scaler"])
     progress = Progress(**state["progress"])
     set_rng_state(progress.rng, ranks)

@@ -1,4 +1,4 @@
-"""The options of train.py: a dataclass, a TOML recipe and `--key=value`, in this order of precedence.
+"""The options of train.py: a dataclass, a TOML recipe and `--key=value`, of which the later ones win.
 
 Left out on purpose: nested tables. A recipe is a flat list of the fields below.
 """
@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from llama.errors import UsageError
 from model import Config, ffn_hidden_dim
+from training.defaults import recipe_for
+from training.llama2c_options import our_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,12 +24,17 @@ else:
     import tomli as tomllib
 
 
+LLAMA2_VOCAB_SIZE = 32000
+
+
 @dataclass
 class Options:
     """Everything that a run of train.py depends on. Sizes are in sequences and steps, times in steps."""
 
     # what to train on, and where to
-    data: str = "data/tok4096"  # a folder that tinystories.py or dataset.py wrote
+    data: str = ""  # a folder of tokens; empty: data/tok4096, or the only one in data
+    vocab_source: Literal["", "llama2", "custom"] = ""  # instead: data/tok32000, or that of vocab_size
+    vocab_size: int = 0  # instead: data/tok<vocab_size>
     out_dir: str = "out"
     init_from: str = "scratch"  # scratch, resume (from out_dir), or a checkpoint to start from
 
@@ -99,18 +106,35 @@ class Options:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
         self.save_interval = self.save_interval or self.eval_interval
+        self.data = self.data_folder()
+
+    def data_folder(self) -> str:
+        """The folder of tokens; empty where nothing says which. Raises UsageError."""
+        source, size = self.vocab_source, self.vocab_size
+        if not source and not size:
+            return self.data
+        if source == "llama2" and size not in (0, LLAMA2_VOCAB_SIZE):
+            raise UsageError(f"vocab_size = {size}, allowed {LLAMA2_VOCAB_SIZE} with vocab_source = llama2")
+        if source != "llama2" and size < 1:
+            raise UsageError(f"vocab_size = {size}, allowed that of a vocabulary that tinystories.py trained")
+        folder = f"data/tok{size or LLAMA2_VOCAB_SIZE}"
+        if self.data not in ("", folder):
+            raise UsageError(f"data = {self.data}, allowed {folder}, or neither vocab_source nor vocab_size")
+        return folder
 
     def model_config(self, vocab_size: int) -> Config:
         """The shape of the model. Raises UsageError where it does not fit together."""
         shape = {name: getattr(self, name) for name in Config.__dataclass_fields__ if hasattr(self, name)}
         shape["hidden_dim"] = self.hidden_dim or ffn_hidden_dim(self.dim, self.multiple_of)
+        shape["vocab_size"] = vocab_size
         try:
-            return Config(vocab_size=vocab_size, **shape)
+            return Config(**shape)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
 
 TYPES = typing.get_type_hints(Options)
+SAME_CHOICE = {"data", "vocab_source", "vocab_size"}  # what a recipe says of it gives way to the command line
 
 
 def unknown(key: str) -> UsageError:
@@ -154,23 +178,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The options of a TOML file. Raises UsageError."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {key: check(key, value) for key, value in values.items()}
+        return {our_name(key): check(our_name(key), value) for key, value in values.items()}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def from_arguments(arguments: list[str]) -> Options:
-    """Options from a command line: recipes (.toml) and --key=value or --key value, later ones win."""
+def split(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
+    """The recipes and the options of a command line. Raises UsageError."""
+    recipes: list[Path] = []
     values: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--"):
-            values.update(read_recipe(Path(argument)))
+            recipes.append(Path(argument))
             continue
         key, equals, text = argument[2:].partition("=")
+        key = our_name(key)
         if (
             not equals
             and TYPES.get(key) is bool
@@ -184,7 +210,23 @@ def from_arguments(arguments: list[str]) -> Options:
                 raise UsageError(f"--{key} needs a value")
             text = rest.pop(0)
         values[key] = parse(key, text)
-    return Options(**values)
+    return recipes, values
+
+
+def from_arguments(arguments: list[str]) -> tuple[Options, list[Path]]:
+    """Options from a command line of recipes (.toml) and --key=value or --key value, and those recipes.
+
+    Options win over recipes, and what comes later wins. Without a recipe the one of the machine is taken.
+    Raises UsageError.
+    """
+    recipes, line = split(arguments)
+    recipes = recipes or [recipe_for(line.get("device", ""))]
+    values: dict[str, Any] = {}
+    for recipe in recipes:
+        values |= read_recipe(recipe)
+    if SAME_CHOICE & line.keys():
+        values = {key: value for key, value in values.items() if key not in SAME_CHOICE}
+    return Options(**values | line), recipes
 
 
 def describe() -> str:

@@ -149,14 +149,21 @@ def open_split(folder: str | Path, split: str) -> list[Shard]:
     return shards
 
 
+def command_for(folder: Path) -> str:
+    """The command that writes a folder of tokens: of TinyStories where it is named as theirs."""
+    named = re.fullmatch(r"tok(\d+)", folder.name)
+    if named:
+        size = 0 if named[1] == "32000" else named[1]  # Llama 2's vocabulary
+        return f"python tinystories.py pretokenize --vocab_size={size}"
+    return f"python dataset.py pretokenize --output {folder}"
+
+
 def open_headerless_split(folder: Path, split: str) -> list[Shard]:
     """llama2.c's layout: data00.bin is the validation split, the others are for training."""
     files = sorted(folder.glob("*.bin"))
     if not files:
         state = "holds neither meta.json nor .bin files" if folder.is_dir() else "is no folder"
-        raise BadFileError(
-            f"{folder}: {state}; make it with: python dataset.py pretokenize --output {folder}"
-        )
+        raise BadFileError(f"{folder}: {state}; make it with: {command_for(folder)}")
     files = files[:1] if split == "val" else files[1:]
     if not files:
         raise BadFileError(f"{folder}: .bin files = 1, allowed 2 or more: the first is the validation split")

@@ -343,6 +343,16 @@ def test_a_prompt_file_is_read_without_its_last_newline(folder, tmp_path, capsys
     (tmp_path / "prompt.txt").write_bytes(b"the tin\n")
     file = str(tmp_path / "prompt.txt")
     assert output(folder, capsysbinary, "--temperature", "0", "--prompt_file", file) == expected
+    assert output(folder, capsysbinary, "--temperature", "0", f"--start=FILE:{file}") == expected
+
+
+def test_the_words_of_llama2c_mean_the_same(folder, capsysbinary):
+    assert sample.main([str(folder), "--temperature=0", "--prompt=the tin"]) == 0
+    expected = capsysbinary.readouterr().out
+    for checkpoint in (folder, folder / "model.safetensors"):
+        assert sample.main([f"--checkpoint={checkpoint}", "--start=the tin", "--temperature=0.0"]) == 0
+        assert capsysbinary.readouterr().out == expected
+    assert sample.parse([]).checkpoint == Path("out/last")
 
 
 BAD = {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -10,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import tinystories
+from llama import hub
+from llama.errors import BadFileError
 from llama.formats import tokenizers
 from training.shards import open_split
 from training.tokenizers import train as train_tokenizer
@@ -218,9 +221,36 @@ def test_another_folder_and_tokenizer_can_be_named(data, tmp_path):
     assert open_split(tmp_path / "new" / "tok300", "val")[0].vocab_size == 300
 
 
+def test_a_vocabulary_that_is_missing_is_trained_once(data, capfd):
+    assert run("pretokenize", "--vocab_size=310", "--data", data, "--workers=1") == 0
+    assert "tok310.model: is not there yet, a vocabulary is trained first" in capfd.readouterr().out
+    trained = (data / "tok310.model").read_bytes()
+    shutil.rmtree(data / "tok310")
+    assert run("pretokenize", "--vocab_size=310", "--data", data, "--workers=1") == 0
+    assert "trained" not in capfd.readouterr().out
+    assert (data / "tok310.model").read_bytes() == trained
+    assert open_split(data / "tok310", "val")[0].vocab_size == 310
+
+
+def test_a_vocabulary_of_0_is_that_of_llama_2_from_the_hub(data, tmp_path, capfd, monkeypatch):
+    """Another tokenizer stands in for its 32,000 tokens: all that it takes is what the hub gives."""
+    train_tokenizer(STORIES[1], 300, tmp_path / "llama2.model")
+    monkeypatch.setattr(
+        hub, "fetched", lambda place: {hub.LLAMA2_TOKENIZER: tmp_path / "llama2.model"}[place]
+    )
+    assert run("pretokenize", "--vocab_size=0", "--data", data, "--workers=1") == 0
+    tokens = data / "tok300" / "tokenizer.model"
+    assert tokens.read_bytes() == (tmp_path / "llama2.model").read_bytes()
+
+    def unreachable(place: hub.Place) -> str:
+        raise BadFileError(f"{place.name}: the hub does not answer")
+
+    monkeypatch.setattr(hub, "fetched", unreachable)
+    assert run("pretokenize", "--vocab_size=0", "--data", data) == 3
+    refused(capfd, "the tokenizer of Llama 2: the hub does not answer; or name a copy with --tokenizer")
+
+
 def test_what_is_missing_or_wrong_is_one_line(data, tmp_path, capfd):
-    assert run("pretokenize", "--vocab_size=310", "--data", data) == 3
-    refused(capfd, "tok310.model: is missing: python tinystories.py train_vocab --vocab_size=310")
     assert run("train_vocab", "--vocab_size=310", "--data", tmp_path / "none") == 3
     refused(capfd, "tinystories.py download")
     assert run("train_vocab", "--vocab_size=100", "--data", data) == 3

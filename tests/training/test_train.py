@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,10 @@ import torch
 from helpers import ROOT
 from safetensors.torch import load_file
 
-from llama.errors import UsageError
+from llama.errors import BadFileError, UsageError
 from model import Config, Llama
-from training import evaluation, parallel, toy
+from training import checkpoints, defaults, evaluation, parallel, toy
+from training.llama2c_options import CHANGED
 from training.options import Options, from_arguments, parse, read_recipe
 from training.shards import open_split
 from training.windows import val_windows
@@ -39,7 +41,8 @@ def command(data: Path, out: Path, *options: str, ranks: int = 1) -> list[str]:
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return [*launcher, str(ROOT / "train.py"), f"--data={data}", f"--out_dir={out}", *SHAPE, *QUIET, *options]
+    script = [str(ROOT / "train.py"), os.devnull]  # an empty recipe: the options' own defaults
+    return [*launcher, *script, f"--data={data}", f"--out_dir={out}", *SHAPE, *QUIET, *options]
 
 
 def run(data: Path, out: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProcess:
@@ -152,6 +155,21 @@ def test_a_checkpoint_that_was_damaged_is_passed_over(data, tmp_path):
     assert_same_weights(tmp_path / "whole", out)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dim=64"], "dim = 32, this run has 64: go on with the recipe and the options that it began with"),
+        (["--optimizer=muon"], "is of another --optimizer; go on with the one that it began with"),
+    ],
+    ids=["dim", "optimizer"],
+)
+def test_a_resume_with_another_model_or_optimizer_is_one_line(data, alone, options, message):
+    """Such as one that began with a recipe, and is to go on without."""
+    result = run(data, alone, "--max_steps=30", "--init_from=resume", *options)
+    assert message in refused(result)
+    assert (alone / "last").resolve().name == "step-0000020"
+
+
 # --- Parallel and accumulation
 
 
@@ -244,6 +262,23 @@ def test_what_a_run_leaves_behind(data, alone):
     assert (alone / "last").resolve().name == "step-0000020"
 
 
+def test_a_run_in_the_folder_of_an_earlier_one_leaves_that_whole(data, tmp_path):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=8", "--seed=1")
+    earlier = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    first = weights(out)
+    assert "the run that was there is in" in train(data, out, "--max_steps=4", "--seed=2")
+    assert (out / "last").resolve().name == "step-0000004"
+    assert max(losses(out)) == 4
+    assert [path.name for path in checkpoints.step_folders(out)] == ["step-0000004"]
+    for name, value in weights(out / "earlier-1").items():
+        assert torch.equal(value, first[name])
+    for name in ("log.csv", "model.bin", "tokenizer.bin"):
+        assert (out / "earlier-1" / name).read_bytes() == earlier[name]
+    train(data, out, "--max_steps=2")
+    assert (out / "earlier-2" / "last").resolve().name == "step-0000004"
+
+
 def test_only_the_newest_and_the_best_are_kept(data, tmp_path):
     out = tmp_path / "out"
     train(data, out, "--max_steps=30", "--save_interval=5", "--keep=2")
@@ -327,7 +362,8 @@ def test_a_bad_option_is_refused_in_one_line(data, tmp_path, options, message):
 def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('dim = 64\nlearning_rate = 1\ndata = "here"\n')
-    options = from_arguments([str(recipe), "--dim=128", "--n_layers", "3", "--compile"])
+    options, recipes = from_arguments([str(recipe), "--dim=128", "--n_layers", "3", "--compile"])
+    assert recipes == [recipe]
     assert (options.dim, options.n_layers, options.data, options.compile) == (128, 3, "here", True)
     assert options.learning_rate == 1.0
     recipe.write_text("dim = 64.0\n")
@@ -341,4 +377,96 @@ def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_recipe_is_valid(recipe):
-    assert isinstance(from_arguments([str(recipe)]), Options)
+    assert from_arguments([str(recipe)])[1] == [recipe]
+
+
+# --- What is not said
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "laptop"), ("mps", "laptop"), ("cuda", "gpu")])
+def test_without_a_recipe_the_machine_chooses_one(monkeypatch, device, name):
+    recipe = ROOT / "configs" / f"{name}.toml"
+    monkeypatch.setattr(defaults, "best_device", lambda: device)
+    bare, recipes = from_arguments([])
+    assert recipes == [recipe]
+    assert bare == Options(**read_recipe(recipe))
+    assert (bare.data, bare.out_dir) == ("", "out")
+    monkeypatch.setattr(defaults, "best_device", lambda: "none")
+    assert from_arguments([f"--device={device}", "--dim=64"])[1] == [recipe]
+
+
+def make_tokens(*folders: Path) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "meta.json").touch()
+
+
+def test_without_data_it_is_tok4096_or_the_only_one(tmp_path):
+    with pytest.raises(BadFileError, match="data: holds no tokens to train on; to make them: python tiny"):
+        defaults.find_data(tmp_path / "data")
+    data = tmp_path / "data"
+    (data / "TinyStories_all_data").mkdir(parents=True)
+    make_tokens(data / "tok2048")
+    assert defaults.find_data(data) == str(data / "tok2048")
+    make_tokens(data / "mine")
+    with pytest.raises(UsageError, match="data: holds mine, tok2048: name one, as --data="):
+        defaults.find_data(data)
+    make_tokens(data / "tok4096")
+    assert defaults.find_data(data) == str(data / "tok4096")
+
+
+def test_the_folders_of_llama2c_are_data_too(tmp_path):
+    (tmp_path / "TinyStories_all_data").mkdir()
+    (tmp_path / "TinyStories_all_data" / "data00.bin").touch()
+    assert defaults.find_data(tmp_path) == str(tmp_path / "TinyStories_all_data")
+
+
+# --- Names of llama2.c
+
+
+def test_its_names_mean_what_they_mean_there(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('max_iters = 7\ndata = "mine"\n')
+    options, _ = from_arguments([str(recipe), "--warmup_iters=3", "--max_seq_len=64"])
+    assert (options.max_steps, options.warmup_steps, options.data) == (7, 3, "mine")
+    for line, folder in (
+        (["--vocab_source=custom", "--vocab_size=2048"], "data/tok2048"),
+        (["--vocab_size=2048"], "data/tok2048"),
+        (["--vocab_source=llama2", "--vocab_size=32000"], "data/tok32000"),
+        (["--vocab_source=llama2"], "data/tok32000"),
+    ):
+        assert from_arguments([str(recipe), *line])[0].data == folder
+    assert from_arguments([str(recipe), "--data=other"])[0].data == "other"
+
+
+def test_all_options_of_llama2c_are_taken_or_refused_by_name():
+    """Those of its train.py at 350e04f, with its defaults; batch_size means something else in both."""
+    known = """out_dir=out eval_interval=2000 log_interval=1 eval_iters=100 eval_only=False
+        always_save_checkpoint=False init_from=scratch wandb_log=False wandb_project=llamac
+        wandb_run_name=run batch_size=128 max_seq_len=256 vocab_source=llama2 vocab_size=32000 dim=288
+        n_layers=6 n_heads=6 n_kv_heads=6 multiple_of=32 dropout=0.0 gradient_accumulation_steps=4
+        learning_rate=5e-4 max_iters=100000 weight_decay=1e-1 beta1=0.9 beta2=0.95 grad_clip=1.0
+        decay_lr=True warmup_iters=1000 device=cuda dtype=bfloat16 compile=True"""
+    lines = {option.partition("=")[0]: f"--{option}" for option in known.split()}
+    taken = lines.keys() - CHANGED.keys()
+    options, _ = from_arguments([os.devnull, *(lines[name] for name in sorted(taken))])
+    assert (options.max_steps, options.warmup_steps, options.compile) == (100_000, 1000, True)
+    assert CHANGED.keys() <= lines.keys()
+    for name in CHANGED:
+        with pytest.raises(UsageError, match=f"^{name}: "):
+            from_arguments([lines[name]])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--vocab_source=custom", "vocab_size = 0, allowed that of a vocabulary that tinystories.py trained"),
+        ("--vocab_source=llama2 --vocab_size=2048", "vocab_size = 2048, allowed 32000 with vocab_source"),
+        ("--vocab_size=-1", "vocab_size = -1, allowed"),
+        ("--vocab_source=mine", "vocab_source = 'mine', allowed '' or 'llama2' or 'custom'"),
+        ("--data=data/mine --vocab_size=2048", "data = data/mine, allowed data/tok2048, or neither"),
+    ],
+)
+def test_a_vocabulary_that_can_not_be_is_refused(line, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        from_arguments(line.split())

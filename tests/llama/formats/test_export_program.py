@@ -5,6 +5,7 @@ Left out on purpose: what the files hold (test_export.py).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import Shape
 from helpers import ROOT, assert_refused
 from test_export import Lazy, each_version, random_model
@@ -23,6 +25,9 @@ from torch_formats import export_bin
 from llama import Llama as Engine
 from llama import convert
 from llama.errors import UsageError
+from llama.formats.huggingface import CONFIG
+from llama.formats.meta import PARAMS
+from llama.hub import Files
 from training.weights import save_weights
 
 
@@ -207,6 +212,8 @@ def test_the_options_choose_the_format(checkpoint, path, capsys, options):
 
 USAGE = {
     ("--version", "4"): "argument --version: invalid choice: 4",
+    ("--version", "-2"): "argument --version: invalid choice: -2",
+    ("--version", "-1", "--dtype", "int8"): "--version and other types than fp32 and bf16 are for files",
     ("--version", "2", "--dtype", "fp32"): "--dtype = fp32, allowed int8 with --version 2",
     ("--version", "0", "--dtype", "int8"): "--dtype = int8, allowed fp32 with --version 0",
     ("--version", "2", "--dtype", "int4"): "--dtype = int4, allowed int8 with --version 2",
@@ -228,6 +235,83 @@ def test_a_wrong_command_line_is_one_line(checkpoint, path, capsys, options):
     assert error.startswith(f"error: {USAGE[options]}")
     assert error.count("\n") == 1
     assert not path.exists()
+
+
+# --- llama2.c's command lines: what is written comes first
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """One model as train.py, Hugging Face and Meta have it, by llama2.c's option for each."""
+    root = tmp_path_factory.mktemp("folders")
+    config, weights = random_model(Shape(tied=False))
+    save_weights(root / "model.safetensors", config, weights)
+    export_folder(root / "hf", open_checkpoint(root / "model.safetensors"))
+    (root / "meta").mkdir()
+    torch.save({name: tensor.clone() for name, tensor in weights.items()}, root / "meta/consolidated.00.pth")
+    sizes = {"dim": config.dim, "n_layers": config.n_layers, "n_heads": config.n_heads}
+    params = sizes | {"n_kv_heads": config.n_kv_heads, "norm_eps": config.norm_eps, "vocab_size": -1}
+    (root / "meta" / "params.json").write_text(json.dumps(params))
+    return {"--checkpoint": root / "model.safetensors", "--hf": root / "hf", "--meta-llama": root / "meta"}
+
+
+CONTEXT = ("--max-seq-len", "32")  # which Meta's folder does not say
+
+
+@pytest.mark.parametrize("version", ["0", "1", "2"])
+@pytest.mark.parametrize("option", ["--checkpoint", "--hf", "--meta-llama"])
+def test_the_file_of_llama2c_is_that_of_ours(folders, path, option, version):
+    options = ("--version", version, *CONTEXT)
+    expected = path.with_name("expected.bin")
+    assert convert.main([str(folders["--checkpoint"]), str(expected), *options]) == 0
+    for line in (
+        [str(path), option, str(folders[option]), *options],
+        [*options, f"{option}={folders[option]}", str(path)],
+        [str(folders[option]), *options, str(path)],
+    ):
+        assert convert.main(line) == 0
+        assert path.read_bytes() == expected.read_bytes()
+        path.unlink()
+
+
+def test_version_minus_1_is_a_folder_for_transformers(folders, tmp_path):
+    out = tmp_path / "llama2.7b"
+    line = [str(out), "--checkpoint", str(folders["--checkpoint"]), "--version", "-1", "--dtype", "fp32"]
+    assert convert.main(line) == 0
+    assert (out / "config.json").read_bytes() == (folders["--hf"] / "config.json").read_bytes()
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (folders["--hf"] / name).read_bytes()
+
+
+def test_a_folder_of_the_other_kind_is_refused(folders, path, capsys):
+    for option, other, missing in (("--hf", "--meta-llama", CONFIG), ("--meta-llama", "--hf", PARAMS)):
+        assert convert.main([str(path), option, str(folders[other])]) == 3
+        error = capsys.readouterr().err
+        assert error == f"error: {folders[other] / missing}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "line", [[], ["out.bin"], ["a", "b", "c.bin"], ["a", "b.bin", "--hf", "c"], ["--hf", "c"]], ids=" ".join
+)
+def test_too_few_and_too_many_models_are_one_line(line, capsys):
+    with pytest.raises(SystemExit) as end:
+        convert.main(line)
+    assert end.value.code == 2
+    allowed = "allowed MODEL OUT, or OUT and one of --checkpoint, --meta-llama and --hf"
+    assert capsys.readouterr().err == f"error: {allowed}, --help lists the options\n"
+
+
+def test_a_name_of_the_hub_is_a_model_too(folders, path, monkeypatch):
+    def find(name: str) -> Files:
+        return Files(os.fspath(folders["--hf"]) if name == "owner/name" else name, None)
+
+    monkeypatch.setattr(convert, "find", find)
+    assert convert.main(["owner/name", str(path)]) == 0
+    by_name = path.read_bytes()
+    assert convert.main([str(path), "--hf", "owner/name"]) == 0
+    assert path.read_bytes() == by_name
+    assert convert.main([str(folders["--hf"]), str(path)]) == 0
+    assert path.read_bytes() == by_name
 
 
 def test_errors_are_one_line_and_have_the_exit_status_of_their_kind(checkpoint, path, capsys):
