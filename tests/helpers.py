@@ -13,7 +13,6 @@ from sentencepiece import SentencePieceProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"  # stored sample files
-SHARED = ROOT.parent / "shared" / "data"  # published models and tokenizers, where they are
 RUN = Path(os.environ.get("RUN_BINARY", ROOT / "run")).absolute()
 PROGRAMS = {"native": [str(RUN)], "python": [sys.executable, "-m", "llama.run"]}
 each_program = pytest.mark.parametrize("program", PROGRAMS)

@@ -7,20 +7,21 @@ import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SHARED, write_tokenizer
+from helpers import write_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from references import sentencepiece_paths
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as pb
 
 from llama import Tokenizer
 from llama._engine import ffi, lib
 
-TOKENIZERS = SHARED / "tokenizers"
 MILLION = 1_000_000
 
 # Each line says "hello world" or the like; together they have letters of one to four bytes, marks and emoji.
@@ -111,11 +112,9 @@ def train(vocab_size: int, byte_fallback: bool) -> bytes:
     return model.getvalue()
 
 
-def shared_model(name: str) -> bytes:
+def published(path: Path) -> bytes:
     """A model file with what a tokenizer.bin can't say set to what the engine does."""
-    if not (TOKENIZERS / name).exists():
-        pytest.skip(f"{name} is not here")
-    model = pb.ModelProto.FromString((TOKENIZERS / name).read_bytes())
+    model = pb.ModelProto.FromString(path.read_bytes())
     model.normalizer_spec.remove_extra_whitespaces = False
     model.trainer_spec.unk_surface = " ⁇ "
     return model.SerializeToString()
@@ -124,8 +123,7 @@ def shared_model(name: str) -> bytes:
 MODELS = {
     "bytes": lambda: train(700, byte_fallback=True),
     "no_bytes": lambda: train(400, byte_fallback=False),
-    "tok512": lambda: shared_model("tok512.model"),
-    "llama2": lambda: shared_model("llama2_tokenizer.model"),
+    **{name: partial(published, path) for name, path in sentencepiece_paths().items()},
 }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import NOT_UTF8, SCRIPTS, SHARED, TRICKY, encode_c
+from references import llama3_tokenizer_path
+from test_tokenizer import NOT_UTF8, SCRIPTS, TRICKY, encode_c
 
 from llama import LlamaError, Tokenizer
 from llama.formats import tokenizers
@@ -118,10 +119,7 @@ def made_here() -> tokens.Vocabulary:
 
 
 def llama3() -> tokens.Vocabulary:
-    path = SHARED / "llama3_tokenizer.model"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
-    return tokenizers.load(path).vocabulary
+    return tokenizers.load(llama3_tokenizer_path()).vocabulary
 
 
 @dataclass
