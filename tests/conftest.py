@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TEXTS
+from hypothesis import HealthCheck, settings
 from references import HAS_LLAMA_CPP
 from tiny_models import write_noise
 
@@ -16,8 +17,13 @@ from training.tokenizers import train as train_tokenizer
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it."""
+    """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it.
+
+    No example of hypothesis is too slow, on whatever machine.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("no clock")
 
 
 # --- What is compared with llama.cpp is left out where that is not installed, which is said once

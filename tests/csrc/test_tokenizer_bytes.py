@@ -1,15 +1,14 @@
 """The engine's byte-level BPE (split.h, merge.h) against tiktoken, on Llama 3's vocabulary or one like it."""
 
 import base64
-import os
 import random
 import re
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import assert_linear
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from references import llama3_tokenizer_path
@@ -244,8 +243,6 @@ def test_special_tokens_print_nothing_and_have_names(small):
 @pytest.mark.parametrize(
     "text", ["a", " ", "\n", "'", "1", "é", "ab", "\U0001f600", "<|", "<|eot_id|", "the cat. "]
 )
-def test_a_megabyte_takes_less_than_a_second_whatever_the_text(pair, text):
+def test_the_cost_is_linear_whatever_the_text(pair, text):
     text *= MILLION // len(text.encode())
-    start = time.process_time()
-    pair.engine.encode(text, bos=False, special=True)
-    assert time.process_time() - start < (20 if os.environ.get("ASAN_OPTIONS") else 1)  # sanitizers are slow
+    assert_linear(lambda n: pair.engine.encode(text[:n], bos=False, special=True), len(text))

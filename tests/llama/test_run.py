@@ -23,6 +23,7 @@ from helpers import (
     command,
     each_program,
     environment,
+    finish,
     run,
     without_times,
     write_pieces,
@@ -465,13 +466,11 @@ def test_a_closed_pipe_is_an_error(noise, program, options):
 def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.CompletedProcess:
     """Runs a program that writes to an open file."""
     line = command(program, model.name, *options)
-    return subprocess.run(
+    return finish(
         line,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
         cwd=model.parent,
         env=environment(),
-        timeout=60,
-        check=False,
     )

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import PROGRAMS, ROOT, assert_refused, run, write_pieces, write_ranked
+from helpers import PROGRAMS, ROOT, assert_refused, finish, run, write_pieces, write_ranked
 from references import SHARED, STORIES260K, needs_stories260k
 from tiny_models import VOCABULARY
 
@@ -382,7 +382,7 @@ def test_a_checkpoint_without_a_tokenizer_or_with_another_ones_is_refused(folder
 
 def program(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
-    return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False, **options)
+    return finish(command, stderr=subprocess.PIPE, **options)
 
 
 def test_the_help_has_examples():
