@@ -42,7 +42,7 @@ CASES = {
     "without groups": (LLAMA31 | {"n_kv_heads": 4}, 64),
     "one head of keys": (LLAMA31 | {"n_kv_heads": 1}, 64),
 }
-ATOL = 1e-3  # of logits of a few units: Meta's angles are in fp32
+ATOL = 1e-4  # of logits of a few units, which come to 3e-6; without scaling they differ by 1
 AT_ONCE = 512  # positions, or the scores of a layer would take a gigabyte
 
 
