@@ -117,13 +117,8 @@ def usable_device(name: str | None) -> torch.device:
 
 def write(text: str) -> None:
     """Writes to standard output at once. Raises OSError."""
-    try:
-        sys.stdout.buffer.write(text.encode(errors="replace"))
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        sys.stdout = None  # or Python would try again as it ends, and complain
-        error.filename = "standard output"
-        raise
+    sys.stdout.buffer.write(text.encode(errors="replace"))
+    sys.stdout.buffer.flush()
 
 
 def sample(options: argparse.Namespace) -> None:
