@@ -204,7 +204,7 @@ def run(*arguments, limit: int = 0) -> subprocess.CompletedProcess:
     def refuse():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, ROOT / "dataset.py", *arguments]
+    command = [sys.executable, ROOT / "dataset.py", *map(str, arguments)]
     return finish(
         command,
         capture_output=True,
