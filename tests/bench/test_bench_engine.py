@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch_formats import AsTorch
+from references import needs_llama_cpp
 
 import llama
 from bench import engine, machine, report, shapes, turns
@@ -69,11 +70,10 @@ def test_the_engine_reads_every_type(tmp_path, kind, tied):
         assert distance(model.logits(IDS), reference_logits(shape)) < bound
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", TYPES)
 def test_llama_cpp_computes_the_same(tmp_path, kind, tied):
-    pytest.importorskip("gguf", reason="pip install llama-cpp-python gguf")
-    pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python gguf")
     from bench.gguf_models import write_gguf
     from bench.programs import llamacpp
 

@@ -17,7 +17,9 @@ import torch
 import transformers
 from checkpoints import Shape
 from checkpoints import write as write_checkpoint
-from helpers import SHARED, both, write_pieces, write_ranked
+from helpers import both, write_pieces, write_ranked, write_tokenizer
+from references import llama3_tokenizer_path, mistral_tokenizer_path
+from sentencepiece import SentencePieceProcessor
 from test_huggingface import TINY, save
 from test_model import fresh
 from test_sample import uncached
@@ -101,10 +103,10 @@ def test_a_turn_by_hand(tmp_path):
     assert llama2_turn(tokenizer, b"k", b"hi") == [BOS, *turn]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no tokenizer of Llama 2")
-def test_a_turn_has_the_known_ids_of_llama_2():
-    tokenizer = llama.Tokenizer(SHARED / "tokenizers" / "llama2_tokenizer.bin")
-    hello = [1, 518, 25580, 29962, 15043, 518, 29914, 25580, 29962]  # [INST] Hello [/INST]
+def test_a_turn_has_the_known_ids_of_a_published_tokenizer(tmp_path):
+    sp = SentencePieceProcessor(model_file=str(mistral_tokenizer_path()))
+    tokenizer = llama.Tokenizer(write_tokenizer(tmp_path / "tokenizer.bin", sp))
+    hello = [1, 733, 16289, 28793, 22557, 733, 28748, 16289, 28793]  # [INST] Hello [/INST]
     assert llama2_turn(tokenizer, None, b" Hello\n") == hello
     assert llama2_turn(tokenizer, None, b"Hello", first=False) == [2, *hello]
 
@@ -164,11 +166,8 @@ def make_reference(folder: Path, tokenizer: Path) -> Reference:
     return Reference(model, transformers.AutoTokenizer.from_pretrained(ours), path)
 
 
-def shared_llama3(_: Path) -> Path:
-    path = SHARED / "tokenizers" / "llama3_tokenizer.model"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
-    return path
+def published_llama3(_: Path) -> Path:
+    return llama3_tokenizer_path()
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def llama3(tmp_path_factory) -> Reference:
     return make_reference(folder, write_llama3(folder / "tokenizer.model"))
 
 
-@pytest.mark.parametrize("make", [write_llama3, shared_llama3])
+@pytest.mark.parametrize("make", [write_llama3, published_llama3])
 def test_turns_have_the_ids_that_transformers_makes_of_llama_3s_template(tmp_path, make):
     reference = make_reference(tmp_path, make(tmp_path / "tokenizer.model"))
     with llama.Llama(reference.path) as engine:

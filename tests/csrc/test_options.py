@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 
 import pytest
-from helpers import PROGRAMS, ROOT, assert_refused, both, run
+from helpers import PROGRAMS, ROOT, assert_refused, both, finish, run
 
 from llama._engine import ffi, lib
 
@@ -150,7 +149,7 @@ def test_without_the_model_that_ships_its_name_is_said(tmp_path):
     program = tmp_path / "run"
     shutil.copy(PROGRAMS["native"][0], program)
     for options in ([], ["-t", "0"]):
-        result = subprocess.run([program, *options], capture_output=True, timeout=60, check=False)
+        result = finish([program, *options], capture_output=True)
         assert_refused(result, 3)
         assert result.stderr.endswith(b"/llama/models/stories.bin: No such file or directory\n")
         assert result.stdout == b""

@@ -1,13 +1,13 @@
 """python -m llama.bench: what it runs, what it counts, what it says."""
 
 import json
-import subprocess
 import sys
 import time
 
 import checkpoints
 import numpy as np
 import pytest
+from helpers import finish
 
 import llama
 from llama import bench
@@ -197,5 +197,5 @@ def test_neither_numpy_nor_torch_is_needed(path):
         "print({'numpy', 'torch'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, str(path), *QUICK]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = finish(command, capture_output=True, text=True, check=True)
     assert result.stdout.endswith("set()\n")

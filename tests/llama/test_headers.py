@@ -6,7 +6,6 @@ import json
 import math
 import pickle
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, finish
 from test_export import config_of, named
 from torch_formats import open_source
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -131,7 +130,7 @@ def test_neither_torch_nor_safetensors_nor_numpy_is_needed(tmp_path):
     save_hugging_face(tmp_path / "hf")
     code = "import sys; from llama import info; info.main(sys.argv[1:]); print(sys.modules.keys())"
     command = [sys.executable, "-c", code, str(tmp_path / "hf")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    result = finish(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in ("torch", "safetensors", "numpy", "huggingface_hub"):
         assert f"'{name}'" not in result.stdout
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
-from helpers import PIECES, ROOT, assert_refused, environment, write_ranked, write_tokenizer
+from helpers import PIECES, ROOT, assert_refused, environment, finish, write_ranked, write_tokenizer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
@@ -147,13 +146,11 @@ def run(module: str, *arguments: str, server: Hub, cwd: Path, **changes: str):
     }
     hub_home = {"HF_ENDPOINT": server.address, "HF_HOME": str(cwd / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(
+    return finish(
         command,
         cwd=cwd,
         env=known | hub_home | changes,
         capture_output=True,
-        timeout=120,
-        check=False,
     )
 
 
@@ -486,13 +483,12 @@ def test_a_path_imports_nothing_that_downloads(tmp_path, model, tokenizer):
     (tmp_path / "model.bin").write_bytes(model)
     (tmp_path / "tokenizer.bin").write_bytes(tokenizer)
     code = "import sys; from llama import run; run.main(['model.bin', '-n', '2']); print(sys.modules.keys())"
-    result = subprocess.run(
+    result = finish(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     for name in ("llama.hub", "huggingface_hub", "httpx", "sentencepiece", "argparse", "numpy"):

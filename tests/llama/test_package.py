@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, environment
+from helpers import HANGS, ROOT, environment, finish
 from tiny_models import write_chain
 
 import llama
@@ -23,14 +23,12 @@ import llama
 
 def python(*arguments, cwd, **options):
     """Runs Python in a folder, with the path of this process. tmp_path: a folder where the package is not."""
-    return subprocess.run(
+    return finish(
         [sys.executable, *arguments],
         cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
-        check=False,
         **options,
     )
 
@@ -120,7 +118,7 @@ except KeyboardInterrupt:
 
 
 def interrupt(arguments, folder, ready):
-    """Interrupts Python after its first `ready` bytes; returns the code, the rest, stderr and the seconds."""
+    """Interrupts Python after its first `ready` bytes; returns the code, the rest and stderr."""
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
@@ -129,14 +127,13 @@ def interrupt(arguments, folder, ready):
         stderr=subprocess.PIPE,
     ) as process:
         process.stdout.read(ready)
-        time.sleep(0.2)
-        start = time.monotonic()
+        time.sleep(0.2)  # or it would be the first step that is interrupted
         process.send_signal(signal.SIGINT)
         try:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=HANGS)
         finally:
             process.kill()  # or the end of the block would wait for it
-        return process.returncode, out, err, time.monotonic() - start
+        return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -161,18 +158,14 @@ def test_a_forked_child_writes_the_same_text(noise, tmp_path):
 
 
 def test_ctrl_c_stops_a_text_and_the_model_goes_on(long_model):
-    code, out, err, seconds = interrupt(
-        ["-c", INTERRUPTED, str(long_model)], long_model.parent, len("ready\n")
-    )
-    assert (code, out, err) == (0, b" x x x\n", b"")
-    assert seconds < 5
+    arguments = ["-c", INTERRUPTED, str(long_model)]
+    assert interrupt(arguments, long_model.parent, len("ready\n")) == (0, b" x x x\n", b"")
 
 
 def test_ctrl_c_stops_the_command_line(long_model):
     arguments = ["-m", "llama.run", str(long_model), "-n", "0", "--samples", "1000000"]
-    code, _, err, seconds = interrupt(arguments, long_model.parent, 1)
+    code, _, err = interrupt(arguments, long_model.parent, 1)
     assert (code, err) == (130, b"")
-    assert seconds < 5
 
 
 # --- the wheel

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import pytest
 from helpers import (
-    SHARED,
     assert_refused,
     both,
     command,
     each_program,
     environment,
+    finish,
     run,
     without_times,
     write_pieces,
 )
+from references import SHARED, STORIES260K, needs_stories260k
 from tiny_models import SPECIAL, VOCABULARY, write_chain
 
 import llama
@@ -137,10 +138,10 @@ def test_both_programs_write_the_same_from_every_version(noise, version):
     assert both(noise / f"v{version}.bin", "-s", "3", "-i", "the", "--stats").returncode == 0
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no real model to run")
+@needs_stories260k
 @each_program
 def test_the_golden_text_of_stories260K(program, tmp_path):
-    golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())
+    golden = json.loads(STORIES260K.read_text())
     model, tokenizer = SHARED / golden["model"], SHARED / golden["tokenizer"]
     options = ("-t", str(golden["temperature"]), "-n", str(golden["steps"]), "-z", tokenizer)
     result = run(program, model, *options, cwd=tmp_path)
@@ -465,13 +466,11 @@ def test_a_closed_pipe_is_an_error(noise, program, options):
 def run_to(stdout, program: str, model: Path, *options: str) -> subprocess.CompletedProcess:
     """Runs a program that writes to an open file."""
     line = command(program, model.name, *options)
-    return subprocess.run(
+    return finish(
         line,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
         cwd=model.parent,
         env=environment(),
-        timeout=60,
-        check=False,
     )

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import PROGRAMS, ROOT, SHARED, assert_refused, run, write_pieces, write_ranked
+from helpers import PROGRAMS, ROOT, assert_refused, finish, run, write_pieces, write_ranked
+from references import SHARED, STORIES260K, needs_stories260k
 from tiny_models import VOCABULARY
 from torch_formats import export_bin
 
@@ -110,9 +111,9 @@ def test_greedy_text_is_that_of_both_programs_and_both_versions(folder, prompt, 
             assert run(program, f"v{version}.bin", *options, cwd=folder).stdout == text
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there: no real model to run")
+@needs_stories260k
 def test_the_golden_text_of_stories260K(tmp_path, capsysbinary):
-    golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())
+    golden = json.loads(STORIES260K.read_text())
     save_llama2c(SHARED / golden["model"], tmp_path / "model.safetensors")
     shutil.copy(SHARED / golden["tokenizer"], tmp_path / "tokenizer.bin")
     arguments = [str(tmp_path), "--temperature", "0", "--max_new_tokens", str(golden["steps"])]
@@ -391,7 +392,7 @@ def test_a_checkpoint_without_a_tokenizer_or_with_another_ones_is_refused(folder
 
 def program(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
-    return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False, **options)
+    return finish(command, stderr=subprocess.PIPE, **options)
 
 
 def test_the_help_has_examples():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, finish
 from safetensors.torch import load_file
 
 from llama.errors import BadFileError, UsageError
@@ -47,13 +47,11 @@ def command(data: Path, out: Path, *options: str, ranks: int = 1) -> list[str]:
 
 def run(data: Path, out: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    return finish(
         command(data, out, *options, ranks=ranks),
         capture_output=True,
         text=True,
         env=environment,
-        timeout=300,
-        check=False,
     )
 
 
@@ -97,28 +95,38 @@ def test_resume_is_bitwise_equal(data, tmp_path, options):
     assert (whole / "model.bin").read_bytes() == (parts / "model.bin").read_bytes()
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists():
-        assert process.poll() is None, "the run ended too early"
-        time.sleep(0.01)
+# Python tells of what it does to files: no clock decides where a run is when the signal comes.
+SIGNALLED = """
+import os, runpy, sys
+number, event, end, program = sys.argv[1:5]
+def notice(name, arguments):
+    if name == event and str(arguments[0]).endswith(end):
+        os.kill(os.getpid(), int(number))
+sys.addaudithook(notice)
+del sys.argv[:4]
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+def signalled(number: signal.Signals, event: str, path: str, line: list[str]) -> subprocess.CompletedProcess:
+    """Runs a command that sends itself a signal when it's about to do something to a path with this end."""
+    python, *arguments = line
+    line = [python, "-c", SIGNALLED, str(int(number)), event, path, *arguments]
+    return finish(line, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_run_that_is_killed_goes_on_exactly(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(data, whole, "--max_steps=60")
     options = ["--max_steps=60", "--save_interval=2", "--keep=3"]
-    for folder in ("step-0000004", "step-0000010", "step-0000016.aside"):  # the last one while it saves
+    for event, path in (
+        ("os.mkdir", "step-0000006.aside"),  # before it saves
+        ("open", "step-0000012.aside/checksums.txt"),  # while it does
+        ("os.rename", "step-0000018.aside"),  # before what is saved counts
+    ):
         resume = ["--init_from=resume"] if killed.exists() else []
-        process = subprocess.Popen(
-            command(data, killed, *options, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if folder.endswith("aside"):
-            while process.poll() is None and not list(killed.glob("*.aside")):
-                pass
-        else:
-            wait_for(killed / folder, process)
-        process.kill()
-        process.wait()
+        result = signalled(signal.SIGKILL, event, path, command(data, killed, *options, *resume))
+        assert result.returncode == -signal.SIGKILL, result.stderr
     train(data, killed, *options, "--init_from=resume")
     assert losses(killed) == losses(whole)
     assert_same_weights(whole, killed)
@@ -128,14 +136,10 @@ def test_a_run_that_is_killed_goes_on_exactly(data, tmp_path):
 def test_a_signal_finishes_the_step_and_saves(data, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(data, whole, "--max_steps=40")
-    process = subprocess.Popen(
-        command(data, stopped, "--max_steps=40", "--save_interval=5"), stdout=subprocess.PIPE, text=True
-    )
-    wait_for(stopped / "step-0000005", process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "stopping: the step is finished and saved" in output
+    line = command(data, stopped, "--max_steps=40", "--save_interval=5")
+    result = signalled(signal.SIGTERM, "os.mkdir", "step-0000005.aside", line)
+    assert result.returncode == 0, result.stderr
+    assert "stopping: the step is finished and saved" in result.stdout
     assert losses(stopped) == {
         step: loss for step, loss in losses(whole).items() if step <= max(losses(stopped))
     }
@@ -318,7 +322,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
     launch = [sys.executable, "-c", "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit("]
     launch[-1] += "resource.RLIMIT_FSIZE, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"
     options = command(data, out, "--max_steps=4", "--init_from=resume")
-    result = subprocess.run([*launch, str(limit), *options], capture_output=True, text=True, check=False)
+    result = finish([*launch, str(limit), *options], capture_output=True, text=True)
     assert result.returncode == 4, result.stderr
     assert result.stderr.startswith(f"error: {out}")
     assert result.stderr.count("\n") == 1
@@ -329,9 +333,11 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
 
 def test_two_runs_into_one_folder_are_refused(data, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(command(data, out, "--max_steps=100000"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(data, out, "--max_steps=100000000"), stdout=subprocess.DEVNULL)
     try:
-        wait_for(out / "log.csv", process)
+        while not (out / "log.csv").exists():
+            assert process.poll() is None, "the run ended too early"
+            time.sleep(0.01)
         assert "another run is writing" in refused(run(data, out, "--max_steps=5"))
     finally:
         process.kill()

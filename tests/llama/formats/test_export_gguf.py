@@ -13,6 +13,7 @@ import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, tokenizer_bin
 from helpers import TEXTS
 from torch_formats import export_bin, export_gguf, open_source
+from references import needs_llama_cpp
 
 from llama import Llama, convert
 from llama.formats import tokenizers
@@ -65,7 +66,13 @@ def test_by_way_of_gguf_a_model_tells_the_same_text(model, path, tmp_path):
     expected = text_of(ours)
     assert len(set(expected)) > 5
     assert text_of(theirs) == expected
-    assert LlamaCpp(path).text(PROMPT, 40) == expected
+
+
+@needs_llama_cpp
+def test_llama_cpp_tells_the_text_of_the_engine(model, path, tmp_path):
+    run(model, tmp_path / "direct.bin", "--version", "3")
+    run(model, path)
+    assert LlamaCpp(path).text(PROMPT, 40) == text_of(tmp_path / "direct.bin")
 
 
 def test_a_v3_file_holds_what_the_gguf_file_says_of_texts(model, path, tmp_path):

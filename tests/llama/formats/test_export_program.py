@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import Shape
-from helpers import ROOT, assert_refused
+from helpers import ROOT, assert_refused, finish
 from test_export import Lazy, each_version, random_model
 from torch import Tensor
 from torch_formats import export_bin
@@ -80,7 +80,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file that gro
 def limited(code: str, *arguments: str | Path) -> subprocess.CompletedProcess:
     """Runs Python code with files that can't grow past 100,000 bytes."""
     command = [sys.executable, "-c", LIMITED + code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    return finish(command, cwd=ROOT, capture_output=True)
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
@@ -158,8 +158,7 @@ def test_what_is_not_a_regular_file_is_not_replaced(path):
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "export.py", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, timeout=60, check=False)
+    return finish([sys.executable, ROOT / "export.py", *arguments], cwd=cwd, capture_output=True)
 
 
 def test_the_command_line_writes_the_file_and_says_what_it_came_to(checkpoint, path):

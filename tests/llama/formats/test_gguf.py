@@ -32,7 +32,7 @@ from gguf_files import (
     refuses,
     tokenizer_bin,
 )
-from helpers import SHARED
+from references import SHARED, STORIES260K, needs_llama_cpp, needs_stories260k
 from test_export import Lazy, LazyRows
 from torch import Tensor
 from torch_formats import export_v3, open_bin, open_gguf, open_v3, write_gguf
@@ -215,6 +215,7 @@ CASES = [(name, "fp32") for name in MODELS] + [("untied GQA", dtype) for dtype i
 CASES += [("rows of no whole blocks", "int8"), ("wide heads", "int4")]
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize(("name", "dtype"), sorted(set(CASES)))
 def test_llama_cpp_computes_the_logits_of_model_py(path, name, dtype):
     write_gguf(path, random_source(MODELS[name]), dtype)
@@ -222,6 +223,7 @@ def test_llama_cpp_computes_the_logits_of_model_py(path, name, dtype):
     assert distance(LlamaCpp(path).logits(IDS), expected) < LLAMA_CPP_BOUNDS[dtype]
 
 
+@needs_llama_cpp
 def test_llama_cpp_and_the_engine_write_the_same_text(path):
     source = random_source(replace(MODELS["llama3"], tied=False))
     data, ours = tokenizer_bin(path.parent), path.with_suffix(".bin")
@@ -244,8 +246,10 @@ QUANTISED |= {
 }  # what llama.cpp calls them, and their numbers
 
 
+@needs_llama_cpp
 def test_what_llama_cpp_quantised_is_read(path):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
+    import llama_cpp
+
     shape = {"dim": 256, "n_layers": 1, "n_heads": 4, "hidden_dim": 256, "vocab_size": 50, "tied": False}
     write_gguf(path, random_source(Config(**shape)), "fp32")
     out, seen = path.with_name("quantised.gguf"), set()
@@ -259,13 +263,14 @@ def test_what_llama_cpp_quantised_is_read(path):
     assert seen >= {f"Q{n}_K" for n in range(2, 7)}
 
 
-@pytest.mark.skipif(not (SHARED / "weights").exists(), reason="the weights are not there")
+@needs_llama_cpp
+@needs_stories260k
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_stories260k_tells_its_story(path, dtype):
     tokenizer = SHARED / "tokenizers" / "tok512.bin"
     vocabulary = read_llama2c(tokenizer, tokenizer.read_bytes())
     write_gguf(path, open_bin(SHARED / "weights" / "stories260K.bin"), dtype, vocabulary=vocabulary)
-    golden = json.loads((SHARED / "golden" / "stories260K_greedy.json").read_text())["text"]
+    golden = json.loads(STORIES260K.read_text())["text"]
     text = LlamaCpp(path).text("", 100).strip()
     assert golden.startswith(text)
     assert len(text) > 200

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
 from helpers import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_formats import open_gguf, write_gguf
+from references import needs_llama_cpp
 
 from llama.errors import BadFileError
 from llama.formats import gguf_vocabulary as vocabularies
@@ -134,7 +136,6 @@ CHATS = {
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_template_renders_as_its_model_was_trained(name):
-    jinja2 = pytest.importorskip("jinja2")
     template = jinja2.Template(TEMPLATES[name])
     text = template.render(messages=MESSAGES, bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
     assert text == CHATS[name]
@@ -143,6 +144,7 @@ def test_a_chat_template_renders_as_its_model_was_trained(name):
 # --- llama.cpp
 
 
+@needs_llama_cpp
 def test_llama_cpp_splits_text_as_the_tokenizer_does(path, known):
     there_and_back(path, known.vocabulary)
     model = LlamaCpp(path)

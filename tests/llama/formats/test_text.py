@@ -18,6 +18,7 @@ import transformers
 from gguf_files import SMALL, LlamaCpp, random_source
 from helpers import TEXTS
 from torch_formats import checked_tensors, export_folder, export_gguf, open_source
+from references import needs_llama_cpp
 
 from llama import Llama, convert
 from llama.formats import tokenizers
@@ -103,13 +104,17 @@ def test_transformers_has_the_tokens_and_the_rows(folder, tmp_path, known):
         assert config.vocab_size == known.vocab_size + MORE
 
 
-def test_llama_cpp_loads_the_rows_and_says_the_tokens_are_unused(folder, tmp_path, known):
-    path = tmp_path / "model.gguf"
-    run(folder, path)
-    file, n = GgufFile(path), known.vocab_size
+def test_a_gguf_file_says_the_tokens_are_unused(folder, tmp_path, known):
+    run(folder, tmp_path / "model.gguf")
+    file, n = GgufFile(tmp_path / "model.gguf"), known.vocab_size
     assert file.get("tokenizer.ggml.tokens")[n:] == [f"[PAD{i}]" for i in range(n, n + MORE)]
     assert set(file.get("tokenizer.ggml.token_type")[n:]) == {int(gguf.TokenType.UNUSED)}
-    model, ids = LlamaCpp(path), known.encode("the girl")
+
+
+@needs_llama_cpp
+def test_llama_cpp_loads_the_rows(folder, tmp_path, known):
+    run(folder, tmp_path / "model.gguf")
+    model, ids = LlamaCpp(tmp_path / "model.gguf"), known.encode("the girl")
     assert model.ids("the girl") == ids
     run(folder, tmp_path / "model.bin", "--version", "3")
     with Llama(tmp_path / "model.bin") as engine:
@@ -161,18 +166,29 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tmp_path, trained, ca
     assert not (tmp_path / out).exists()
 
 
-def test_a_name_for_an_unused_token_is_no_text(tmp_path, trained):
-    """A GGUF file may have unused tokens anywhere."""
+def gguf_with_an_unused_token(path: Path, trained: tokenizers.Tokenizer) -> Path:
+    """A GGUF file may have unused tokens anywhere: here 288."""
     source = random_source(Config(**SMALL | {"vocab_size": trained.vocab_size}))
     v = trained.vocabulary
     unused = replace(
         v, pieces=[*v.pieces[:288], b"", *v.pieces[289:]], types=[*v.types[:288], 2, *v.types[289:]]
     )
-    export_gguf(tmp_path / "model.gguf", source, "fp32", vocabulary=unused)
-    found = open_source(tmp_path / "model.gguf").vocabulary()
-    assert (found.pieces[288], found.types[288]) == (b"", 2)
-    run(tmp_path / "model.gguf", tmp_path / "folder")
+    export_gguf(path, source, "fp32", vocabulary=unused)
+    return path
+
+
+@needs_llama_cpp
+def test_a_name_for_an_unused_token_is_no_text_in_llama_cpp_either(tmp_path, trained):
+    path = gguf_with_an_unused_token(tmp_path / "model.gguf", trained)
+    run(path, tmp_path / "folder")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
-    assert theirs.encode("a [PAD288]") == LlamaCpp(tmp_path / "model.gguf")._model.tokenize(b"a [PAD288]")
+    assert theirs.encode("a [PAD288]") == LlamaCpp(path)._model.tokenize(b"a [PAD288]")
+
+
+def test_a_name_for_an_unused_token_is_no_text(tmp_path, trained):
+    path = gguf_with_an_unused_token(tmp_path / "model.gguf", trained)
+    found = open_source(path).vocabulary()
+    assert (found.pieces[288], found.types[288]) == (b"", 2)
+    run(path, tmp_path / "folder")
     fields = json.loads((tmp_path / "folder" / "tokenizer.json").read_text())
     assert fields["model"]["vocab"]["[PAD288]"] == 288

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import MILLION, SCRIPTS, SHARED, TRICKY, shared_model
+from references import llama3_tokenizer_path, mistral_tokenizer_path
+from test_tokenizer import MILLION, SCRIPTS, TRICKY, published
 from test_tokenizer_bytes import random_text
 
 from llama.errors import BadFileError
@@ -107,10 +108,10 @@ def gpt2(digits: bool = False) -> dict[str, Any]:
 
 @copied
 def sentencepiece_as_json() -> dict[str, Any]:
-    """What the sentencepiece model of Llama 2 becomes there: a pair for each way to cut a piece."""
+    """What a sentencepiece model as Llama 2's becomes there: a pair for each way to cut a piece."""
     import sentencepiece
 
-    sp = sentencepiece.SentencePieceProcessor(model_proto=shared_model("llama2_tokenizer.model"))
+    sp = sentencepiece.SentencePieceProcessor(model_proto=published(mistral_tokenizer_path()))
     pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     merges = []
@@ -129,9 +130,7 @@ def sentencepiece_as_json() -> dict[str, Any]:
 def tiktoken_as_json() -> dict[str, Any]:
     """What Llama 3's own tokenizer becomes there, by transformers: 280,147 pairs."""
     converters = pytest.importorskip("transformers.convert_slow_tokenizer")
-    if not (SHARED / "llama3_tokenizer.model").exists():
-        pytest.skip("llama3_tokenizer.model is not here")
-    converter = converters.TikTokenConverter(str(SHARED / "llama3_tokenizer.model"))
+    converter = converters.TikTokenConverter(str(llama3_tokenizer_path()))
     data = json.loads(converter.converted().to_str())
     return data | {"model": data["model"] | {"ignore_merges": True}}  # as Llama 3's file has it
 
