@@ -1,0 +1,72 @@
+// help.h: what --help of ./run and of python -m llama.run says.
+#ifndef LLAMA_HELP_H
+#define LLAMA_HELP_H
+
+#include "llama_run.h"
+
+static const char run_help[] =
+    "Run a Llama: a checkpoint and a prompt go in, text comes out.\n"
+    "\n"
+    "    ./run [MODEL.bin] [options]\n"
+    "    python -m llama.run [MODEL.bin] [options]\n"
+    "\n"
+    "Without a model, the small one that ships in llama/models/ tells a story.\n"
+    "\n"
+    "text\n"
+    "  -i, --prompt TEXT          go on from TEXT; in a chat, the first message\n"
+    "  -f, --prompt-file FILE     read the prompt from FILE, from standard input for -; a byte order mark at its\n"
+    "                             start is dropped, CRLF counts as LF, the newline at its end is the file's\n"
+    "  -e, --escape               in -i and -y turn \\n \\r \\t \\\\ \\\" \\' and \\xHH into the characters they "
+    "mean\n"
+    "  -n, --steps N              run N positions, prompt included; 0 for the whole context\n"
+    "                             (default 256, in a chat the whole context)\n"
+    "      --samples N            write N texts (default 1)\n"
+    "      --stop TEXT            end before TEXT; may be given more than once\n"
+    "      --echo, --no-echo      write the prompt before the text, or not (default --echo)\n"
+    "\n"
+    "sampling\n"
+    "  -t, --temperature T        0 takes the most likely token (default 1.0)\n"
+    "  -p, --top-p P              draw from the most likely tokens that reach P; 0 or 1: off (default 0.9)\n"
+    "      --top-k K              draw from the K most likely tokens; 0: off (default)\n"
+    "      --min-p P              draw from tokens at least P times as likely as the best; 0: off (default)\n"
+    "      --repeat-penalty R     divide the logits of tokens seen by R; 1: off (default)\n"
+    "      --presence-penalty R   take R once from the logits of tokens generated; 0: off (default)\n"
+    "      --frequency-penalty R  take R each time a token is generated; 0: off (default)\n"
+    "  -s, --seed S               seed of the random numbers; 0 for the clock (default)\n"
+    "\n"
+    "chat\n"
+    "  -m, --mode MODE            generate (default) or chat, as Llama 2 or Llama 3 does, whichever the file says\n"
+    "  -y, --system TEXT          system prompt of the chat\n"
+    "\n"
+    "machine\n"
+    "  -z, --tokenizer FILE       default: the model's own, else tokenizer.bin or tok<vocabulary>.bin beside it,\n"
+    "                             then here\n"
+    "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
+    "      --kv TYPE              keep keys and values as fp32 (default), fp16 or bf16: half the memory\n"
+    "  -j, --threads N            default: by the size of the model and the processors at hand\n"
+    "      --exact                keep activations in fp32 beside int8 and int4 weights: slower, closer to fp32\n"
+    "      --rope-theta X         base of RoPE's angles, for old files of Code Llama: 1e6 (default: the file's)\n"
+    "      --stats                say more about the model and the run\n"
+    "\n"
+    "instead of a text\n"
+    "      --info                 what the model is, and the memory that it takes; python -m llama.info says more\n"
+    "      --perplexity FILE      how well the model predicts FILE, plain text, - for standard input\n"
+    "  -h, --help                 this help\n"
+    "\n"
+    "Examples\n"
+    "  ./run\n"
+    "  ./run stories15M.bin\n"
+    "  ./run stories15M.bin -t 0.8 -n 200 -i \"One day, a baby llama\"\n"
+    "  ./run stories15M.bin -t 0 -f opening.txt --no-echo > story.txt\n"
+    "  ./run llama2_7b_chat.bin -m chat -y \"You are a kind poet.\"\n"
+    "\n"
+    "The text goes to standard output, its speed and what went wrong to standard error. Exit status: 0 all is "
+    "well,\n"
+    "2 the command line is wrong, 3 a file is bad, 4 memory, disk or output failed.\n"
+    "LLAMA_ISA=scalar|avx2|avx512|avx512bf16|neon|dotprod|i8mm chooses the kernels.\n";
+
+const char *llama_run_help(void) {
+    return run_help;
+}
+
+#endif
