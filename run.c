@@ -575,7 +575,7 @@ static int write_info(Run *run, LlamaError *error) {
     if (code != LLAMA_OK) return code;
     bool asked = o->tokenizer || llama_has_tokenizer(run->model); // any other may be missing
     code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
-    if (code != LLAMA_OK && asked) return code;
+    if (code != LLAMA_OK && (asked || code != LLAMA_ERROR_FILE)) return code;
     code = llama_info(run->model, run->tokenizer, &context, text, sizeof text, error);
     return code == LLAMA_OK ? console_write(&run->console, text, strlen(text), error) : code;
 }
@@ -603,26 +603,28 @@ int llama_run(const LlamaRunOptions *options, const LlamaHost *host, LlamaError 
 
 #include <signal.h> // SIGPIPE
 
-// The model that ships lies in the folder of the program, which is that of the checkout it was built in. The caller
-// frees its path, NULL where there is no memory for it.
-static char *shipped_model(const char *program) {
-    static const char path[] = "llama/models/stories.bin";
+// Names the model that ships where none is given. It lies in the folder of the program, which is that of the checkout
+// it was built in. The caller frees its path.
+static int find_shipped(const char *program, LlamaRunOptions *options, char **path, LlamaError *error) {
+    static const char name[] = "llama/models/stories.bin";
+    if (options->model) return LLAMA_OK;
     const char *slash = strrchr(program, '/');
     size_t folder = slash ? (size_t)(slash - program) + 1 : 0;
-    char *model = malloc(folder + sizeof path);
-    if (!model) return NULL;
-    memcpy(model, program, folder);
-    memcpy(model + folder, path, sizeof path);
-    return model;
+    *path = malloc(folder + sizeof name);
+    if (!*path) return fail_memory(error, folder + sizeof name);
+    memcpy(*path, program, folder);
+    memcpy(*path + folder, name, sizeof name);
+    options->model = *path;
+    return LLAMA_OK;
 }
 
 int main(int argc, char **argv) {
     LlamaRunOptions options;
     LlamaError error = {0};
+    char *shipped = NULL;
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of standard output
-    char *shipped = shipped_model(argv[0]);
     int code = llama_run_parse(argc, argv, &options, &error);
-    if (!options.model) options.model = shipped;
+    if (code == LLAMA_OK) code = find_shipped(argv[0], &options, &shipped, &error);
     if (code == LLAMA_OK) code = llama_run(&options, NULL, &error);
     if (code != LLAMA_OK) fprintf(stderr, "error: %s\n", error.text);
     llama_run_options_free(&options);

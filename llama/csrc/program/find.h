@@ -26,6 +26,7 @@ static int open_checked(const char *path, const LlamaModel *model, LlamaTokenize
 
 // Looks in one folder, which ends in / or is empty. A file that is there but does not fit is passed over, so that
 // tokenizer.bin of one model does not hide tok512.bin of another; its error is what is said if nothing fits.
+// Without memory nothing more is looked for.
 static int find_in_folder(const char *folder, size_t length, const LlamaModel *model, LlamaTokenizer **tokenizer,
                           LlamaError *error) {
     static const char *const names[] = {"tokenizer.bin", "tok%d.bin"};
@@ -33,7 +34,7 @@ static int find_in_folder(const char *folder, size_t length, const LlamaModel *m
     char *path = malloc(room);
     if (!path) return fail_memory(error, room);
     int code = LLAMA_ERROR_FILE;
-    for (size_t i = 0; i < COUNT(names) && code != LLAMA_OK; i++) {
+    for (size_t i = 0; i < COUNT(names) && code == LLAMA_ERROR_FILE; i++) {
         char name[32];
         snprintf(name, sizeof name, names[i], model->config.vocab_size);
         snprintf(path, room, "%.*s%s", (int)length, folder, name);
@@ -53,7 +54,7 @@ int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokeniz
     const char *slash = strrchr(model->path, '/');
     size_t length = slash ? (size_t)(slash - model->path) + 1 : 0;
     int code = find_in_folder(model->path, length, model, tokenizer, error);
-    if (code != LLAMA_OK && length > 0) code = find_in_folder("", 0, model, tokenizer, error);
+    if (code == LLAMA_ERROR_FILE && length > 0) code = find_in_folder("", 0, model, tokenizer, error);
     return code;
 }
 
