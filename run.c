@@ -603,8 +603,8 @@ int llama_run(const LlamaRunOptions *options, const LlamaHost *host, LlamaError 
 
 #include <signal.h> // SIGPIPE
 
-// Names the model that ships where none is given. It lies in the folder of the program, which is that of the checkout
-// it was built in. The caller frees its path.
+// Names the model that ships where none is given. It lies in the folder of the program, which is that of the
+// checkout it was built in. The caller frees its path.
 static int find_shipped(const char *program, LlamaRunOptions *options, char **path, LlamaError *error) {
     static const char name[] = "llama/models/stories.bin";
     if (options->model) return LLAMA_OK;

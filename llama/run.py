@@ -4,9 +4,9 @@
     python -m llama.run chat.bin -m chat
     python -m llama.run --help
 
-Options, text, messages and exit codes (0, 2 usage, 3 bad file, 4 resources, 130 interrupted) are those of the
-engine's own command line, llama_run; it reads and writes the standard descriptors. Left out on purpose: numpy,
-sentencepiece and torch, which would cost more than a story.
+Options, text, messages and exit codes (0, 2 usage, 3 bad file, 4 resources, 130 interrupted) are those of
+llama_run, the engine's own command line, which reads and writes the standard descriptors. Left out on
+purpose: numpy, sentencepiece and torch, which would cost more than a story.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line: ./run and python -m llama.run take the same options and give the same text and messages.
 
-    python -m pytest tests/test_run.py                          with ./run
-    RUN_BINARY=/path/to/run python -m pytest tests/test_run.py  with another build of it
+    python -m pytest tests/llama/test_run.py                          with ./run
+    RUN_BINARY=/path/to/run python -m pytest tests/llama/test_run.py  with another build of it
 
 Left out on purpose: wrong options (test_options.py), what a prompt means (test_prompt.py), chat
 (test_conversation.py), --perplexity (test_perplexity.py), bad files (test_checkpoint.py), other hosts of the

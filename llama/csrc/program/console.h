@@ -129,28 +129,37 @@ __attribute__((format(printf, 2, 3))) static void console_note(const Console *co
 // ---------------------------------------------------------------------------------------------------------
 // Input
 
-// Reads up to `room` bytes by a function as LlamaHost's. n: 0 at the end. name: what is read, for messages.
-static int read_some(const Console *console, int64_t (*read)(void *user, char *bytes, size_t room), void *user,
-                     const char *name, char *bytes, size_t room, size_t *n, LlamaError *error) {
+// Where bytes come from. read: as that of LlamaHost.
+typedef struct {
+    const char *name; // for messages
+    int64_t (*read)(void *user, char *bytes, size_t room);
+    void *user;
+} Source;
+
+static Source console_source(const Console *console) {
+    return (Source){"standard input", console->host.read, console->host.user};
+}
+
+// Reads up to `room` bytes. n: their number, 0 at the end.
+static int read_some(const Console *console, Source source, char *bytes, size_t room, size_t *n,
+                     LlamaError *error) {
     int64_t got;
     do {
         int code = console_check(console, error);
         if (code != LLAMA_OK) return code;
-        got = read(user, bytes, room);
+        got = source.read(source.user, bytes, room);
     } while (got == -EINTR);
-    if (got < 0) return fail(error, LLAMA_ERROR_FILE, "%s: %s", name, strerror((int)-got));
+    if (got < 0) return fail(error, LLAMA_ERROR_FILE, "%s: %s", source.name, strerror((int)-got));
     *n = (size_t)got;
     return LLAMA_OK;
 }
 
 // Reads all that is left. The caller frees the buffer, of an error too.
-static int read_all(const Console *console, int64_t (*read)(void *user, char *bytes, size_t room), void *user,
-                    const char *name, Buffer *buffer, LlamaError *error) {
+static int read_all(const Console *console, Source source, Buffer *buffer, LlamaError *error) {
     for (size_t n = 1; n > 0; buffer->length += n) {
         int code = buffer_reserve(buffer, 4096, error);
-        if (code == LLAMA_OK)
-            code = read_some(console, read, user, name, buffer->bytes + buffer->length,
-                             buffer->room - buffer->length, &n, error);
+        char *end = buffer->bytes + buffer->length;
+        if (code == LLAMA_OK) code = read_some(console, source, end, buffer->room - buffer->length, &n, error);
         if (code != LLAMA_OK) return code;
     }
     return LLAMA_OK;
@@ -158,8 +167,7 @@ static int read_all(const Console *console, int64_t (*read)(void *user, char *by
 
 // The bytes of a file, of the input for "-". The caller frees the buffer, of an error too.
 static int read_file(const Console *console, const char *path, Buffer *buffer, LlamaError *error) {
-    const LlamaHost *host = &console->host;
-    if (strcmp(path, "-") == 0) return read_all(console, host->read, host->user, "standard input", buffer, error);
+    if (strcmp(path, "-") == 0) return read_all(console, console_source(console), buffer, error);
     int descriptor, code;
     do {
         code = console_check(console, error);
@@ -167,7 +175,7 @@ static int read_file(const Console *console, const char *path, Buffer *buffer, L
         descriptor = open(path, O_RDONLY | O_CLOEXEC); // of a pipe: waits for a writer
     } while (descriptor < 0 && errno == EINTR);
     if (descriptor < 0) return fail(error, LLAMA_ERROR_FILE, "%s: %s", path, strerror(errno));
-    code = read_all(console, descriptor_read, &descriptor, path, buffer, error);
+    code = read_all(console, (Source){path, descriptor_read, &descriptor}, buffer, error);
     close(descriptor);
     return code;
 }
@@ -175,23 +183,24 @@ static int read_file(const Console *console, const char *path, Buffer *buffer, L
 // Reads a line of the input without its newline. bytes stays NULL at the end of the input, which one that is closed
 // or can't be read is at. The caller frees the line, of an error too.
 static int read_line(Console *console, Buffer *line, LlamaError *error) {
-    const LlamaHost *host = &console->host;
     const char *newline = NULL;
     while (!newline) {
         if (console->begin == console->end) {
-            console->begin = console->end = 0;
-            int code = read_some(console, host->read, host->user, "standard input", console->input,
-                                 sizeof console->input, &console->end, error);
-            if (code == LLAMA_ERROR_FILE || (code == LLAMA_OK && console->end == 0)) return LLAMA_OK;
+            size_t n = 0;
+            int code =
+                read_some(console, console_source(console), console->input, sizeof console->input, &n, error);
+            if (code == LLAMA_ERROR_FILE || (code == LLAMA_OK && n == 0)) return LLAMA_OK;
             if (code != LLAMA_OK) return code;
+            console->begin = 0;
+            console->end = n;
         }
         const char *begin = console->input + console->begin;
-        size_t n = console->end - console->begin;
-        newline = memchr(begin, '\n', n);
-        if (newline) n = (size_t)(newline - begin);
+        size_t left = console->end - console->begin;
+        newline = memchr(begin, '\n', left);
+        size_t n = newline ? (size_t)(newline - begin) : left;
         int code = buffer_append(line, begin, n, error);
         if (code != LLAMA_OK) return code;
-        console->begin += n + (newline ? 1 : 0);
+        console->begin += newline ? n + 1 : n;
     }
     return LLAMA_OK;
 }
