@@ -35,18 +35,6 @@ def parse(arguments: list[bytes]) -> Any:
     return ffi.gc(memory, release)
 
 
-def files(options: Any) -> tuple[bytes, bytes | None]:
-    """The model, downloaded where a name stands for it, and its tokenizer, None where it is to be found."""
-    model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
-    tokenizer = None if options.tokenizer == ffi.NULL else ffi.string(options.tokenizer)
-    if os.access(model, os.F_OK):
-        return model, tokenizer
-    from llama import hub  # most runs do without
-
-    model, tokenizer = hub.find(model, tokenizer)
-    return os.fsencode(model), None if tokenizer is None else os.fsencode(tokenizer)
-
-
 def keep(kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
     """Keeps what llama_python_interrupted raised for run, which raises it again."""
     ffi.from_handle(traceback.tb_frame.f_locals["user"]).append(error)
@@ -58,8 +46,13 @@ def llama_python_interrupted(user: Any) -> int:
     return 0
 
 
-def run(options: Any) -> None:
-    """Does what a command line says. Raises LlamaError, and what handlers of signals raise meanwhile."""
+def run(options: Any, model: bytes, tokenizer: bytes | None) -> None:
+    """Does what a command line says. Raises LlamaError, and what handlers of signals raise meanwhile.
+
+    model: a checkpoint. tokenizer: None for the one that belongs to it.
+    """
+    texts = [ffi.new("char[]", model), ffi.new("char[]", tokenizer) if tokenizer else ffi.NULL]
+    options.model, options.tokenizer = texts
     raised: list[BaseException] = []
     user = ffi.new_handle(raised)
     host = ffi.new("LlamaHost *", {"user": user, "interrupted": lib.llama_python_interrupted})
@@ -68,6 +61,20 @@ def run(options: Any) -> None:
     if raised:
         raise raised[0]
     check(code, error)
+
+
+def start(options: Any) -> None:
+    """Runs a checkpoint as it is, any other model as the checkpoint that its name comes to. Raises as run."""
+    model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
+    tokenizer = None if options.tokenizer == ffi.NULL else ffi.string(options.tokenizer)
+    if options.help or (model.endswith(b".bin") and os.access(model, os.F_OK)):
+        run(options, model, tokenizer)
+        return
+    from llama import names  # most runs do without
+
+    dtype = ffi.string(lib.llama_type_name(options.dtype)).decode()
+    with names.opened(model, tokenizer and os.fsdecode(tokenizer), dtype, bool(options.cache)) as files:
+        run(options, os.fsencode(files.model), files.tokenizer and os.fsencode(files.tokenizer))
 
 
 def note(text: str) -> None:
@@ -82,14 +89,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command line without its program name (None: sys.argv) and returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse([b"python -m llama.run", *map(os.fsencode, arguments)])
-        if not options.help:
-            texts = [path and ffi.new("char[]", path) for path in files(options)]
-            options.model, options.tokenizer = (text or ffi.NULL for text in texts)
-        run(options)
+        start(parse([b"python -m llama.run", *map(os.fsencode, arguments)]))
     except LlamaError as error:
         note(f"error: {error}")
         return error.code
+    except OSError as error:  # of a conversion
+        from llama.command import explained
+
+        message, code = explained(error)
+        note(f"error: {message}")
+        return code
     except KeyboardInterrupt:
         return 130
     return 0

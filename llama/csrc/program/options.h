@@ -7,7 +7,7 @@
 
 #include <math.h> // isfinite
 
-typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE, KV } OptionKind;
+typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE, KV, DTYPE } OptionKind;
 
 typedef struct {
     const char *letter, *name; // -t, --temperature; letter "" for none
@@ -43,6 +43,8 @@ static const Option run_options[] = {
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
     {"", "--exact", ON, FIELD(exact), 0, 0},
     {"", "--rope-theta", FLOAT, FIELD(rope_theta), 1, 1e9},
+    {"", "--dtype", DTYPE, FIELD(dtype), 0, 0},
+    {"", "--no-cache", OFF, FIELD(cache), 0, 0},
     {"", "--stats", ON, FIELD(stats), 0, 0},
     {"", "--info", ON, FIELD(info), 0, 0},
     {"", "--perplexity", TEXT, FIELD(perplexity), 0, 0},
@@ -53,6 +55,8 @@ static const LlamaRunOptions run_defaults = {
     .steps = -1,
     .samples = 1,
     .echo = 1,
+    .dtype = LLAMA_INT8,
+    .cache = 1,
     .sampling = {.temperature = 1, .top_p = 0.9f, .repeat_penalty = 1},
 };
 
@@ -85,6 +89,12 @@ static int set_kv(const char *value, int32_t *kv, LlamaError *error) {
     return fail(error, LLAMA_ERROR_USAGE, "--kv = %.64s, allowed fp32, fp16 and bf16", value);
 }
 
+static int set_dtype(const char *value, int32_t *dtype, LlamaError *error) {
+    for (*dtype = LLAMA_FP32; *dtype <= LLAMA_INT4; ++*dtype)
+        if (strcmp(value, llama_type_name(*dtype)) == 0) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_USAGE, "--dtype = %.64s, allowed int8, int4, bf16 and fp32", value);
+}
+
 static int set_option(const Option *option, LlamaRunOptions *options, const char *value, LlamaError *error) {
     void *field = (char *)options + option->field;
     switch (option->kind) {
@@ -94,6 +104,7 @@ static int set_option(const Option *option, LlamaRunOptions *options, const char
     case FLOAT: return set_number(option, value, field, error);
     case SEED: return set_seed(value, field, error);
     case KV: return set_kv(value, field, error);
+    case DTYPE: return set_dtype(value, field, error);
     case ON: *(int32_t *)field = 1; return LLAMA_OK;
     case OFF: *(int32_t *)field = 0; return LLAMA_OK;
     case MODE: *(int32_t *)field = strcmp(value, "chat") == 0;
