@@ -5,7 +5,7 @@
 //
 // The story is told here: the forward pass, a text being written, the command line. The machinery it calls is in
 // llama/csrc/, included below in reading order. The Python extension compiles this file too, with LLAMA_LIBRARY
-// defined and the command line left out; what it may call is llama/csrc/llama.h.
+// defined and main left out; what it may call is llama/csrc/llama.h and program/llama_run.h.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE // sched_getaffinity
 #endif
