@@ -67,7 +67,8 @@ def start(options: Any) -> None:
     """Runs a checkpoint as it is, any other model as the checkpoint that its name comes to. Raises as run."""
     model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
     tokenizer = None if options.tokenizer == ffi.NULL else ffi.string(options.tokenizer)
-    if options.help or (model.endswith(b".bin") and os.access(model, os.F_OK)):
+    is_ours = model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
+    if options.help or (is_ours and os.access(model, os.F_OK)):
         run(options, model, tokenizer)
         return
     from llama import names  # most runs do without
