@@ -153,7 +153,8 @@ def test_what_is_not_a_file_is_refused_and_not_waited_for(path, program, option,
     other = path.with_name("other")
     make(other)
     if option == "model" and make is make_directory and program == "python":  # it takes folders of models
-        assert_refused(run(program, other, cwd=other), 3, f"{other}: {FOLDER}")
+        result = run(program, other, cwd=other, CRIA_CACHE=str(path.parent / "cache"))
+        assert_refused(result, 3, f"{other}: {FOLDER}")
     elif option == "model":
         assert_bad_file(program, other, f"{other}: {message}")
     else:
