@@ -67,7 +67,7 @@ test: $(VENV)/installed runfast ## run the tests in a virtual environment of the
 lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/csrc/kernels.c
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/csrc/*.c
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm

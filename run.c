@@ -5,12 +5,13 @@
 //
 // The story is told here: the forward pass, a text being written, the command line. The machinery it calls is in
 // llama/csrc/, included below in reading order. The Python extension compiles this file too, with LLAMA_LIBRARY
-// defined and the command line left out; what it may call is llama/csrc/llama.h.
+// defined and main left out; what it may call is llama/csrc/llama.h and program/llama_run.h.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE // sched_getaffinity
 #endif
 
 #include "llama/csrc/llama.h"              // the public interface: what every function below promises
+#include "llama/csrc/program/llama_run.h"  // that of the command line
 #include "llama/csrc/base/util.h"          // fail, pages_alloc, mapping_init, seconds
 #include "llama/csrc/base/threads.h"       // team_run, barrier_wait, team_range
 #include "llama/csrc/base/half.h"          // half_to_float, float_to_half: floats of 16 bits
@@ -35,8 +36,16 @@
 #include "llama/csrc/weights/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
 #include "llama/csrc/weights/pack.h"       // llama_pack: floats to tiles, as export.py writes them
 #include "llama/csrc/text/chat.h"          // llama_chat_turn
-#include "llama/csrc/program/options.h"    // llama_run_parse
+#include "llama/csrc/program/find.h"       // llama_tokenizer_find
 #include "llama/csrc/program/info.h"       // llama_tensor, llama_info
+#include "llama/csrc/program/help.h"       // llama_run_help
+#include "llama/csrc/program/options.h"    // llama_run_parse
+#include "llama/csrc/program/console.h"    // Console: what the host of the command line writes and reads
+#include "llama/csrc/program/prompt.h"     // texts of options, files and typed lines
+#include "llama/csrc/program/run.h"        // Run: what the options name, opened; write_text
+#include "llama/csrc/program/generate.h"   // texts after a prompt
+#include "llama/csrc/program/dialogue.h"   // -m chat
+#include "llama/csrc/program/perplexity.h" // --perplexity
 
 // ---------------------------------------------------------------------------------------------------------
 // Forward: a pass takes up to B rows through the layers. Every thread of the team runs forward_pass; each step is
@@ -554,257 +563,72 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Command line
-#ifndef LLAMA_LIBRARY
-
-#include "llama/csrc/program/console.h"    // Buffer, write_out, read_until, read_file
-#include "llama/csrc/program/perplexity.h" // perplexity_of
-
-#include <signal.h> // SIGPIPE
-
-typedef struct {
-    LlamaRunOptions options;
-    LlamaModel *model;
-    LlamaTokenizer *tokenizer;
-    LlamaContext *ctx;
-    LlamaSampler *sampler;
-    LlamaGeneration *generation;
-    double open_seconds;
-    char shipped[4096]; // path of the model that is run when none is named
-} Run;
-
-// The model that ships lies in the folder of the program, which is that of the checkout it was built in.
-static void find_shipped(Run *run, const char *program) {
-    const char *slash = strrchr(program, '/');
-    int length = slash ? (int)(slash - program) + 1 : 0;
-    snprintf(run->shipped, sizeof run->shipped, "%.*sllama/models/stories.bin", length, program);
-}
-
-static int run_open(Run *run, LlamaError *error) {
-    LlamaRunOptions *o = &run->options;
-    if (!o->model) o->model = run->shipped;
-    int code = llama_open(o->model, &run->model, error);
-    if (code != LLAMA_OK) return code;
-    int32_t vocab_size = run->model->config.vocab_size;
-    LlamaContextOptions context;
-    code = llama_run_context(o, run->model, &context, error);
-    if (code != LLAMA_OK) return code;
-    if (o->sampling.seed == 0) o->sampling.seed = (uint64_t)time(NULL);
-    const char *const *stops = (const char *const *)o->stops;
-    code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
-    if (code == LLAMA_OK) code = llama_context_init(run->model, &context, &run->ctx, error);
-    if (code == LLAMA_OK) code = llama_sampler_init(vocab_size, &o->sampling, &run->sampler, error);
-    if (code != LLAMA_OK) return code;
-    return llama_generation_init(run->ctx, run->tokenizer, run->sampler, 0, stops, o->n_stops, &run->generation,
-                                 error);
-}
-
-static void run_close(Run *run) {
-    llama_generation_free(run->generation);
-    llama_sampler_free(run->sampler);
-    llama_context_free(run->ctx);
-    llama_tokenizer_close(run->tokenizer);
-    llama_close(run->model);
-    llama_run_options_free(&run->options);
-}
-
-// Writes the text that follows what was fed, as it comes, and a newline.
-static int write_text(Run *run, int32_t *finish, LlamaError *error) {
-    LlamaPiece piece;
-    do {
-        int code = llama_generation_next(run->generation, &piece, error);
-        if (code == LLAMA_OK && piece.length > 0) code = write_out(piece.text, piece.length, error);
-        if (code != LLAMA_OK) return code;
-    } while (piece.finish == LLAMA_RUNNING);
-    *finish = piece.finish;
-    return write_out("\n", 1, error);
-}
-
-// What ran, for --stats.
-static void write_stats(const Run *run) {
-    const LlamaContextOptions *o = llama_context_options(run->ctx);
-    if (!run->options.stats) return;
-    fprintf(stderr,
-            "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB %s cache and scratch\n",
-            run->options.model, (double)llama_parameters(run->model) / 1e6,
-            llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
-            (double)llama_context_bytes(run->ctx) / (1 << 20), llama_kv_name(o->kv));
-    fprintf(stderr, "opened in %.1f ms\n", 1e3 * run->open_seconds);
-}
-
-static void write_speed(const Run *run) {
-    const LlamaStats *s = llama_generation_stats(run->generation);
-    double token_bytes = (double)llama_token_bytes(run->model);
-    double speed = s->generated_tokens > 1 ? (s->generated_tokens - 1) / s->generate_seconds : 0;
-    fprintf(
-        stderr,
-        "prompt: %d tokens, %.1f tokens/s; generated: %d tokens, %.1f tokens/s; first token: %.1f ms; %.2f GB/s\n",
-        s->prompt_tokens, s->prompt_tokens / s->prompt_seconds, s->generated_tokens, speed, 1e3 * s->prompt_seconds,
-        speed * token_bytes / 1e9);
-}
-
-// One text after the other from the same prompt, which is run once: each later text goes back to its last token.
-static int write_samples(Run *run, Buffer prompt, const int32_t *ids, size_t n, LlamaError *error) {
-    const LlamaRunOptions *o = &run->options;
-    int32_t finish, last = (int32_t)n - 1;
-    for (int32_t sample = 0; sample < o->samples; sample++) {
-        int code = sample > 0 ? write_out("---\n", 4, error) : LLAMA_OK;
-        llama_sampler_reset(run->sampler);
-        if (sample > 0) {
-            for (int32_t i = 0; i < last && code == LLAMA_OK; i++)
-                code = llama_sampler_accept(run->sampler, ids[i], 0, error);
-            if (code == LLAMA_OK) code = llama_generation_rewind(run->generation, last, error);
-        }
-        int32_t from = sample > 0 ? last : 0;
-        if (code == LLAMA_OK) code = llama_generation_feed(run->generation, ids + from, n - (size_t)from, 0, error);
-        if (code == LLAMA_OK && o->echo) code = write_out(prompt.bytes, prompt.length, error);
-        if (code == LLAMA_OK) code = write_text(run, &finish, error);
-        if (code != LLAMA_OK) return code;
-    }
-    return LLAMA_OK;
-}
-
-static int generate(Run *run, LlamaError *error) {
-    const LlamaRunOptions *o = &run->options;
-    Buffer prompt = {0};
-    int code = o->prompt_file ? read_file(o->prompt_file, &prompt, error) : LLAMA_OK;
-    Buffer text = o->prompt ? (Buffer){(char *)o->prompt, strlen(o->prompt)} : prompt;
-    size_t n = 0;
-    int32_t *ids = malloc(llama_encode_bound(text.length) * sizeof *ids);
-    if (!ids) code = fail_memory(error, llama_encode_bound(text.length) * sizeof *ids);
-    if (code == LLAMA_OK) code = llama_encode(run->tokenizer, text.bytes, text.length, 1, 0, ids, &n, error);
-    if (code == LLAMA_OK) code = write_samples(run, text, ids, n, error);
-    if (code == LLAMA_OK) write_stats(run);
-    if (code == LLAMA_OK) write_speed(run);
-    free(ids);
-    free(prompt.bytes);
-    return code;
-}
-
-// Asks until there is an answer that is not empty. bytes stays NULL at the end of the input.
-static int ask(const char *question, bool may_be_empty, Buffer *answer, LlamaError *error) {
-    *answer = (Buffer){0};
-    do {
-        free(answer->bytes);
-        int code = write_out(question, strlen(question), error);
-        if (code == LLAMA_OK) code = read_until(stdin, '\n', answer, error);
-        if (code != LLAMA_OK) return code;
-    } while (answer->bytes && answer->length == 0 && !may_be_empty);
-    return LLAMA_OK;
-}
-
-// Feeds a turn and writes its answer. finish is LLAMA_STOP_LENGTH when the context is full.
-static int write_answer(Run *run, Buffer system, Buffer user, bool first, int32_t *finish, LlamaError *error) {
-    size_t n, bound = llama_chat_bound(system.length, user.length);
-    int32_t *ids = malloc(bound * sizeof *ids);
-    if (!ids) return fail_memory(error, bound * sizeof *ids);
-    const char *instructions = first && system.length > 0 ? system.bytes : NULL;
-    int code = llama_chat_turn(run->tokenizer, run->model->config.chat_template, instructions, system.length,
-                               user.bytes, user.length, first, ids, &n, error);
-    *finish = LLAMA_STOP_LENGTH;
-    if (code == LLAMA_OK && (first || (size_t)llama_generation_position(run->generation) + n <=
-                                          (size_t)llama_context_options(run->ctx)->context)) {
-        code = llama_generation_feed(run->generation, ids, n, 0, error);
-        if (code == LLAMA_OK) code = write_out("Assistant: ", 11, error);
-        if (code == LLAMA_OK) code = write_text(run, finish, error);
-    }
-    free(ids);
-    return code;
-}
-
-static int chat(Run *run, LlamaError *error) {
-    const LlamaRunOptions *o = &run->options;
-    Buffer system = {0}, user = {0};
-    int32_t finish = LLAMA_RUNNING;
-    int code = LLAMA_OK;
-    if (o->system)
-        system = (Buffer){strdup(o->system), strlen(o->system)};
-    else
-        code = ask("Enter system prompt (optional): ", true, &system, error);
-    bool ended = code == LLAMA_OK && !system.bytes;
-    if (o->prompt && !ended) user = (Buffer){strdup(o->prompt), strlen(o->prompt)};
-    for (bool first = true; code == LLAMA_OK && finish != LLAMA_STOP_LENGTH; first = false) {
-        if (!user.bytes && !ended) code = ask("User: ", false, &user, error);
-        if (code != LLAMA_OK || !user.bytes) break;
-        code = write_answer(run, system, user, first, &finish, error);
-        free(user.bytes);
-        user = (Buffer){0};
-    }
-    if (code == LLAMA_OK && finish == LLAMA_STOP_LENGTH) {
-        fprintf(stderr, "the conversation fills the context of %d positions\n",
-                llama_context_options(run->ctx)->context);
-    } else if (code == LLAMA_OK) {
-        code = write_out("\n", 1, error);
-    }
-    free(system.bytes);
-    free(user.bytes);
-    return code;
-}
+// Command line: one of the things that its options name. ./run and python -m llama.run are hosts of it.
 
 // Writes what the model is, without a context, which this machine may be too small for.
-static int info(Run *run, LlamaError *error) {
+static int write_info(Run *run, LlamaError *error) {
+    const LlamaRunOptions *o = run->options;
     char text[4096];
     LlamaContextOptions context;
-    if (!run->options.model) run->options.model = run->shipped;
-    int code = llama_open(run->options.model, &run->model, error);
-    if (code == LLAMA_OK) code = llama_run_context(&run->options, run->model, &context, error);
+    int code = llama_open(o->model, &run->model, error);
+    if (code == LLAMA_OK) code = run_context(run, &context, error);
     if (code != LLAMA_OK) return code;
-    bool asked = run->options.tokenizer || llama_has_tokenizer(run->model); // any other may be missing
-    code = llama_tokenizer_find(run->options.tokenizer, run->model, &run->tokenizer, error);
-    if (code != LLAMA_OK && asked) return code;
+    bool asked = o->tokenizer || llama_has_tokenizer(run->model); // any other may be missing
+    code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
+    if (code != LLAMA_OK && (asked || code != LLAMA_ERROR_FILE)) return code;
     code = llama_info(run->model, run->tokenizer, &context, text, sizeof text, error);
-    return code == LLAMA_OK ? write_out(text, strlen(text), error) : code;
-}
-
-static int write_perplexity(const Perplexity *p, double time, LlamaError *error) {
-    char line[2048]; // each of three figures may have 300 digits
-    double nats = -p->log_probability;
-    int n =
-        snprintf(line, sizeof line,
-                 "1 document, %zu tokens, %zu bytes: log-probability %.1f, perplexity %.4f, %.4f bits per byte; "
-                 "%.0f tokens/s\n",
-                 p->tokens, p->bytes, p->log_probability, exp(nats / (double)p->tokens),
-                 nats / log(2) / (double)p->bytes, (double)p->tokens / time);
-    return write_out(line, (size_t)n, error);
-}
-
-// How well the model predicts a file, which is one text without the blanks at its ends.
-static int perplexity(Run *run, LlamaError *error) {
-    const char *path = run->options.perplexity, *name = strcmp(path, "-") == 0 ? "standard input" : path;
-    Buffer buffer = {0};
-    Perplexity result = {0};
-    double start = seconds();
-    int code = read_file(path, &buffer, error);
-    Text text = text_strip(buffer.bytes, buffer.length);
-    if (code == LLAMA_OK) code = check_utf8(name, buffer.bytes, buffer.length, error);
-    if (code == LLAMA_OK) code = perplexity_of(run->ctx, run->tokenizer, text.text, text.length, &result, error);
-    if (code == LLAMA_OK && result.tokens == 0) code = fail(error, LLAMA_ERROR_FILE, "%s: holds no text", name);
-    if (code == LLAMA_OK) code = write_perplexity(&result, seconds() - start, error);
-    if (code == LLAMA_OK) write_stats(run);
-    free(buffer.bytes);
-    return code;
+    return code == LLAMA_OK ? console_write(&run->console, text, strlen(text), error) : code;
 }
 
 static int start(Run *run, LlamaError *error) {
-    double begin = seconds();
-    if (run->options.help) return write_out(run_help, strlen(run_help), error);
-    if (run->options.info) return info(run, error);
+    const LlamaRunOptions *o = run->options;
+    if (o->help) return console_write(&run->console, run_help, strlen(run_help), error);
+    if (!o->model) return fail(error, LLAMA_ERROR_USAGE, "no model is given");
+    if (o->info) return write_info(run, error);
     int code = run_open(run, error);
-    run->open_seconds = seconds() - begin;
     if (code != LLAMA_OK) return code;
-    if (run->options.perplexity) return perplexity(run, error);
-    return run->options.chat ? chat(run, error) : generate(run, error);
+    if (o->perplexity) return perplexity(run, error);
+    return o->chat ? chat(run, error) : generate(run, error);
+}
+
+int llama_run(const LlamaRunOptions *options, const LlamaHost *host, LlamaError *error) {
+    Run run = {.options = options};
+    console_init(&run.console, host);
+    int code = start(&run, error);
+    run_close(&run);
+    return code;
+}
+
+#ifndef LLAMA_LIBRARY
+
+#include <signal.h> // SIGPIPE
+
+// Names the model that ships where none is given. It lies in the folder of the program, which is that of the
+// checkout it was built in. The caller frees its path.
+static int find_shipped(const char *program, LlamaRunOptions *options, char **path, LlamaError *error) {
+    static const char name[] = "llama/models/stories.bin";
+    if (options->model) return LLAMA_OK;
+    const char *slash = strrchr(program, '/');
+    size_t folder = slash ? (size_t)(slash - program) + 1 : 0;
+    *path = malloc(folder + sizeof name);
+    if (!*path) return fail_memory(error, folder + sizeof name);
+    memcpy(*path, program, folder);
+    memcpy(*path + folder, name, sizeof name);
+    options->model = *path;
+    return LLAMA_OK;
 }
 
 int main(int argc, char **argv) {
-    Run run = {0};
+    LlamaRunOptions options;
     LlamaError error = {0};
-    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write_out
-    find_shipped(&run, argv[0]);
-    int code = llama_run_parse(argc, argv, &run.options, &error);
-    if (code == LLAMA_OK) code = start(&run, &error);
+    char *shipped = NULL;
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of standard output
+    int code = llama_run_parse(argc, argv, &options, &error);
+    if (code == LLAMA_OK) code = find_shipped(argv[0], &options, &shipped, &error);
+    if (code == LLAMA_OK) code = llama_run(&options, NULL, &error);
     if (code != LLAMA_OK) fprintf(stderr, "error: %s\n", error.text);
-    run_close(&run);
+    llama_run_options_free(&options);
+    free(shipped);
     return code;
 }
 

@@ -1,8 +1,8 @@
 """Builds llama._engine, the C engine as a Python extension.
 
 Run by setup.py (`pip install .`, `python setup.py build_ext --inplace`), never by hand. cffi in API mode
-compiles run.c with its main left out; the declarations are cut from llama/csrc/llama.h, so they cannot drift
-from the code. The limited ABI makes one binary serve every Python from 3.10 on.
+compiles run.c with its main left out; the declarations are cut from llama.h and llama_run.h in llama/csrc, so
+they cannot drift from the code. The limited ABI makes one binary serve every Python from 3.10 on.
 
 Left out on purpose: -march=native (a wheel must run on the next machine, so the engine picks its kernels when
 it starts) and compilers that are neither gcc nor clang.
@@ -32,14 +32,17 @@ SANITIZE_COMPILE = [*SANITIZE, "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-con
 
 # (compile, link) arguments, in order of preference. The second pair is for the clang that macOS ships.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
+HEADERS = ("llama.h", "program/llama_run.h")  # what Python calls
+CALLBACKS = 'extern "Python" int llama_python_interrupted(void *user);'  # llama/run.py: LlamaHost.interrupted
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
-def declarations(header: str) -> str:
-    """The lines of llama.h between `// cdef begin` and `// cdef end`."""
+def declarations(path: Path) -> str:
+    """The lines of a header between `// cdef begin` and `// cdef end`."""
     begin, end = "// cdef begin\n", "// cdef end\n"
+    header = path.read_text(encoding="utf-8")
     if begin not in header or end not in header:
-        raise ValueError(f"{CSRC / 'llama.h'}: the lines {begin!r} and {end!r} are missing")
+        raise ValueError(f"{path}: the lines {begin!r} and {end!r} are missing")
     return header.split(begin, 1)[1].split(end, 1)[0]
 
 
@@ -66,11 +69,13 @@ def openmp_arguments() -> tuple[list[str], list[str]]:
 
 
 def builder() -> FFI:
-    """The cffi builder that setup.py asks for. Raises ValueError if llama.h lost its marks."""
+    """The cffi builder that setup.py asks for. Raises ValueError if a header lost its marks."""
     compile_args, link_args = openmp_arguments()
     sanitize = os.environ.get("LLAMA_SANITIZE") == "1"
     ffi = FFI()
-    ffi.cdef(declarations((CSRC / "llama.h").read_text(encoding="utf-8")))
+    for header in HEADERS:
+        ffi.cdef(declarations(CSRC / header))
+    ffi.cdef(CALLBACKS)
     ffi.set_source(
         "llama._engine",
         '#define LLAMA_LIBRARY\n#include "run.c"\n',

@@ -47,6 +47,8 @@ def is_foreign(path: str | os.PathLike[str]) -> bool:
     try:
         if path.is_dir():
             return True
+        if not path.is_file():  # to open a pipe is to wait for who writes to it
+            return False
         with path.open("rb") as file:
             head = file.read(10)
     except (OSError, ValueError):
@@ -126,9 +128,10 @@ def place(source: Path, dtype: str) -> Path:
     return folder() / f"{source.name.removesuffix('.gguf')}-{dtype}-{key}.bin"
 
 
-def convert(source: Path, out: Path, dtype: str, progress: bool) -> None:
-    """Writes a v3 file of a model in any format, with its tokenizer and template. progress: show a bar.
+def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
+    """Writes a v3 file of a model in any format, with its tokenizer and template.
 
+    say: is told so once the source turned out to be a model. fate: what becomes of the file, in words.
     Raises BadFileError, UsageError, OSError; nothing is left then.
     """
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
@@ -139,6 +142,8 @@ def convert(source: Path, out: Path, dtype: str, progress: bool) -> None:
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
     data = vocabulary.indexed if vocabulary else b""
     extras = Extras(data, found.bos, found.stops, found.template or "none")
+    say(f"converting {source} to {dtype}, {fate}")
+    progress = say is note and sys.stderr.isatty()
     export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)
 
 
@@ -174,8 +179,7 @@ def converted(source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOG
     with alone(path):
         if path.exists():  # somebody else was faster
             return path
-        say(f"converting {source} to {dtype}, kept as {path}")
-        convert(source, path, dtype, progress=say is note and sys.stderr.isatty())
+        convert(source, path, dtype, say, f"kept as {path}")
         entry = Entry(path, str(absolute(source)), dtype, time.time())
         with write_aside(entry.notes) as file:
             file.write(json.dumps({**asdict(entry), "path": path.name}, indent=1).encode())
@@ -189,8 +193,7 @@ def converted_for_now(
     """The .bin of a model in another format, deleted at the end of the block. Raises as converted."""
     with tempfile.TemporaryDirectory(prefix="cria-") as aside:
         path = Path(aside, "model.bin")
-        say(f"converting {source} to {dtype}, for this run")
-        convert(Path(source), path, dtype, progress=say is note and sys.stderr.isatty())
+        convert(Path(source), path, dtype, say, "for this run")
         yield path
 
 

@@ -323,7 +323,7 @@ def download(name: str) -> Files:
 def find(model: str | bytes, tokenizer: str | bytes | None = None) -> Files:
     """The model and tokenizer of a command line: paths as they are, names downloaded. Raises as download."""
     name, given = os.fsdecode(model), None if tokenizer is None else os.fsdecode(tokenizer)
-    if Path(name).exists() or not is_name(name):
+    if not is_name(name) or Path(name).exists():
         return Files(name, given)
     files = download(name)
     return Files(files.model, given or files.tokenizer)

@@ -6,7 +6,8 @@
 // state. A model and a tokenizer are read-only after they are opened and may be shared between threads; a
 // context, a sampler, a stream and a generation belong to one thread at a time.
 //
-// The part between the two `cdef` lines is also what the Python extension compiles against (build_engine.py).
+// The part between the two `cdef` lines is also what the Python extension compiles against (build_engine.py). The
+// command line has a header of its own, program/llama_run.h.
 #ifndef LLAMA_H
 #define LLAMA_H
 
@@ -15,9 +16,15 @@
 
 // cdef begin
 // ---------------------------------------------------------------------------------------------------------
-// Errors. The codes are the exit codes of the command line.
+// Errors. The codes are the exit codes of the command line; it alone is interrupted.
 
-enum { LLAMA_OK = 0, LLAMA_ERROR_USAGE = 2, LLAMA_ERROR_FILE = 3, LLAMA_ERROR_RESOURCE = 4 };
+enum {
+    LLAMA_OK = 0,
+    LLAMA_ERROR_USAGE = 2,
+    LLAMA_ERROR_FILE = 3,
+    LLAMA_ERROR_RESOURCE = 4,
+    LLAMA_ERROR_INTERRUPTED = 130
+};
 
 typedef struct {
     int code;
@@ -144,6 +151,10 @@ int llama_tokenizer_open(const char *path, LlamaTokenizer **tokenizer, LlamaErro
 // From a file in memory, which must stay, aligned to 4 bytes. name: for messages.
 int llama_tokenizer_open_bytes(const void *data, uint64_t size, const char *name, LlamaTokenizer **tokenizer,
                                LlamaError *error);
+// Opens the tokenizer at path, or for path NULL the one that belongs to the model, and checks that it has as many
+// tokens. That is the one inside the model's file (the model must outlive it), else tokenizer.bin or
+// tok<vocab_size>.bin beside the model, then in the working directory.
+int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error);
 void llama_tokenizer_close(LlamaTokenizer *tokenizer);
 int32_t llama_vocab_size(const LlamaTokenizer *tokenizer);
 int32_t llama_bos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
@@ -169,6 +180,11 @@ const char *llama_token_bytes_of(const LlamaTokenizer *tokenizer, int32_t previo
 // The bytes that spell a token: as above with every space, and the name of a special token. NULL as above.
 const char *llama_token_name(const LlamaTokenizer *tokenizer, int32_t token, size_t *length);
 int llama_token_is_special(const LlamaTokenizer *tokenizer, int32_t token); // 1: its text is empty, 0: it is not
+
+// Writes what the model is, and the memory that a context takes, into text, which has room for `room` bytes; what
+// does not fit is cut off. tokenizer: NULL where there is none.
+int llama_info(const LlamaModel *model, const LlamaTokenizer *tokenizer, const LlamaContextOptions *options,
+               char *text, size_t room, LlamaError *error);
 
 // Stream: bytes of tokens in, whole UTF-8 characters out. An unfinished character is held back until it is whole;
 // a byte that can't be part of one becomes U+FFFD. Text that may be the beginning of a stop string is held back
@@ -285,47 +301,6 @@ size_t llama_chat_bound(size_t system_length, size_t user_length);
 int llama_chat_turn(const LlamaTokenizer *tokenizer, int32_t chat_template, const char *system,
                     size_t system_length, const char *user, size_t user_length, int first, int32_t *ids, size_t *n,
                     LlamaError *error);
-
-// ---------------------------------------------------------------------------------------------------------
-// Command line: the options of ./run and python -m llama.run.
-
-typedef struct {
-    const char *model;       // path of the checkpoint, NULL: not given
-    const char *tokenizer;   // -z, NULL: looked for beside the model and in the working directory
-    const char *prompt;      // -i, NULL: not given
-    const char *prompt_file; // -f, "-" for standard input, NULL: not given
-    const char *system;      // -y, NULL: not given
-    const char **stops;      // --stop, (n_stops)
-    int32_t n_stops;
-    int32_t steps;   // -n, 0: to the end of the context
-    int32_t context; // -c, 0: not given
-    int32_t threads; // -j, 0: not given
-    int32_t kv;      // --kv, LLAMA_KV_FP32 ...
-    int32_t samples; // --samples
-    int32_t exact;   // --exact
-    int32_t chat;    // -m chat
-    int32_t echo, stats, help;
-    int32_t info;           // --info
-    const char *perplexity; // --perplexity, "-" for standard input, NULL: not given
-    float rope_theta;       // --rope-theta, 0: not given
-    LlamaSampling sampling; // seed 0: take the clock
-} LlamaRunOptions;
-
-// Reads the options. Strings stay the caller's argv. llama_run_options_free frees the rest.
-int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError *error);
-void llama_run_options_free(LlamaRunOptions *options);
-// The context that a run of the model needs: no more positions than --steps asks for.
-int llama_run_context(const LlamaRunOptions *options, const LlamaModel *model, LlamaContextOptions *context,
-                      LlamaError *error);
-const char *llama_run_help(void);
-// Opens the tokenizer at path, or for path NULL the one that belongs to the model, and checks that it has as many
-// tokens. That is the one inside the model's file (the model must outlive it), else tokenizer.bin or
-// tok<vocab_size>.bin beside the model, then in the working directory.
-int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error);
-// Writes what --info says into text, which has room for `room` bytes; what does not fit is cut off. tokenizer: NULL
-// where there is none.
-int llama_info(const LlamaModel *model, const LlamaTokenizer *tokenizer, const LlamaContextOptions *options,
-               char *text, size_t room, LlamaError *error);
 // cdef end
 
 #endif

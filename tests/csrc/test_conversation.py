@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import assert_refused, both, each_program, run, write_pieces
+from helpers import assert_refused, both, command, each_program, environment, run, write_pieces
 from tiny_models import write_chain
 
 
@@ -44,6 +45,11 @@ def test_a_chat_asks_answers_and_ends_with_its_input(answers):
             "Enter system prompt (optional): Assistant: ab\nUser: Assistant: ab\nUser: \n",
         ),
         (["-y", "", "--stop", "b"], b"hi\nho\n", "User: Assistant: a\nUser: Assistant: a\nUser: \n"),
+        (["-i", "hi"], b"", "Enter system prompt (optional): Assistant: ab\nUser: \n"),
+        (["-i", ""], b"", "Enter system prompt (optional): Assistant: ab\nUser: \n"),
+        (["-i", "hi"], b"kind", "Enter system prompt (optional): Assistant: ab\nUser: \n"),
+        ([], b"kind\r\n\r\nhi\r\n", "Enter system prompt (optional): User: User: Assistant: ab\nUser: \n"),
+        (["-y", ""], b"\xef\xbb\xbf\r\nhi\r\n", "User: User: Assistant: ab\nUser: \n"),
         (["-y", ""], b"a\0b\xff\r\n \n", "User: Assistant: ab\nUser: Assistant: ab\nUser: \n"),
     ],
 )
@@ -78,6 +84,14 @@ def test_a_chat_whose_answer_ended_at_a_stop_string_counts_all_of_its_tokens(ans
         result = both(answers, *options, str(context), stdin=b"hi\n" * 3)
         message = f"the conversation fills the context of {context} positions\n"
         assert (result.returncode, result.stdout.decode(), result.stderr.decode()) == (0, text, message)
+
+
+@each_program
+def test_a_chat_without_standard_input_answers_its_prompt(answers, program):
+    line = ["sh", "-c", 'exec "$@" <&-', "sh", *command(program, answers, "-m", "chat", "-i", "hi")]
+    result = subprocess.run(line, env=environment(), capture_output=True, timeout=60, check=False)
+    text = b"Enter system prompt (optional): Assistant: ab\nUser: \n"
+    assert (result.returncode, result.stdout, result.stderr) == (0, text, b"")
 
 
 def test_a_very_long_line_is_refused_or_fits(tmp_path):

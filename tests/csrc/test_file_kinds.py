@@ -133,6 +133,10 @@ def make_loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+FOLDER = (
+    "is no folder of a model, allowed is one with config.json (Hugging Face), params.json (Meta), "
+    "model.safetensors (train.py)"
+)
 UNREADABLE = [
     (make_directory, "is a directory, not a file"),
     (make_fifo, "is a pipe or a device, not a file"),
@@ -148,7 +152,10 @@ UNREADABLE = [
 def test_what_is_not_a_file_is_refused_and_not_waited_for(path, program, option, make, message):
     other = path.with_name("other")
     make(other)
-    if option == "model":
+    if option == "model" and make is make_directory and program == "python":  # it takes folders of models
+        result = run(program, other, cwd=other, CRIA_CACHE=str(path.parent / "cache"))
+        assert_refused(result, 3, f"{other}: {FOLDER}")
+    elif option == "model":
         assert_bad_file(program, other, f"{other}: {message}")
     else:
         checkpoints.write(path, SHAPE, 1)

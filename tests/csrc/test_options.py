@@ -50,6 +50,7 @@ def test_every_option_in_the_help_is_taken(noise):
         "P": ["0", "0.5", "1"],
         "R": ["0.5", "1.5"],
         "TYPE": ["fp32", "fp16", "bf16"],
+        "D": ["fp32", "bf16", "int8", "int4"],
         "": [None],
     }
     for names, kind in help_lines():
@@ -90,6 +91,8 @@ USAGE = [
     (["-s", "18446744073709551616"], f"--seed = 18446744073709551616, {INTEGERS} 0 to 18446744073709551615"),
     (["-j", "0"], f"--threads = 0, {INTEGERS} 1 to 1024"),
     (["--kv", "int8"], "--kv = int8, allowed fp32, fp16 and bf16"),
+    (["--dtype", "fp16"], "--dtype = fp16, allowed int8, int4, bf16 and fp32"),
+    (["--no-cache=1"], "--no-cache takes no value"),
     (["-c", "0"], f"--context = 0, {INTEGERS} 1 to 2147483647"),
     (["-n", "0", "-c", "257"], "--context = 257, allowed 1 to 256, the model's max_seq_len"),
     (["--samples", "0"], f"--samples = 0, {INTEGERS} 1 to 2147483647"),

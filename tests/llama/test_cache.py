@@ -76,6 +76,38 @@ def test_a_folder_tells_the_story_of_its_bin(source):
         assert "".join(converted.generate(**PROMPT)) == "".join(shipped.generate(**PROMPT))
 
 
+def run(source: Path, *options: str) -> subprocess.CompletedProcess:
+    """python -m llama.run of a model of another format."""
+    command = [sys.executable, "-m", "llama.run", source, "-t", "0", "-n", "12", *options]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_line_converts_once(source, home):
+    with llama.Llama() as shipped:
+        story = "Once" + "".join(shipped.generate("Once", temperature=0, max_tokens=11)) + "\n"
+    first, second = run(source, "-i", "Once"), run(source, "-i", "Once")
+    assert (first.returncode, first.stdout) == (second.returncode, second.stdout) == (0, story)
+    assert first.stderr.startswith(f"converting {source} to int8, kept as {home}/")
+    assert second.stderr.startswith("prompt: ")
+
+
+def test_the_command_line_says_which_type_and_whether_to_keep_it(source, home):
+    result = run(source, "--dtype", "int4", "--no-cache", "--stats")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"converting {source} to int4, for this run\n")
+    assert " M parameters, int4, " in result.stderr
+    assert not home.exists()
+
+
+def test_the_command_line_says_in_a_line_what_it_can_not_convert(source, home):
+    (source / "config.json").write_text("{}")
+    home.write_text("a file where the folder of the cache should be")
+    result = run(source)
+    assert result.returncode in (3, 4)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_what_is_interrupted_leaves_nothing(source, home, monkeypatch):
     def interrupted(path: Path, *arguments, **options):
         with written_aside(path) as scratch:

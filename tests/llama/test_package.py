@@ -117,12 +117,13 @@ except KeyboardInterrupt:
 """
 
 
-def interrupt(arguments, folder, ready):
+def interrupt(arguments, folder, ready, stdin=None):
     """Interrupts Python after its first `ready` bytes; returns the code, the rest and stderr."""
     with subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,
         env=environment(),
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -166,6 +167,17 @@ def test_ctrl_c_stops_the_command_line(long_model):
     arguments = ["-m", "llama.run", str(long_model), "-n", "0", "--samples", "1000000"]
     code, _, err = interrupt(arguments, long_model.parent, 1)
     assert (code, err) == (130, b"")
+
+
+def test_ctrl_c_stops_a_chat_that_waits_for_a_line(long_model):
+    reader, writer = os.pipe()  # that nobody writes to
+    try:
+        arguments = ["-m", "llama.run", str(long_model), "-m", "chat", "-y", ""]
+        code, out, err = interrupt(arguments, long_model.parent, len("User: "), stdin=reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert (code, out, err) == (130, b"", b"")
 
 
 # --- the wheel

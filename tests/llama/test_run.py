@@ -1,10 +1,11 @@
 """The command line: ./run and python -m llama.run take the same options and give the same text and messages.
 
-    python -m pytest tests/test_run.py                          with ./run
-    RUN_BINARY=/path/to/run python -m pytest tests/test_run.py  with another build of it
+    python -m pytest tests/llama/test_run.py                          with ./run
+    RUN_BINARY=/path/to/run python -m pytest tests/llama/test_run.py  with another build of it
 
-Left out on purpose: wrong options (test_options.py), chat (test_conversation.py), --perplexity
-(test_perplexity.py), bad files (test_checkpoint.py).
+Left out on purpose: wrong options (test_options.py), what a prompt means (test_prompt.py), chat
+(test_conversation.py), --perplexity (test_perplexity.py), bad files (test_checkpoint.py), other hosts of the
+command line (test_host.py).
 """
 
 from __future__ import annotations
@@ -232,7 +233,7 @@ def test_a_prompt_gives_the_same_text_from_everywhere(noise, tmp_path, program, 
 
 @each_program
 def test_a_prompt_is_written_as_it_was_given(noise, program):
-    prompt = b"a\0\xff\xc3(\xed\xa0\x80\r\n\n"
+    prompt = b"a\0\xff\xc3(\xed\xa0\x80\r \n\n"
     text = output(program, noise / "v0.bin", "-t", "0", "-f", "-", stdin=prompt + b"\n")
     assert text.startswith(prompt)
     silent = output(program, noise / "v0.bin", "-t", "0", "--no-echo", "-f", "-", stdin=prompt + b"\n")
@@ -247,15 +248,6 @@ def test_a_long_prompt_on_the_command_line_is_read(tmp_path, program):
     result = run(program, model, "-i", prompt, "-n", "5003", cwd=tmp_path)
     assert result.stdout.decode() == prompt + " x x x\n"
     assert counts(result) == (5_001, 3)
-
-
-@pytest.mark.parametrize(("options", "room"), [([], 64), (["-n", "10"], 10), (["-c", "5"], 5)])
-def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(loop, options, room):
-    result = both(loop, "-f", "-", *options, stdin=" ".join("x" * room).encode())
-    assert_refused(result, 2, f"the prompt has {room + 1} tokens, the context has room for {room}")
-    assert result.stdout == b""
-    result = both(loop, "--no-echo", "-f", "-", *options, stdin=" ".join("x" * (room - 1)).encode())
-    assert (result.returncode, result.stdout) == (0, b" x\n")
 
 
 def test_a_prompt_file_that_can_not_be_read_is_a_bad_file(noise):

@@ -30,13 +30,29 @@
 // ---------------------------------------------------------------------------------------------------------
 // Errors
 
+// Puts the end of a message, where the reason is, into the place of what did not fit: a path may be longer than a
+// line.
+__attribute__((format(printf, 3, 0))) static void keep_end(LlamaError *error, size_t length, const char *format,
+                                                           va_list arguments) {
+    enum { END = sizeof error->text / 2 };
+    char *text = malloc(length + 1);
+    if (!text) return;
+    vsnprintf(text, length + 1, format, arguments);
+    memcpy(error->text + sizeof error->text - END - 3, "...", 3);
+    memcpy(error->text + sizeof error->text - END, text + length + 1 - END, END);
+    free(text);
+}
+
 // Fills in the error and returns its code, so that a check reads `return fail(error, CODE, "...")`.
 __attribute__((format(printf, 3, 4))) static int fail(LlamaError *error, int code, const char *format, ...) {
     if (!error) return code;
-    va_list arguments;
+    va_list arguments, again;
     va_start(arguments, format);
+    va_copy(again, arguments);
     error->code = code;
-    vsnprintf(error->text, sizeof error->text, format, arguments);
+    int length = vsnprintf(error->text, sizeof error->text, format, arguments);
+    if (length >= (int)sizeof error->text) keep_end(error, (size_t)length, format, again);
+    va_end(again);
     va_end(arguments);
     for (char *c = error->text; *c; c++) // a name of a file may hold a newline
         if ((unsigned char)*c < ' ') *c = '?';

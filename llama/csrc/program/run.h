@@ -1,0 +1,122 @@
+// run.h: a run of the command line: what its options name, opened, and a text being written piece by piece.
+#ifndef LLAMA_PROGRAM_RUN_H
+#define LLAMA_PROGRAM_RUN_H
+
+#include "../weights/model.h" // LlamaModel
+#include "console.h"          // Console
+#include "llama_run.h"        // LlamaRunOptions
+
+typedef struct {
+    const LlamaRunOptions *options;
+    Console console;
+    LlamaModel *model;
+    LlamaTokenizer *tokenizer;
+    LlamaContext *ctx;
+    LlamaSampler *sampler;
+    LlamaGeneration *generation;
+    double open_seconds;
+} Run;
+
+// The context that the options ask for: no more positions than --steps runs.
+static int run_context(const Run *run, LlamaContextOptions *context, LlamaError *error) {
+    const LlamaRunOptions *o = run->options;
+    int32_t max = run->model->config.max_seq_len, wanted = o->context ? o->context : max;
+    if (wanted > max)
+        return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
+                    max);
+    if (o->steps > 0) wanted = MIN(wanted, o->steps);
+    *context = (LlamaContextOptions){
+        .context = wanted, .threads = o->threads, .exact = o->exact, .kv = o->kv, .rope_theta = o->rope_theta};
+    return LLAMA_OK;
+}
+
+static int run_sampler(Run *run, LlamaError *error) {
+    LlamaSampling sampling = run->options->sampling;
+    if (sampling.seed == 0) sampling.seed = (uint64_t)time(NULL);
+    return llama_sampler_init(run->model->config.vocab_size, &sampling, &run->sampler, error);
+}
+
+// Opens all that a text needs. What was opened before an error is closed with the rest.
+static int run_open(Run *run, LlamaError *error) {
+    const LlamaRunOptions *o = run->options;
+    const char *const *stops = (const char *const *)o->stops;
+    LlamaContextOptions context;
+    double start = seconds();
+    int code = llama_open(o->model, &run->model, error);
+    if (code == LLAMA_OK) code = run_context(run, &context, error);
+    if (code == LLAMA_OK) code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
+    if (code == LLAMA_OK) code = llama_context_init(run->model, &context, &run->ctx, error);
+    if (code == LLAMA_OK) code = run_sampler(run, error);
+    if (code == LLAMA_OK)
+        code = llama_generation_init(run->ctx, run->tokenizer, run->sampler, 0, stops, o->n_stops, &run->generation,
+                                     error);
+    run->open_seconds = seconds() - start;
+    return code;
+}
+
+static void run_close(Run *run) {
+    llama_generation_free(run->generation);
+    llama_sampler_free(run->sampler);
+    llama_context_free(run->ctx);
+    llama_tokenizer_close(run->tokenizer);
+    llama_close(run->model);
+}
+
+// An error that says what to change where n tokens are more than the context, which begins with them, has room for.
+static int run_check_room(const Run *run, size_t n, LlamaError *error) {
+    const LlamaRunOptions *o = run->options;
+    int32_t room = llama_context_options(run->ctx)->context, max = run->model->config.max_seq_len;
+    int32_t whole = o->context ? o->context : max; // with -n 0
+    if (n <= (size_t)room) return LLAMA_OK;
+    if (n <= (size_t)whole)
+        return fail(error, LLAMA_ERROR_USAGE,
+                    "the prompt has %zu tokens, --steps = %d has room for no more than that: -n 0 takes the whole "
+                    "context of %d",
+                    n, room, whole);
+    if (n <= (size_t)max)
+        return fail(error, LLAMA_ERROR_USAGE,
+                    "the prompt has %zu tokens, --context = %d; this model may have up to %d", n, whole, max);
+    return fail(error, LLAMA_ERROR_USAGE, "the prompt has %zu tokens, the context has room for %d", n, max);
+}
+
+// Writes the text that follows what was fed, as it comes, and a newline. finish: why it ended, LLAMA_STOP_...
+static int write_text(Run *run, int32_t *finish, LlamaError *error) {
+    LlamaPiece piece;
+    do {
+        int code = console_check(&run->console, error);
+        if (code == LLAMA_OK) code = llama_generation_next(run->generation, &piece, error);
+        if (code == LLAMA_OK) code = console_write(&run->console, piece.text, piece.length, error);
+        if (code != LLAMA_OK) return code;
+    } while (piece.finish == LLAMA_RUNNING);
+    *finish = piece.finish;
+    return console_write(&run->console, "\n", 1, error);
+}
+
+// What ran, for --stats.
+static void note_stats(const Run *run) {
+    const LlamaContextOptions *o = llama_context_options(run->ctx);
+    if (!run->options->stats) return;
+    console_note(&run->console,
+                 "model: %s, %.1f M parameters, %s, context %d, %d threads, %s kernels, %.1f MiB %s cache and "
+                 "scratch\nopened in %.1f ms\n",
+                 run->options->model, (double)llama_parameters(run->model) / 1e6,
+                 llama_type_name(run->model->config.weight_type), o->context, o->threads, o->kernels,
+                 (double)llama_context_bytes(run->ctx) / (1 << 20), llama_kv_name(o->kv), 1e3 * run->open_seconds);
+}
+
+static double per_second(int32_t tokens, double time) {
+    return tokens > 0 && time > 0 ? tokens / time : 0;
+}
+
+// What the last text cost. The bandwidth is that of the weights which each generated token reads.
+static void note_speed(const Run *run) {
+    const LlamaStats *s = llama_generation_stats(run->generation);
+    double made = per_second(s->generated_tokens - 1, s->generate_seconds);
+    console_note(&run->console,
+                 "prompt: %d tokens, %.1f tokens/s; generated: %d tokens, %.1f tokens/s; first token: %.1f ms; "
+                 "%.2f GB/s\n",
+                 s->prompt_tokens, per_second(s->prompt_tokens, s->prompt_seconds), s->generated_tokens, made,
+                 1e3 * s->prompt_seconds, made * (double)llama_token_bytes(run->model) / 1e9);
+}
+
+#endif
