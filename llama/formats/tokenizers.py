@@ -25,8 +25,9 @@ from sentencepiece import SentencePieceProcessor
 
 from llama.errors import BadFileError
 from llama.files import write_aside
-from llama.formats import sentencepiece_model, tokenizer_json
+from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
+from llama.formats.sentencepiece_model import read_sentencepiece
 from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
@@ -158,40 +159,6 @@ def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
 
     ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
     return Tokenizer(path, "sentencepiece", data, sp.vocab_size(), *ends, special, sp, *work)
-
-
-TYPES = {  # of sentencepiece's pieces
-    sentencepiece_model.NORMAL: tokens.TEXT,
-    sentencepiece_model.UNKNOWN: tokens.UNKNOWN,
-    sentencepiece_model.CONTROL: tokens.CONTROL,
-    sentencepiece_model.USER_DEFINED: tokens.USER,
-    sentencepiece_model.BYTE: tokens.BYTE,
-}
-
-
-def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
-    """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
-
-    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
-    """
-    changed = sp.normalize("\ufb01 \u00b2A")
-    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
-        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
-    flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
-    n = sp.vocab_size()
-    types = [TYPES.get(kind) for kind in sentencepiece_model.piece_types(sp.serialized_model_proto())]
-    if None in types:
-        raise BadFileError(f"{path}: piece {types.index(None)} is unused, allowed are pieces in use")
-    names = [sp.id_to_piece(i) for i in range(n)]
-    if spaced := [name for name in names if " " in name]:
-        raise BadFileError(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
-    pieces = [name.replace("\u2581", " ").encode() for name in names]
-    pieces = [
-        bytes([int(piece[3:5], 16)]) if kind == tokens.BYTE else piece
-        for piece, kind in zip(pieces, types, strict=True)
-    ]
-    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
-    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ends, flags=flags)
 
 
 def load_llama2c(path: Path, data: bytes) -> Tokenizer:

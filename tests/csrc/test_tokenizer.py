@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SHARED, write_tokenizer
+from helpers import SHARED, write_pieces, write_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
@@ -19,6 +19,7 @@ from sentencepiece import sentencepiece_model_pb2 as pb
 
 from llama import Tokenizer
 from llama._engine import ffi, lib
+from llama.formats import vocabulary as tokens
 
 TOKENIZERS = SHARED / "tokenizers"
 MILLION = 1_000_000
@@ -458,3 +459,25 @@ def test_any_bytes_are_refused_or_read(tmp_path, data, with_head):
     path = tmp_path / "tok.bin"
     path.write_bytes(HEAD + data if with_head else data)
     is_refused(path)
+
+
+# --- The first llama2.c
+
+
+def test_a_tokenizer_bin_whose_byte_tokens_are_characters_is_read_as_its_model(trained, tmp_path):
+    path = tmp_path / "old.bin"
+    records = [(trained.sp.id_to_piece(i), trained.sp.get_score(i)) for i in range(trained.sp.vocab_size())]
+    names = {f"<0x{byte:02X}>": chr(byte) for byte in range(256)} | {"<s>": "\n<s>\n", "</s>": "\n</s>\n"}
+    write_pieces(path, [(names.get(piece, piece).replace("▁", " "), score) for piece, score in records])
+    old = Tokenizer(path)
+    assert tokens.read_bin(path, path.read_bytes()) == tokens.read_bin(path, trained.path.read_bytes())
+    for text in [*TRICKY, *SCRIPTS.split("\n"), "\U0001f600, \0"]:
+        ids = trained.sp.encode(text)
+        assert old.encode(text, bos=False) == ids, text
+        assert old.decode(ids) == trained.sp.decode(ids), text
+
+
+def test_characters_elsewhere_are_characters(tmp_path):
+    names = ["<unk>", "\n<s>\n", "\n</s>\n", "x", *map(chr, range(256))]
+    tokenizer = Tokenizer(write_pieces(tmp_path / "t.bin", [(name, 0.0) for name in names]))
+    assert tokenizer.encode("\u00e9", bos=False) == [4 + 32, 4 + 0xE9]
