@@ -19,7 +19,7 @@ from llama.formats.tokenizer_json import (
     piece_bytes,
     read_merges,
     refuse,
-    require_bytes,
+    refuse_some_bytes,
 )
 from llama.formats.vocabulary import Vocabulary
 
@@ -160,7 +160,7 @@ def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int
             pieces.append(piece_bytes(file.path, name, byte_level, Keys.LIST))
         else:
             pieces.append(bytes([BYTE_NAMES[name]]) if types[-1] == tokens.BYTE else name.encode())
-    require_bytes(file.path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, Keys.LIST)
+    refuse_some_bytes(file.path, pieces, types, Keys.LIST)
     return pieces, types
 
 

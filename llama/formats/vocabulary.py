@@ -21,7 +21,7 @@ from llama.errors import BadFileError
 
 CHARACTERS, BYTES, UNIGRAM = range(3)  # kinds: what merges at first, or pieces are chosen by their sum
 TEXT, UNKNOWN, CONTROL, USER, BYTE = range(5)  # types of tokens
-NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS = range(4)  # how text is split into words
+NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words
 PREFIX, PREFIX_EACH, PREFIX_UNLESS_SPACE, WHOLE_WORDS = 1, 2, 4, 8  # flags
 USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES = 16, 32, 64, 128, 256
 SENTENCEPIECE = PREFIX | PREFIX_EACH | STRIP  # what its models do unless they say otherwise
@@ -37,9 +37,9 @@ class Vocabulary:
     """The tokens of a model. What the fields mean is said in docs/format.md.
 
     pieces: what each token prints, or its name; a space stands for U+2581. merges: the pairs of pieces that
-    merge, the first first; None: any two whose bytes make one do, the highest score first. late: ids of special
-    tokens that are found once a space was put in front. notes: what the user should know of a vocabulary that
-    its file does not say all of, a line each; no file holds them.
+    merge, the first first; None: any two whose bytes make one do, the highest score first. late: ids of
+    special tokens that are found once a space was put in front. notes: what the user should know of a
+    vocabulary that its file does not say all of, a line each; no file holds them.
     """
 
     kind: int

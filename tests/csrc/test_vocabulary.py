@@ -1,7 +1,8 @@
 """The indexed file of a tokenizer: docs/format.md, formats/vocabulary.py and the engine agree on it, and the
 engine survives every lie in it.
 
-tests/data/sample_characters.bin, sample_bytes.bin and sample_unigram.bin are such files, written once and never again.
+tests/data/sample_characters.bin, sample_bytes.bin and sample_unigram.bin are such files, written once and
+never again.
 """
 
 import random
@@ -173,7 +174,7 @@ HOSTILE = {
     "header": (lambda data: data[:63], "has 63 bytes, needed are at least 64"),
     "version": (patch(4, "<I", 2), "version = 2, allowed 1 to 1"),
     "kind": (patch(8, "<I", 3), "kind = 3, allowed 0 to 2"),
-    "pattern": (patch(12, "<I", 4), "pattern = 4, allowed 0 to 3"),
+    "pattern": (patch(12, "<I", 5), "pattern = 5, allowed 0 to 4"),
     "flags": (patch(16, "<I", 512), "flags = 512, allowed 0 to 511"),
     "vocab_size": (patch(20, "<i", 0), "vocab_size = 0, allowed 1 to 16777215"),
     "huge vocab_size": (patch(20, "<i", 2**31 - 1), "vocab_size = 2147483647, allowed 1 to 16777215"),

@@ -84,7 +84,6 @@ static int known_encode(Encoder *e, const char *text, size_t length, LlamaError 
 // Of a vocabulary of bytes with an unknown token, which nothing merges with: it stands for bytes without a token.
 static int known_parts_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
     int code = LLAMA_OK;
-    e->begin = e->n; // no run goes on from word to word
     for (size_t start = 0, end; start < length && code == LLAMA_OK; start = end) {
         bool known, first;
         end = start + unit_length(e, text + start, length - start, &first);
@@ -100,28 +99,22 @@ static int known_parts_encode(Encoder *e, const char *text, size_t length, Llama
 static int word_encode(Encoder *e, const char *word, size_t length, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
     int32_t id = -1;
+    e->begin = e->n;
+    if (t->kind == KIND_UNIGRAM) return unigram_encode(e, word, length, error);
     if (t->flags & FLAG_WHOLE_WORDS) id = vocabulary_find(t, e->index, word, length);
-    if (id < 0 && t->has_bytes) return stretches_encode(e, word, length, error);
-    if (id < 0) return (t->unknown < 0 ? known_encode : known_parts_encode)(e, word, length, error);
-    emit(e, id);
-    return LLAMA_OK;
+    if (id >= 0) return emit(e, id), LLAMA_OK;
+    if (t->has_bytes || (t->unknown >= 0 && t->kind == KIND_CHARACTERS))
+        return stretches_encode(e, word, length, error);
+    return (t->unknown < 0 ? known_encode : known_parts_encode)(e, word, length, error);
 }
 
-static int words_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
     int code = LLAMA_OK;
     for (size_t at = 0, end; at < length && code == LLAMA_OK; at = end) {
         end = word_end(e->tokenizer->pattern, text, at, length);
         code = word_encode(e, text + at, end - at, error);
     }
     return code;
-}
-
-static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
-    const LlamaTokenizer *t = e->tokenizer;
-    if (length == 0) return LLAMA_OK;
-    if (t->kind == KIND_BYTES) return words_encode(e, text, length, error);
-    if (t->kind == KIND_UNIGRAM) return unigram_encode(e, text, length, error);
-    return (t->has_bytes || t->unknown >= 0 ? stretches_encode : known_encode)(e, text, length, error);
 }
 
 // ---------------------------------------------------------------------------------------------------------
