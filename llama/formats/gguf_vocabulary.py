@@ -1,20 +1,21 @@
 """The tokenizer in a GGUF file, of the two kinds that Llamas have.
 
-"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space. "gpt2" is byte-level:
-tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
+"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space; where the scores are
+all alike, the pairs that merge are in a list or found in the order of the tokens. "gpt2" is byte-level: tokens
+spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.chat_templates import TEMPLATES, template_kind
 from llama.formats.gguf_file import GgufFile, gguf
+from llama.formats.merge_order import are_alike, with_order
 from llama.formats.spelling import merges_of, pieces_problem, spellings
 from llama.formats.tokenizer_json import (
     BYTE_NAMES,
+    bytes_missing,
     merging_by,
     piece_bytes,
     read_merges,
@@ -171,8 +172,29 @@ def read_sentencepiece(file: GgufFile) -> Vocabulary:
     scores = file.many(Keys.SCORES, float, len(token_names(file)))
     pieces, types = read_pieces(file, False)
     flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
-    ids = (*find_ends(file), find_id(file, Keys.UNK_ID))
-    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+    usual = types.index(tokens.UNKNOWN) if tokens.UNKNOWN in types else -1
+    ids = (*find_ends(file), find_id(file, Keys.UNK_ID, usual))
+    if ids[-1] < 0 and (missing := bytes_missing(pieces, types, tokens.BYTE)):
+        refuse(file.path, Keys.LIST, f"{missing} bytes without a token", "all 256, or an unknown token")
+    vocabulary = Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+    return ordered(file, vocabulary) if are_alike(vocabulary) else vocabulary
+
+
+def ordered(file: GgufFile, vocabulary: Vocabulary) -> Vocabulary:
+    """A vocabulary whose scores are all alike, merging by the pairs that the file lists or its ids tell.
+
+    Raises BadFileError.
+    """
+    if file.get(Keys.MERGES) is None:
+        return with_order(vocabulary)
+    return merging_by(vocabulary, listed_merges(file, vocabulary, False))
+
+
+def listed_merges(file: GgufFile, vocabulary: Vocabulary, byte_level: bool) -> list[tuple[bytes, bytes]]:
+    """The pairs that a file lists. Raises BadFileError."""
+    typed = dict(zip(token_names(file), vocabulary.types, strict=True))
+    special = {name for name, of in typed.items() if of != tokens.TEXT}
+    return read_merges(file.path, file.many(Keys.MERGES, str), typed, special, byte_level, Keys.MERGES)
 
 
 def read_byte_level(file: GgufFile) -> Vocabulary:
@@ -182,11 +204,9 @@ def read_byte_level(file: GgufFile) -> Vocabulary:
         raise file.wrong(Keys.PRE, " and ".join(map(repr, PATTERNS)))
     pieces, types = read_pieces(file, True)
     flags = tokens.WHOLE_WORDS if PATTERNS[splits] == tokens.LLAMA3 else 0
-    text = {name: of == tokens.TEXT for name, of in zip(token_names(file), types, strict=True)}
-    special = {name for name, is_text in text.items() if not is_text}
-    merges = read_merges(file.path, file.many(Keys.MERGES, str), text, special, True, Keys.MERGES)
-    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file))
-    return merging_by(replace(vocabulary, pattern=PATTERNS[splits], flags=flags), merges)
+    rest = {"pattern": PATTERNS[splits], "flags": flags}
+    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file), **rest)
+    return merging_by(vocabulary, listed_merges(file, vocabulary, True))
 
 
 def find_vocabulary(file: GgufFile) -> Vocabulary | None:

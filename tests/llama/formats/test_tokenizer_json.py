@@ -210,7 +210,7 @@ def pair(request, tmp_path_factory) -> Pair:
 
 
 def names_a_piece(pair: Pair, text: str, names: str) -> bool:
-    """Whether a Unigram's text has the name of a piece that the library takes for it, and the engine for text."""
+    """Whether a Unigram's text names a piece: the library takes it for that, the engine for text."""
     return "Unigram" in str(type(pair.library.model)) and re.search(names, text) is not None
 
 
