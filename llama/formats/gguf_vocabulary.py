@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file, of the two kinds that Llamas have.
 
-"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space; where the scores are
-all alike, the pairs that merge are in a list or found in the order of the tokens. "gpt2" is byte-level: tokens
+"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space; where all scores are
+alike, the pairs that merge are in a list or found in the order of the tokens. "gpt2" is byte-level: tokens
 spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
 """
 

@@ -1,9 +1,9 @@
 """The order in which tokens merge, from the order of their ids: for files that do not say it.
 
 llama.cpp's converter writes one score for all tokens of a model that has a tokenizer.json and no
-tokenizer.model. Training makes tokens one after the other, each of two that are there already, and numbers them
-so. A token alone is then merged, by the pairs that came before it, into just those two: if each token of the
-vocabulary is, the ids are in the order of the merges, and the pairs are known.
+tokenizer.model. Training makes tokens one after the other, each of two that are there already, and numbers
+them so. A token alone is then merged, by the pairs that came before it, into just those two: if each token of
+the vocabulary is, the ids are in the order of the merges, and the pairs are known.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from llama.formats.vocabulary import Vocabulary, text_ids
 RUNS = {b" " * n for n in (*range(2, 15), 16)}  # in Llama 2 and Mistral these merge last, whatever their ids
 LAST = -1e9  # their score there
 UNKNOWN_ORDER = (
-    "all scores of the tokenizer are alike, and the order of its tokens does not tell which merge first: texts "
-    "may get other ids than the model was trained with"
+    "all scores of the tokenizer are alike, and the order of its tokens does not tell which merge first: "
+    "texts may get other ids than the model was trained with"
 )
 
 Pair = tuple[bytes, bytes]
@@ -63,7 +63,7 @@ def is_trained_by_sentencepiece(pieces: Sequence[bytes]) -> bool:
 
 
 def with_order(vocabulary: Vocabulary) -> Vocabulary:
-    """A vocabulary whose scores are all alike, merging as its ids say; if they don't, it as it is, with a note."""
+    """A vocabulary whose scores are all alike, merging as its ids say; else as it is, with a note."""
     v, last = vocabulary, set[bytes]()
     try:
         pieces = sorted(text_ids(v), key=text_ids(v).__getitem__)
