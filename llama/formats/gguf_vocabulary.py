@@ -40,6 +40,7 @@ TYPES = {
     TokenType.BYTE: tokens.BYTE,
     TokenType.UNUSED: tokens.CONTROL,  # without its name: no text means it
 }
+AFTER_ADDED = tokens.PREFIX | tokens.PREFIX_UNLESS_SPACE | tokens.STRIP  # of a folder that adds tokens
 TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != TokenType.UNUSED}
 
 # --- Writing
@@ -55,13 +56,40 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
             return f"pattern = {v.pattern}, allowed {', '.join(map(str, SPLITS))}"
         if flags != (allowed := tokens.WHOLE_WORDS if v.pattern == tokens.LLAMA3 else 0):
             return f"flags = {flags}, allowed {allowed} with pattern {v.pattern}"
+    elif v.kind == tokens.UNIGRAM:
+        return "kind = Unigram, allowed pieces that merge"
     elif v.merges is not None:
         return "merges = a list of pairs, allowed are scores"
-    elif flags not in (0, tokens.SENTENCEPIECE):
-        return f"flags = {flags}, allowed 0 and {tokens.SENTENCEPIECE}"
-    elif tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
-        return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
+    elif flags not in (0, tokens.SENTENCEPIECE, AFTER_ADDED) or v.pattern != tokens.NO_PATTERN:
+        return (
+            f"flags = {flags}, pattern = {v.pattern}, allowed 0 and {tokens.SENTENCEPIECE} without a pattern"
+        )
+    elif (known := v.types.count(tokens.BYTE)) < 256:
+        return f"byte tokens = {known}, allowed all 256"
     return pieces_problem(v)
+
+
+def notes_of(vocabulary: Vocabulary) -> list[str]:
+    """What llama.cpp does otherwise than the tokenizer, as it would with a file of its own converter."""
+    v, notes = vocabulary, []
+    if v.kind == tokens.CHARACTERS and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
+        notes.append("user-defined pieces are text like any other in a GGUF file: their names may be cut")
+    if v.kind == tokens.CHARACTERS and v.flags & ~tokens.USER_FIRST == AFTER_ADDED:
+        notes.append("llama.cpp puts a space in front of text that follows a special token, too")
+    return notes
+
+
+def written_types(vocabulary: Vocabulary) -> list[TokenType]:
+    """The type of each token in the file.
+
+    User-defined pieces of sentencepiece are text, as llama.cpp's converter has them: those of llama.cpp are
+    found before a space is put in front.
+    """
+    v, written = vocabulary, dict(TYPES_WRITTEN)
+    if v.kind == tokens.CHARACTERS and not v.flags & tokens.USER_FIRST:
+        written[tokens.USER] = TokenType.NORMAL
+    typed = zip(v.pieces, v.types, strict=True)
+    return [written[of] if piece else TokenType.UNUSED for piece, of in typed]
 
 
 def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
@@ -82,8 +110,7 @@ def add_vocabulary(
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
     writer.add_token_list(spellings(v))
-    typed = zip(v.pieces, v.types, strict=True)
-    writer.add_token_types([TYPES_WRITTEN[of] if piece else TokenType.UNUSED for piece, of in typed])
+    writer.add_token_types(written_types(v))
     if byte_level:
         writer.add_token_merges(merges_of(v))
     else:

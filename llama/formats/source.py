@@ -40,7 +40,8 @@ class Source:
     name: what messages call it. The rest is what the files say besides the weights. bos: the id that begins
     a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
     "llama3"); None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
-    None if there is none. longest: positions up to which the model is a Llama, None for any number.
+    None if there is none. longest: positions up to which the model is a Llama, None for any number. notes:
+    what its user should know, a line each.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source:
     template: str | None = "none"
     vocabulary: Callable[[], Vocabulary | None] = lambda: None
     longest: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def checked_config(name: str, **fields: Any) -> Config:

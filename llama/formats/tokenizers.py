@@ -6,7 +6,7 @@ Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and a tokenize
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
 
-Left out on purpose: Unigram models and text normalisation, which the engine does not have; chat.
+Left out on purpose: text normalisation, which the engine does not have; chat.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from llama.errors import BadFileError
 from llama.files import write_aside
 from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
+from llama.formats.added_tokens import find_added, with_added
+from llama.formats.kinds import refuse_pointer
 from llama.formats.sentencepiece_model import read_sentencepiece
 from llama.formats.vocabulary import Vocabulary, count_bin
 
@@ -50,10 +52,8 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # "sentencepiece", "llama3", "tokenizer.json" or "tokenizer.bin"
-    data: bytes = field(
-        repr=False
-    )  # a file that says all of it: the one at path, or for a tokenizer.json the indexed form
+    kind: str  # "sentencepiece", "llama3", "tokenizer.json", "tokenizer.bin"; or a model with added tokens
+    data: bytes = field(repr=False)  # a file that says all of it: the one at path, or the indexed form
     vocab_size: int
     bos_id: int  # -1: none
     eos_id: int  # -1: none
@@ -99,16 +99,21 @@ class Tokenizer:
         return self.decode_ids(ids)
 
 
-def load(path: str | Path) -> Tokenizer:
+def find_file(path: Path) -> Path:
+    """The file of a tokenizer: path, or tokenizer.model or tokenizer.json in a folder."""
+    names = (path / "tokenizer.model", path / "tokenizer.json") if path.is_dir() else (path,)
+    return next((name for name in names if name.exists()), names[0])
+
+
+def load(path: str | Path, most: int | None = None) -> Tokenizer:
     """The tokenizer in a file, told by content, or tokenizer.model or tokenizer.json in a folder.
 
+    most: tokens of its model; those that a folder adds to a tokenizer.model beyond it are left out.
     Raises BadFileError, OSError.
     """
-    path = Path(path)
-    if path.is_dir():
-        names = (path / "tokenizer.model", path / "tokenizer.json")
-        path = next((name for name in names if name.exists()), names[0])
+    path = find_file(Path(path))
     data = path.read_bytes()
+    refuse_pointer(path, data)
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
@@ -116,7 +121,7 @@ def load(path: str | Path) -> Tokenizer:
     if data.lstrip()[:1] == b"{" and path.suffix == ".json":
         vocabulary = tokenizer_json.read(path, data)
         return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
-    return load_sentencepiece(path, data) or load_llama2c(path, data)
+    return load_sentencepiece(path, data, most) or load_llama2c(path, data)
 
 
 def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:
@@ -141,14 +146,17 @@ def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) 
 # sentencepiece
 
 
-def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
-    """A sentencepiece model, None for another file."""
+def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer | None:
+    """A sentencepiece model, with what its folder adds to it; None for another file. Raises BadFileError."""
     try:
         sp = SentencePieceProcessor(model_proto=data) if data else None
     except RuntimeError:
         sp = None
     if sp is None or sp.vocab_size() == 0:
         return None
+    if any(most is None or token.id < most for token in find_added(path.parent, sp.vocab_size())):
+        vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
+        return load_vocabulary(path, "tokenizer.model with added tokens", vocabulary.indexed, vocabulary)
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
     special = {sp.id_to_piece(i): i for i in control}
     names = sorted(map(re.escape, special), key=len, reverse=True)

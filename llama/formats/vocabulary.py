@@ -30,6 +30,7 @@ MAGIC, VERSION = 0x6B6F746C, 1
 HEADER = struct.Struct("<5I4i7I")
 PROBES_MAX = 256  # slots that the engine looks at
 NO_RANK = 2**32 - 1  # a pair that does not merge
+VOCABULARY_MAX = 2**24 - 1  # tokens
 
 
 @dataclass(frozen=True)
