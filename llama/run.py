@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llama._engine import ffi, lib
-from llama.engine import SHIPPED
+from llama.engine import SHIPPED, found
 from llama.errors import BadFileError, LlamaError, ResourceError
 from llama.native import KV, call, create, encode, encode_turn, model_open, score
 
@@ -122,7 +122,7 @@ def open_run(options: Any) -> Run:
     start = time.perf_counter()
     path, tokenizer_path = files(options)
     model = model_open(path)
-    tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, tokenizer_path, model)
+    tokenizer = found(string(tokenizer_path), model)
     context = create("LlamaContext", lib.llama_context_init, model, context_options(options, model))
     options.sampling.seed = options.sampling.seed or int(time.time())
     vocab_size = lib.llama_config(model).vocab_size
@@ -211,7 +211,7 @@ def info(options: Any) -> None:
     model = model_open(path)
     sizes, tokenizer, text = context_options(options, model), ffi.NULL, ffi.new("char[4096]")
     try:
-        tokenizer = create("LlamaTokenizer", lib.llama_tokenizer_find, tokenizer_path, model)
+        tokenizer = found(string(tokenizer_path), model)
     except BadFileError:
         if tokenizer_path != ffi.NULL or lib.llama_has_tokenizer(model):  # any other may be missing
             raise

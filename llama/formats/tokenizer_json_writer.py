@@ -137,7 +137,7 @@ def bpe(vocabulary: Vocabulary, names: list[str]) -> Step:
         "unk_token": names[v.unknown] if v.unknown >= 0 else None,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
-        "fuse_unk": v.kind != tokens.BYTES and not v.flags & tokens.UNKNOWN_EACH,
+        "fuse_unk": not v.flags & tokens.UNKNOWN_EACH,
         "byte_fallback": v.kind != tokens.BYTES and tokens.BYTE in v.types,
         "ignore_merges": bool(v.flags & tokens.WHOLE_WORDS),
         "vocab": {name: i for i, name in enumerate(names)},

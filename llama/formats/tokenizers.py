@@ -1,7 +1,7 @@
 """Tokenizers of Llama models: text to ids and back, whatever file they are in.
 
-It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (byte fallback as
-Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and a tokenizer.bin of llama2.c or our own.
+It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (characters as
+Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), a tokenizer.bin of llama2.c or our own.
 
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
@@ -30,6 +30,7 @@ from llama.formats import vocabulary as tokens
 from llama.formats.added_tokens import find_added, with_added
 from llama.formats.kinds import refuse_pointer
 from llama.formats.sentencepiece_model import read_sentencepiece
+from llama.formats.tokenizer_kinds import is_json, is_tiktoken
 from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
@@ -116,9 +117,9 @@ def load(path: str | Path, most: int | None = None) -> Tokenizer:
     refuse_pointer(path, data)
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
-    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
+    if is_tiktoken(data):
         return load_vocabulary(path, "llama3", data, read_llama3(path, data))
-    if data.lstrip()[:1] == b"{" and path.suffix == ".json":
+    if is_json(path, data):
         vocabulary = tokenizer_json.read(path, data)
         return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
     return load_sentencepiece(path, data, most) or load_llama2c(path, data)

@@ -9,7 +9,8 @@
 
 #include "pieces.h" // LlamaTokenizer
 
-#include <math.h> // isfinite
+#include <ctype.h> // isalnum, isdigit
+#include <math.h>  // isfinite
 
 enum { HEADER_LLAMA2C = 4, RECORD_LLAMA2C = 8, PIECE_MAX = 16384 }; // bytes
 enum { BYTES_BEGIN = 3 }; // the token of byte 0, in sentencepiece's models with byte fallback
@@ -156,12 +157,31 @@ static void records_unpack(LlamaTokenizer *t, Unpacked *u) {
     if (t->bos >= 0) u->specials[t->specials.n++] = (uint32_t)t->bos;
 }
 
+// Whether a file begins as one of tiktoken does: base64, a space, a number.
+static bool is_tiktoken(const uint8_t *data, uint64_t size) {
+    uint64_t n = 0;
+    while (n < size && (isalnum(data[n]) || memchr("+/=", data[n], 3))) n++;
+    return n > 0 && n + 1 < size && data[n] == ' ' && isdigit(data[n + 1]);
+}
+
+// What a file is that tokenizer.py makes a tokenizer.bin of, NULL if it is none.
+static const char *tokenizer_kind(const uint8_t *data, uint64_t size) {
+    if (is_tiktoken(data, size)) return "a tiktoken file, as of Llama 3";
+    if (size < 16) return NULL;
+    if (data[0] == '{' && memchr("\r\n\t \"", data[1], 5)) return "a JSON file, such as a tokenizer.json";
+    return data[0] == '\n' && data[2] == '\n' && data[1] >= data[3] + 2 ? "a sentencepiece model" : NULL;
+}
+
 // Reads the tokenizer at t->file. path: for messages.
 static int llama2c_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
     t->bos = t->eos = t->unknown = -1;
     int code = records_count(&t->file, path, &t->vocab_size, error);
     // Only now, since a right file may begin with any length, such as 123, which reads "{".
-    const char *kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
+    const char *kind = code == LLAMA_OK ? NULL : tokenizer_kind(t->file.data, t->file.size);
+    if (kind)
+        return fail(error, code, "%s: is %s; for a tokenizer.bin made of it: python tokenizer.py export %s", path,
+                    kind, path);
+    kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
     if (kind) return fail(error, code, "%s: can't be read as a tokenizer: it is %s", path, kind);
     if (code == LLAMA_OK && t->file.size > UINT32_MAX)
         return fail(error, LLAMA_ERROR_FILE, "%s: has more than %u bytes", path, UINT32_MAX);
