@@ -399,7 +399,7 @@ HOSTILE = {
     "infinity": (HEAD + record(b"a", float("-inf")), "token 2 has score = -inf, allowed are finite numbers"),
     "nothing_for_unknown": (vocabulary([b"a"]), "has neither <unk> nor the byte tokens <0x00> to <0xFF>"),
     "gguf": (b"GGUF" + b"\3\0\0\0" + b"\xff" * 16, "can't be read as a tokenizer: it is a GGUF file"),
-    "json": (b'{"model": {"type": "BPE"}}', "can't be read as a tokenizer: it is a JSON file"),
+    "json": (b'{"model": {"type": "BPE"}}', "is a JSON file, such as a tokenizer.json; for a tokenizer.bin"),
 }
 
 
@@ -413,10 +413,14 @@ def test_a_hostile_file_is_refused_with_the_reason(tmp_path, name):
 
 
 def test_a_sentencepiece_model_is_named_as_such(tmp_path):
-    path = tmp_path / "tok.model"
+    """By C, which does not read it; Tokenizer(path) does."""
+    path, error = tmp_path / "tok.model", ffi.new("LlamaError *")
     path.write_bytes(train(700, byte_fallback=True))
-    with pytest.raises(ValueError, match="it is a sentencepiece model"):
-        Tokenizer(path)
+    out = ffi.new("LlamaTokenizer **")
+    assert lib.llama_tokenizer_open(str(path).encode(), out, error) == lib.LLAMA_ERROR_FILE
+    assert ffi.string(error.text).decode() == (
+        f"{path}: is a sentencepiece model; for a tokenizer.bin made of it: python tokenizer.py export {path}"
+    )
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path):
