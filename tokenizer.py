@@ -5,12 +5,14 @@
     python tokenizer.py export tok4096.model --indexed   # the engine's own form, which opens at once
     python tokenizer.py export Meta-Llama-3-8B/original/tokenizer.model --output llama3.bin
     python tokenizer.py export SmolLM-135M/tokenizer.json --output tokenizer.bin
+    python tokenizer.py --tokenizer-model=DIR/tokenizer.model   # as in llama2.c: writes DIR/tokenizer.bin
     python tokenizer.py encode tok4096.model "Once upon a time"
     python tokenizer.py decode tok4096.model 403 407 261
     python tokenizer.py info tok4096.model
 
-It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (byte fallback as
-Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and what export writes. From Python:
+It reads sentencepiece models (BPE and UNIGRAM), Llama 3's tokenizer.model, a tokenizer.json of Hugging Face
+(characters as Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), and what export writes.
+From Python:
 
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
@@ -19,7 +21,7 @@ A vocabulary trained here has llama2.c's options, but keeps whitespace as it is,
 can't know better from a tokenizer.bin, gives the same ids. Text in .txt, .json, .jsonl and .parquet files is
 read here too, for training and for dataset.py.
 
-Left out on purpose: Unigram models and text normalisation, which the engine does not have; chat.
+Left out on purpose: text normalisation, which the engine does not have; chat.
 """
 
 from __future__ import annotations
@@ -30,13 +32,16 @@ from pathlib import Path
 
 from llama.command import Parser, run_command
 from llama.formats.tokenizers import Tokenizer, export_bin, load
+from llama.formats.vocabulary import UNIGRAM
 from training.text import add_text_options, sample, text_files, text_format
 from training.tokenizers import train
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="tokenizer.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+    llama2c = "the same as export PATH, as llama2.c has it"
+    parser.add_argument("-t", "--tokenizer-model", type=Path, metavar="PATH", help=llama2c)
+    commands = parser.add_subparsers(dest="command")
     command = commands.add_parser("train", help="train a vocabulary on text")
     add_text_options(command)
     command.add_argument("--vocab_size", "--vocab-size", type=int, required=True, help="number of tokens")
@@ -64,16 +69,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 command.add_argument(f"--{flag}", action="store_true")
         elif name == "decode":
             command.add_argument("ids", nargs="*", type=int, help="default: from standard input")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.tokenizer_model and not options.command:
+        given = {"command": "export", "model": options.tokenizer_model, "output": None, "indexed": False}
+        return argparse.Namespace(**given)
+    if options.tokenizer_model or not options.command:
+        parser.error("allowed are a command, or --tokenizer-model alone")
+    return options
 
 
 def print_info(tokenizer: Tokenizer) -> None:
     for name in ("path", "kind", "vocab_size", "bos_id", "eos_id", "hash"):
         print(f"{name:12}{getattr(tokenizer, name)}")
     v, special = tokenizer.vocabulary, [*tokenizer.special]
-    print(
-        f"{'merges':12}{('characters', 'bytes')[v.kind]} by {'pairs' if v.merges is not None else 'scores'}"
-    )
+    by = "none: Unigram" if v.kind == UNIGRAM else f"{('characters', 'bytes')[v.kind]} by scores"
+    print(f"{'merges':12}{by if v.merges is None else by.replace('scores', 'pairs')}")
     print(f"{'special':12}{len(special)}: {' '.join(special[:4])}{' ...' if special[4:] else ''}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
@@ -41,6 +42,21 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def print_notes(name: object, notes: Iterable[str]) -> None:
+    """Says on standard error what the user should know of a file, a line each."""
+    for note in notes:
+        print(f"note: {name}: {note}", file=sys.stderr)
+
+
+def use_utf8() -> None:
+    """Makes standard input and output UTF-8, whatever the console's code page: text of models is."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def run_command(work: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Runs a program and returns its exit code, 0 unless work returns one.
 
@@ -49,6 +65,7 @@ def run_command(work: Callable[[], object], interrupted: str = "interrupted") ->
     try:
         if sys.stdout is None:
             raise ResourceError("standard output: is closed")
+        use_utf8()
         code = work()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

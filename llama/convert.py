@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama.command import Parser, run_command
+from llama.command import Parser, print_notes, run_command
 from llama.errors import UsageError
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
@@ -187,6 +187,7 @@ def beside(path: Path) -> Path:
 def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A v3 file with its tokenizer."""
     source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
+    print_notes(source.name, source.notes)
     data = vocabulary.indexed if vocabulary else b""
     extras = Extras(data, source.bos, source.stops, source.template or "none")
     wanted = (options.dtype, options.ends_dtype, extras)
@@ -196,13 +197,17 @@ def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) ->
 def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A GGUF file with its tokenizer."""
     source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
+    print_notes(source.name, source.notes)
     wanted = (options.dtype, options.ends_dtype, vocabulary)
-    return export_gguf(options.out, source, *wanted, progress=progress)
+    report = export_gguf(options.out, source, *wanted, progress=progress)
+    print_notes(options.out, report.notes)
+    return report
 
 
 def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A Hugging Face folder with its tokenizer."""
     source, files = with_text_files(source, beside(options.source), options.tokenizer)
+    print_notes(source.name, source.notes)
     return export_folder(options.out, source, options.dtype, files, progress=progress)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama._engine import ffi, lib
-from llama.errors import ClosedError, UsageError
+from llama.errors import BadFileError, ClosedError, UsageError
 from llama.native import (
     StrPath,
     c_bytes,
@@ -54,14 +54,60 @@ def alive(handle: Any, name: str) -> Any:
     return handle
 
 
+def converted(path: StrPath, most: int | None = None) -> Any:
+    """The C tokenizer of a file of another kind than C opens, in the indexed form; None for other files.
+
+    most: tokens of its model. Raises BadFileError.
+    """
+    from llama.formats.tokenizer_kinds import is_foreign
+
+    path = Path(os.fsdecode(path))
+    if not is_foreign(path):
+        return None
+    from llama.formats import tokenizers  # the libraries that read such files
+
+    vocabulary = tokenizers.load(path, most).vocabulary
+    n = max(most or 0, len(vocabulary)) if (path.parent / "config.json").exists() else len(vocabulary)
+    data = vocabulary.padded(n).indexed
+    copy = ffi.new("char[]", data)
+    return create("LlamaTokenizer", lib.llama_tokenizer_open_bytes, copy, len(data), c_path(path))
+
+
+def opened(path: StrPath) -> Any:
+    """The C tokenizer of a file of any kind. Raises BadFileError."""
+    try:
+        return create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
+    except BadFileError:
+        if handle := converted(path):
+            return handle
+        raise
+
+
+def found(path: StrPath | None, model: Any) -> Any:
+    """The C tokenizer of a C model (Tokenizer.find). Raises BadFileError."""
+    try:
+        return create(
+            "LlamaTokenizer", lib.llama_tokenizer_find, ffi.NULL if path is None else c_path(path), model
+        )
+    except BadFileError:
+        size = lib.llama_config(model).vocab_size
+        handle = None if path is None else converted(path, size)
+        if handle is None:
+            raise
+    if (n := lib.llama_vocab_size(handle)) != size:
+        raise BadFileError(f"{os.fsdecode(path)}: has {n} tokens, the model has {size}")
+    return handle
+
+
 class Tokenizer:
     """The tokens of a model. May be shared between models and threads.
 
-    path: a tokenizer.bin, as llama2.c or tokenizer.py writes it. Raises BadFileError for another file.
+    path: a tokenizer.bin, as llama2.c or tokenizer.py writes it, a sentencepiece model, Llama 3's
+    tokenizer.model, or a tokenizer.json. Raises BadFileError for another file.
     """
 
     def __init__(self, path: StrPath) -> None:
-        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
+        self._handle = opened(path)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: StrPath = "tokenizer") -> Tokenizer:
@@ -75,8 +121,8 @@ class Tokenizer:
         """The tokenizer at path, or for None the one in the file of a C model, beside it or in the working
         directory. Raises BadFileError if there is none, or none with as many tokens as the model.
         """
-        self, name = cls.__new__(cls), ffi.NULL if path is None else c_path(path)
-        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_find, name, model)
+        self = cls.__new__(cls)
+        self._handle = found(path, model)
         return self
 
     @property

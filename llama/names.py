@@ -11,11 +11,31 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from llama.cache import DTYPE, DTYPES, converted, converted_for_now, is_foreign, note
+from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
+
+
+@contextmanager
+def tokenizer_bin(path: str | None) -> Iterator[str | None]:
+    """A tokenizer as a file that the engine opens, good until the end of the block; None for None.
+
+    Raises BadFileError, OSError.
+    """
+    if path is None or not tokenizer_kinds.is_foreign(Path(path)):
+        yield path
+        return
+    from llama.formats import tokenizers  # the libraries that read such files
+
+    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
+        file = Path(aside, "tokenizer.bin")
+        tokenizers.export_bin(tokenizers.load(path), file, indexed=True)
+        yield os.fspath(file)
 
 
 @contextmanager
@@ -31,14 +51,14 @@ def opened(
     Raises UsageError, BadFileError, ResourceError, OSError.
     """
     files = find(os.fspath(model), tokenizer)
-    if not is_foreign(files.model):
-        yield files
-        return
-    if cache:
-        yield Files(os.fspath(converted(files.model, dtype, note)), files.tokenizer)
-        return
-    with converted_for_now(files.model, dtype, note) as path:
-        yield Files(os.fspath(path), files.tokenizer)
+    with tokenizer_bin(files.tokenizer) as engines:
+        if not is_foreign(files.model):
+            yield Files(files.model, engines)
+        elif cache:
+            yield Files(os.fspath(converted(files.model, dtype, note)), engines)
+        else:
+            with converted_for_now(files.model, dtype, note) as path:
+                yield Files(os.fspath(path), engines)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

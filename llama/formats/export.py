@@ -29,6 +29,7 @@ class Report:
     group_size: int = 0  # 0 where no weights share a scale
     errors: dict[str, float] = field(default_factory=dict)  # relative error of each tensor that was rounded
     dropped: tuple[str, ...] = ()  # fields of the configuration that the file does not hold
+    notes: tuple[str, ...] = ()  # what other programs do otherwise with the file, a line each
 
 
 def worst_first(errors: dict[str, float]) -> dict[str, float]:
@@ -137,8 +138,10 @@ def export_gguf(
     is missing), OSError; an old file is then as it was.
     """
     from llama.formats.gguf import write_gguf
+    from llama.formats.gguf_vocabulary import notes_of
 
     path, dtype = Path(path), dtype or usual_dtype(source)
     errors = write_gguf(path, source, dtype, ends_dtype, vocabulary, progress=progress)
     group_size = tiles.GROUP if {dtype, ends_dtype} & {"int8", "int4"} else 0
-    return Report(path, "GGUF", dtype, path.stat().st_size, group_size, worst_first(errors))
+    notes, size = notes_of(vocabulary) if vocabulary else (), path.stat().st_size
+    return Report(path, "GGUF", dtype, size, group_size, worst_first(errors), notes=tuple(notes))

@@ -1,12 +1,12 @@
 """The tokenizer in a GGUF file, of the two kinds that Llamas have.
 
-"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space. "gpt2" is byte-level:
-tokens spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
+"llama" is sentencepiece's BPE: pieces with scores, in which U+2581 stands for a space; where all scores are
+alike, the pairs that merge are in a list or found in the order of the tokens. "gpt2" is byte-level: tokens
+spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the name of a pattern.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from llama.errors import BadFileError
@@ -14,14 +14,16 @@ from llama.formats import vocabulary as tokens
 from llama.formats.chat_templates import TEMPLATES, template_kind
 from llama.formats.gguf_file import GgufFile
 from llama.formats.gguf_keys import Keys, TokenType
+from llama.formats.merge_order import are_alike, with_order
 from llama.formats.spelling import merges_of, pieces_problem, spellings
 from llama.formats.tokenizer_json import (
     BYTE_NAMES,
+    bytes_missing,
     merging_by,
     piece_bytes,
     read_merges,
     refuse,
-    require_bytes,
+    refuse_some_bytes,
 )
 from llama.formats.vocabulary import Vocabulary
 
@@ -40,6 +42,7 @@ TYPES = {
     TokenType.BYTE: tokens.BYTE,
     TokenType.UNUSED: tokens.CONTROL,  # without its name: no text means it
 }
+AFTER_ADDED = tokens.PREFIX | tokens.PREFIX_UNLESS_SPACE | tokens.STRIP  # of a folder that adds tokens
 TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != TokenType.UNUSED}
 
 # --- Writing
@@ -55,13 +58,40 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
             return f"pattern = {v.pattern}, allowed {', '.join(map(str, SPLITS))}"
         if flags != (allowed := tokens.WHOLE_WORDS if v.pattern == tokens.LLAMA3 else 0):
             return f"flags = {flags}, allowed {allowed} with pattern {v.pattern}"
+    elif v.kind == tokens.UNIGRAM:
+        return "kind = Unigram, allowed pieces that merge"
     elif v.merges is not None:
         return "merges = a list of pairs, allowed are scores"
-    elif flags not in (0, tokens.SENTENCEPIECE):
-        return f"flags = {flags}, allowed 0 and {tokens.SENTENCEPIECE}"
-    elif tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
-        return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
+    elif flags not in (0, tokens.SENTENCEPIECE, AFTER_ADDED) or v.pattern != tokens.NO_PATTERN:
+        return (
+            f"flags = {flags}, pattern = {v.pattern}, allowed 0 and {tokens.SENTENCEPIECE} without a pattern"
+        )
+    elif (known := v.types.count(tokens.BYTE)) < 256:
+        return f"byte tokens = {known}, allowed all 256"
     return pieces_problem(v)
+
+
+def notes_of(vocabulary: Vocabulary) -> list[str]:
+    """What llama.cpp does otherwise than the tokenizer, as it would with a file of its own converter."""
+    v, notes = vocabulary, []
+    if v.kind == tokens.CHARACTERS and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
+        notes.append("user-defined pieces are text like any other in a GGUF file: their names may be cut")
+    if v.kind == tokens.CHARACTERS and v.flags & ~tokens.USER_FIRST == AFTER_ADDED:
+        notes.append("llama.cpp puts a space in front of text that follows a special token, too")
+    return notes
+
+
+def written_types(vocabulary: Vocabulary) -> list[TokenType]:
+    """The type of each token in the file.
+
+    User-defined pieces of sentencepiece are text, as llama.cpp's converter has them: those of llama.cpp are
+    found before a space is put in front.
+    """
+    v, written = vocabulary, dict(TYPES_WRITTEN)
+    if v.kind == tokens.CHARACTERS and not v.flags & tokens.USER_FIRST:
+        written[tokens.USER] = TokenType.NORMAL
+    typed = zip(v.pieces, v.types, strict=True)
+    return [written[of] if piece else TokenType.UNUSED for piece, of in typed]
 
 
 def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
@@ -82,8 +112,7 @@ def add_vocabulary(
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
     writer.add_token_list(spellings(v))
-    typed = zip(v.pieces, v.types, strict=True)
-    writer.add_token_types([TYPES_WRITTEN[of] if piece else TokenType.UNUSED for piece, of in typed])
+    writer.add_token_types(written_types(v))
     if byte_level:
         writer.add_token_merges(merges_of(v))
     else:
@@ -161,7 +190,7 @@ def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int
             pieces.append(piece_bytes(file.path, name, byte_level, Keys.LIST))
         else:
             pieces.append(bytes([BYTE_NAMES[name]]) if types[-1] == tokens.BYTE else name.encode())
-    require_bytes(file.path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, Keys.LIST)
+    refuse_some_bytes(file.path, pieces, types, Keys.LIST)
     return pieces, types
 
 
@@ -172,8 +201,29 @@ def read_sentencepiece(file: GgufFile) -> Vocabulary:
     scores = file.many(Keys.SCORES, float, len(token_names(file)))
     pieces, types = read_pieces(file, False)
     flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
-    ids = (*find_ends(file), find_id(file, Keys.UNK_ID))
-    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+    usual = types.index(tokens.UNKNOWN) if tokens.UNKNOWN in types else -1
+    ids = (*find_ends(file), find_id(file, Keys.UNK_ID, usual))
+    if ids[-1] < 0 and (missing := bytes_missing(pieces, types, tokens.BYTE)):
+        refuse(file.path, Keys.LIST, f"{missing} bytes without a token", "all 256, or an unknown token")
+    vocabulary = Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ids, flags=flags)
+    return ordered(file, vocabulary) if are_alike(vocabulary) else vocabulary
+
+
+def ordered(file: GgufFile, vocabulary: Vocabulary) -> Vocabulary:
+    """A vocabulary whose scores are all alike, merging by the pairs that the file lists or its ids tell.
+
+    Raises BadFileError.
+    """
+    if file.get(Keys.MERGES) is None:
+        return with_order(vocabulary)
+    return merging_by(vocabulary, listed_merges(file, vocabulary, False))
+
+
+def listed_merges(file: GgufFile, vocabulary: Vocabulary, byte_level: bool) -> list[tuple[bytes, bytes]]:
+    """The pairs that a file lists. Raises BadFileError."""
+    typed = dict(zip(token_names(file), vocabulary.types, strict=True))
+    special = {name for name, of in typed.items() if of != tokens.TEXT}
+    return read_merges(file.path, file.many(Keys.MERGES, str), typed, special, byte_level, Keys.MERGES)
 
 
 def read_byte_level(file: GgufFile) -> Vocabulary:
@@ -183,11 +233,9 @@ def read_byte_level(file: GgufFile) -> Vocabulary:
         raise file.wrong(Keys.PRE, " and ".join(map(repr, PATTERNS)))
     pieces, types = read_pieces(file, True)
     flags = tokens.WHOLE_WORDS if PATTERNS[splits] == tokens.LLAMA3 else 0
-    text = {name: of == tokens.TEXT for name, of in zip(token_names(file), types, strict=True)}
-    special = {name for name, is_text in text.items() if not is_text}
-    merges = read_merges(file.path, file.many(Keys.MERGES, str), text, special, True, Keys.MERGES)
-    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file))
-    return merging_by(replace(vocabulary, pattern=PATTERNS[splits], flags=flags), merges)
+    rest = {"pattern": PATTERNS[splits], "flags": flags}
+    vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file), **rest)
+    return merging_by(vocabulary, listed_merges(file, vocabulary, True))
 
 
 def find_vocabulary(file: GgufFile) -> Vocabulary | None:

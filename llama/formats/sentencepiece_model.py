@@ -1,10 +1,22 @@
-"""What the sentencepiece library does not tell of its own model files: the types of their pieces."""
+"""The tokens of a sentencepiece model, and what the library does not tell of its own files.
+
+BPE and UNIGRAM models are read; those of WORD and CHAR, which no Llama has, are refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-PIECES, TYPE = 1, 3  # fields of ModelProto and of its SentencePiece
+from llama.errors import BadFileError
+from llama.formats import vocabulary as tokens
+from llama.formats.vocabulary import Vocabulary
+
+PIECES, TRAINER, TYPE = 1, 2, 3  # fields of ModelProto, and of its SentencePiece
+MODEL_TYPE = 3  # field of its TrainerSpec
+MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
+KINDS = {"UNIGRAM": tokens.UNIGRAM, "BPE": tokens.CHARACTERS}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
@@ -36,3 +48,45 @@ def piece_types(model: bytes) -> list[int]:
     """The type of each piece of a model that the library has read."""
     pieces = (value for field, value in fields(model) if field == PIECES and isinstance(value, bytes))
     return [int(dict(fields(piece)).get(TYPE, NORMAL)) for piece in pieces]
+
+
+def model_type(model: bytes) -> str:
+    """The name of the type of a model that the library has read."""
+    trainer = next((value for field, value in fields(model) if field == TRAINER), b"")
+    said = dict(fields(trainer)).get(MODEL_TYPE, 1) if isinstance(trainer, bytes) else 1
+    return MODEL_TYPES.get(int(said), str(said))
+
+
+TYPES = {
+    NORMAL: tokens.TEXT,
+    UNKNOWN: tokens.UNKNOWN,
+    CONTROL: tokens.CONTROL,
+    USER_DEFINED: tokens.USER,
+    BYTE: tokens.BYTE,
+    UNUSED: tokens.CONTROL,  # without its name: no text means it
+}
+
+
+def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
+    """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
+
+    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
+    """
+    changed, model = sp.normalize("\ufb01 \u00b2A"), sp.serialized_model_proto()
+    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
+        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
+    if (kind := model_type(model)) not in KINDS:
+        raise BadFileError(f"{path}: model_type = {kind}, allowed {' and '.join(KINDS)}")
+    types, n = piece_types(model), sp.vocab_size()
+    if UNUSED in types and kind != "UNIGRAM":  # BPE cuts them again
+        raise BadFileError(f"{path}: piece {types.index(UNUSED)} is unused, allowed are pieces in use")
+    names = [sp.id_to_piece(i) if of != UNUSED else "" for i, of in enumerate(types)]
+    if spaced := [name for name in names if " " in name]:
+        raise BadFileError(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
+    pieces = [
+        bytes([int(name[3:5], 16)]) if of == BYTE else name.replace("\u2581", " ").encode()
+        for name, of in zip(names, types, strict=True)
+    ]
+    flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
+    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
+    return Vocabulary(KINDS[kind], pieces, scores, [TYPES[of] for of in types], *ends, flags=flags)

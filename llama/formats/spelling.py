@@ -38,8 +38,6 @@ def spellings(vocabulary: Vocabulary) -> list[str]:
 def pieces_problem(vocabulary: Vocabulary) -> str | None:
     """What of the tokens themselves the files can't hold, None for nothing."""
     v = vocabulary
-    if v.kind == tokens.CHARACTERS and (known := v.types.count(tokens.BYTE)) < 256:
-        return f"byte tokens = {known}, allowed all 256"
     for i, (piece, of) in enumerate(zip(v.pieces, v.types, strict=True)):
         try:
             spelt(v.kind, piece, of)

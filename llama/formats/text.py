@@ -6,8 +6,10 @@ It is in the model's own file, in others beside it, or given.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import tokenizers
@@ -19,6 +21,7 @@ from llama.formats.vocabulary import Vocabulary
 
 BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # {}: vocab_size
 COPIED = ("tokenizer.model", "tokenizer.json")  # transformers reads them as they are
+OF_SENTENCEPIECE = ("legacy", "sp_model_kwargs", "add_prefix_space", "spaces_between_special_tokens")
 SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
@@ -27,7 +30,7 @@ def read_tokenizer(path: Path, vocab_size: int, padded: bool) -> tokenizers.Toke
 
     Raises BadFileError.
     """
-    known = tokenizers.load(path)
+    known = tokenizers.load(path, vocab_size)
     if known.vocab_size > vocab_size or (known.vocab_size < vocab_size and not padded):
         raise BadFileError(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {vocab_size}")
     tokenizers.to_bin(known)
@@ -88,6 +91,7 @@ def with_text(
         vocabulary = known.vocabulary.padded(size) if known else None
     if vocabulary:
         source = completed(source, vocabulary.special, vocabulary.bos, vocabulary.eos)
+        source = dataclasses.replace(source, notes=(*source.notes, *vocabulary.notes))
     return dataclasses.replace(source, template=template or source.template or "none"), vocabulary
 
 
@@ -103,6 +107,29 @@ def files_to_copy(given: Path | None, folder: Path) -> dict[str, Path]:
     return files if files.keys() & set(COPIED) else {}
 
 
+def rewritten(known: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, bytes]:
+    """A tokenizer.json, and a configuration that names it, with the ids of a sentencepiece model.
+
+    transformers 5 reads the model itself otherwise: texts that begin with a space, and runs of spaces, get
+    other ids. config: the fields of tokenizer_config.json beside it. Nothing where a tokenizer.json can't
+    hold the tokenizer: then its reading of the model is the best there is.
+    """
+    try:
+        written = write_tokenizer(str(known.path), known.vocabulary, "none")
+    except BadFileError:
+        return {}
+    fields = json.loads(written["tokenizer.json"])
+    if config.get("add_bos_token") is False:
+        fields["post_processor"] = None
+    own = json.loads(written["tokenizer_config.json"])
+    kept = {
+        name: value for name, value in config.items() if name not in OF_SENTENCEPIECE and value is not None
+    }
+    said = own | kept | {"tokenizer_class": own["tokenizer_class"]}
+    files = {"tokenizer.json": fields, "tokenizer_config.json": said}
+    return {name: json.dumps(values, ensure_ascii=False).encode() for name, values in files.items()}
+
+
 def with_text_files(
     source: Source, folder: Path, given: Path | None = None
 ) -> tuple[Source, dict[str, bytes]]:
@@ -112,9 +139,9 @@ def with_text_files(
         source, vocabulary = with_text(source, folder, given)
         template = source.template or "none"
         return source, write_tokenizer(source.name, vocabulary, template) if vocabulary else {}
-    path = files.get("tokenizer.model") or files["tokenizer.json"]
+    path, known = files.get("tokenizer.model") or files["tokenizer.json"], None
     try:
-        known = tokenizers.load(path)
+        known = tokenizers.load(path, source.config.vocab_size)
     except BadFileError:
         if given or not source.stops:  # else it is transformers that has to know it
             raise
@@ -125,4 +152,6 @@ def with_text_files(
     data = {name: path.read_bytes() for name, path in files.items()}
     if "tokenizer.model" in data and "tokenizer_config.json" not in data:
         data["tokenizer_config.json"] = tokenizer_config(tokenizers.load(files["tokenizer.model"]))
+    if "tokenizer.json" not in data and known and known.kind != "llama3":
+        data |= rewritten(known, json.loads(data["tokenizer_config.json"]))
     return source, data

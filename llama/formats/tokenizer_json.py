@@ -1,12 +1,15 @@
 """Reads a tokenizer.json of Hugging Face's tokenizers library, for the kinds that Llama models have:
 
-    byte fallback and a space in front, as Llama 2: normalizer Prepend and Replace, or pre_tokenizer Metaspace
+    characters and a space in front, as Llama 2: normalizer Prepend and Replace, or pre_tokenizer Metaspace;
+    what has no piece is spelt in bytes ("byte_fallback"), is the unknown token, or is left out
     byte-level, as Llama 3 (Split, ByteLevel), GPT-2 (ByteLevel) or SmolLM (Digits, ByteLevel)
+    Unigram, with spaces as the first kind has them
 
 The library merges pairs in the order of a list; sentencepiece and tiktoken merge any two tokens whose bytes
 make one. Where the list provably comes to the same, the vocabulary has scores; otherwise it has the pairs.
 
-A special token that is matched in normalised text ("normalized": true) is matched in the text itself.
+Left out on purpose: special tokens that take the spaces beside them along; in text, names of special tokens
+and of bytes as pieces of a Unigram, which the library takes for the tokens even where it is told not to.
 """
 
 from __future__ import annotations
@@ -67,11 +70,22 @@ def space_flags(path: Path, data: dict[str, Any]) -> int:
     if normalizers or [step["type"] for step in splitters] != ["Metaspace"]:
         allowed = "Prepend and Replace of a space by \u2581 without a pre_tokenizer, or Metaspace alone"
         refuse(path, "normalizer, pre_tokenizer", [data["normalizer"], data["pre_tokenizer"]], allowed)
-    require(path, "pre_tokenizer", splitters[0], {"split": (False,), "replacement": (SPACE,)})
+    require(path, "pre_tokenizer", splitters[0], {"replacement": (SPACE,)})
     schemes = {"first": tokens.PREFIX, "always": tokens.PREFIX | tokens.PREFIX_EACH, "never": 0}
     scheme = splitters[0].get("prepend_scheme", "always")
     require(path, "pre_tokenizer", splitters[0], {"prepend_scheme": tuple(schemes)})
     return schemes[scheme] | (tokens.PREFIX_UNLESS_SPACE if schemes[scheme] else 0)
+
+
+def splits_at_spaces(data: dict[str, Any]) -> bool:
+    """Whether each space of a tokenizer of characters begins a word."""
+    splitters = steps(data["pre_tokenizer"], "pretokenizers")
+    return any(step["type"] == "Metaspace" and step.get("split", True) for step in splitters)
+
+
+def is_normalised(data: dict[str, Any]) -> bool:
+    """Whether a normalizer puts a space in front: then "normalized" tokens are found after it."""
+    return any(step["type"] == "Prepend" for step in steps(data["normalizer"], "normalizers"))
 
 
 def strip_flag(path: Path, data: dict[str, Any]) -> int:
@@ -85,14 +99,11 @@ def strip_flag(path: Path, data: dict[str, Any]) -> int:
         {"type": "Fuse"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
     ]
-    if decoders not in (undo, undo[:-1]):
-        refuse(
-            path,
-            "decoder",
-            data["decoder"],
-            "Replace, ByteFallback, Fuse, and Strip of a space, or Metaspace",
-        )
-    return tokens.STRIP if decoders == undo else 0
+    without_bytes = [undo[0], *undo[2:]]
+    if decoders not in (undo, undo[:-1], without_bytes, without_bytes[:-1]):
+        allowed = "Replace, ByteFallback, Fuse, and Strip of a space, or Metaspace"
+        refuse(path, "decoder", data["decoder"], allowed)
+    return tokens.STRIP if decoders[-1] == undo[-1] else 0
 
 
 def pattern_of(path: Path, data: dict[str, Any]) -> int:
@@ -148,19 +159,23 @@ def piece_bytes(path: Path, piece: str, byte_level: bool, field: str = "model.vo
         return refuse(path, field, piece, "byte-level pieces")
 
 
-def require_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int], kind: int, field: str) -> None:
-    """Refuses a vocabulary without a token of a type for each byte: some text had none.
-
-    Raises BadFileError.
-    """
+def bytes_missing(pieces: Sequence[bytes], types: Sequence[int], kind: int) -> int:
+    """How many bytes have no token of a type."""
     found = {piece for piece, of in zip(pieces, types, strict=True) if of == kind and len(piece) == 1}
-    if missing := 256 - len(found):
-        refuse(path, field, f"{missing} bytes without a token", "a token for each of the 256 bytes")
+    return 256 - len(found)
 
 
-def read_tokens(path: Path, data: dict[str, Any], byte_level: bool) -> tuple[list[bytes], list[int]]:
+def refuse_some_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int], field: str) -> None:
+    """Refuses a vocabulary of characters with tokens for some of the bytes. Raises BadFileError."""
+    if 0 < (missing := bytes_missing(pieces, types, tokens.BYTE)) < 256:
+        refuse(path, field, f"{missing} bytes without a token", "a token for each of the 256 bytes, or none")
+
+
+def read_tokens(
+    path: Path, vocab: dict[str, int], data: dict[str, Any], byte_level: bool
+) -> tuple[list[bytes], list[int]]:
     """What each token prints, or its name, and its type. Raises BadFileError."""
-    vocab, added = data["model"]["vocab"], data.get("added_tokens") or []
+    added, fallback = data.get("added_tokens") or [], data["model"].get("byte_fallback", False)
     ids = vocab | {token["content"]: token["id"] for token in added}
     if sorted(ids.values()) != list(range(len(ids))):
         refuse(path, "model.vocab", f"{len(ids)} ids up to {max(ids.values())}", "each id once, from 0 on")
@@ -173,11 +188,17 @@ def read_tokens(path: Path, data: dict[str, Any], byte_level: bool) -> tuple[lis
     for piece, i in vocab.items():
         if piece in names:
             continue
-        is_byte = not byte_level and piece in BYTE_NAMES
+        is_byte = not byte_level and fallback and piece in BYTE_NAMES
         pieces[i] = bytes([BYTE_NAMES[piece]]) if is_byte else piece_bytes(path, piece, byte_level)
         types[i] = tokens.BYTE if is_byte else tokens.TEXT
-    require_bytes(path, pieces, types, tokens.TEXT if byte_level else tokens.BYTE, "model.vocab")
+    refuse_some_bytes(path, pieces, types, "model.vocab")
     return pieces, types
+
+
+def late_of(data: dict[str, Any]) -> frozenset[int]:
+    """The special tokens that are found in normalised text, where that is another."""
+    added = data.get("added_tokens") or [] if is_normalised(data) else []
+    return frozenset(token["id"] for token in added if token.get("normalized"))
 
 
 def ends_of(path: Path, special: dict[str, int]) -> list[int]:
@@ -231,7 +252,7 @@ def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], b
 
     def fits(x: bytes, y: bytes) -> bool:
         if (x, y) not in ranks:
-            return any(part not in pieces and cuts(part, byte_level) for part in (x, y))
+            return any(part not in pieces and (byte_level or cuts(part, False)) for part in (x, y))
         after = ranks.get((y, (x + y)[len(y) :]), -1) if (x + y).startswith(y) else -1
         made_before = max(order.get(x, -1), order.get(y, -1)) < order[x + y]
         return made_before and (after < 0 or after >= ranks[x, y])
@@ -295,33 +316,62 @@ def read(path: Path, data: bytes) -> Vocabulary:
         raise BadFileError(f"{path}: is no tokenizer.json: {error}") from None
 
 
+def unknown_of(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocabulary:
+    """The BPE vocabulary with the token for what has none, and how often it stands. Raises BadFileError."""
+    model, v = data["model"], vocabulary
+    name = model.get("unk_token")
+    unknown = model["vocab"].get(name, -1) if name is not None else -1
+    if not bytes_missing(v.pieces, v.types, tokens.TEXT if v.kind == tokens.BYTES else tokens.BYTE):
+        return replace(v, unknown=unknown)
+    if name is not None and unknown < 0:
+        refuse(path, "model.unk_token", name, "a piece of model.vocab, or null")
+    each = unknown >= 0 and not model.get("fuse_unk", False)
+    return replace(v, unknown=unknown, flags=v.flags | (tokens.UNKNOWN_EACH if each else 0))
+
+
+def read_vocabulary(path: Path, data: dict[str, Any], vocab: dict[str, int], kind: int) -> Vocabulary:
+    """The tokens, of any kind, and how spaces are dealt with. Raises BadFileError."""
+    if kind == tokens.BYTES:
+        pattern, flags, late = pattern_of(path, data), 0, frozenset[int]()
+    else:
+        flags, late = space_flags(path, data) | strip_flag(path, data), late_of(data)
+        pattern = tokens.SPACES if splits_at_spaces(data) else tokens.NO_PATTERN
+    pieces, types = read_tokens(path, vocab, data, kind == tokens.BYTES)
+    control = {piece.decode(): i for i, piece in enumerate(pieces) if types[i] == tokens.CONTROL}
+    rest = {"pattern": pattern, "flags": flags | tokens.USER_FIRST, "late": late}
+    return Vocabulary(kind, pieces, [0.0] * len(pieces), types, *ends_of(path, control), **rest)
+
+
+def read_unigram(path: Path, data: dict[str, Any]) -> Vocabulary:
+    """A tokenizer.json of type Unigram. Raises BadFileError."""
+    listed, unknown = data["model"]["vocab"], data["model"].get("unk_id")
+    vocab = {piece: i for i, (piece, _) in reversed([*enumerate(listed)])}
+    if len(vocab) != len(listed):
+        refuse(path, "model.vocab", f"{len(listed) - len(vocab)} pieces twice", "each piece once")
+    v = read_vocabulary(path, data, vocab, tokens.UNIGRAM)
+    scores = [float(score) for _, score in listed] + [0.0] * (len(v) - len(listed))
+    v = replace(v, scores=scores, flags=v.flags | tokens.DOUBLES)
+    if unknown is None and bytes_missing(v.pieces, v.types, tokens.BYTE):
+        refuse(path, "model.unk_id", unknown, "a token where there are none for bytes")
+    return v if unknown is None else replace(v, unknown=int(unknown))
+
+
+def read_bpe(path: Path, data: dict[str, Any]) -> Vocabulary:
+    """A tokenizer.json of type BPE. Raises BadFileError."""
+    model, byte_level = data["model"], is_byte_level(data)
+    plain = dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), (None, ""))
+    require(path, "model", model, {"dropout": (None, 0.0), **plain})
+    whole_words = tokens.WHOLE_WORDS if model.get("ignore_merges") else 0
+    if not byte_level:
+        require(path, "model", model, {"ignore_merges": (False,)})
+    v = read_vocabulary(path, data, model["vocab"], tokens.BYTES if byte_level else tokens.CHARACTERS)
+    v = unknown_of(path, data, replace(v, flags=v.flags | whole_words))
+    names = {token["content"] for token in data.get("added_tokens") or []}
+    return merging_by(v, read_merges(path, model["merges"], model["vocab"], names, byte_level))
+
+
 def read_fields(path: Path, data: dict[str, Any]) -> Vocabulary:
     """What read does."""
-    model, byte_level = data["model"], is_byte_level(data)
-    plain = {
-        "dropout": (None, 0.0),
-        "continuing_subword_prefix": (None, ""),
-        "end_of_word_suffix": (None, ""),
-    }
-    require(path, "model", model, {"type": ("BPE",), **plain})
-    if not byte_level:
-        require(
-            path,
-            "model",
-            {"byte_fallback": False, **model},
-            {"byte_fallback": (True,), "ignore_merges": (False,)},
-        )
-    pattern, flags = (
-        (pattern_of(path, data), 0) if byte_level else (0, space_flags(path, data) | strip_flag(path, data))
-    )
-    flags |= tokens.USER_FIRST | (tokens.WHOLE_WORDS if model.get("ignore_merges") else 0)
-    pieces, types = read_tokens(path, data, byte_level)
-    names = {token["content"] for token in data.get("added_tokens") or []}
-    merges = read_merges(path, model["merges"], model["vocab"], names, byte_level)
-    kind = tokens.BYTES if byte_level else tokens.CHARACTERS
-    bos, eos = ends_of(
-        path, {piece.decode(): i for i, piece in enumerate(pieces) if types[i] == tokens.CONTROL}
-    )
-    unknown = model["vocab"].get(model.get("unk_token"), -1)
-    vocabulary = Vocabulary(kind, pieces, [0.0] * len(pieces), types, bos, eos, unknown, pattern, flags)
-    return merging_by(vocabulary, merges)
+    kinds = {"BPE": read_bpe, "Unigram": read_unigram}
+    require(path, "model", data["model"], {"type": tuple(kinds)})
+    return kinds[data["model"].get("type", "BPE")](path, data)

@@ -71,7 +71,8 @@ def scores_problem(vocabulary: Vocabulary) -> str | None:
 
 def problem_of(vocabulary: Vocabulary) -> str | None:
     """What a tokenizer.json can't hold of a vocabulary: field, found, allowed. None: nothing."""
-    v, flags = vocabulary, vocabulary.flags & ~tokens.USER_FIRST
+    v = vocabulary
+    flags = v.flags & ~(tokens.USER_FIRST | tokens.UNKNOWN_EACH | tokens.DOUBLES)
     if v.kind == tokens.BYTES:
         if flags & ~tokens.WHOLE_WORDS:
             return f"flags = {flags}, allowed 0 and {tokens.WHOLE_WORDS}"
@@ -79,6 +80,10 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
         return f"flags = {flags}, of a space in front allowed {', '.join(map(str, (*PREFIXES, *SCHEMES)))}"
     elif prefix and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
         return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
+    elif prefix == EACH and v.pattern == tokens.SPACES:
+        return f"flags = {flags}, allowed with pattern {v.pattern} {', '.join(map(str, (0, *SCHEMES)))}"
+    elif 0 < (known := v.types.count(tokens.BYTE)) < 256:
+        return f"byte tokens = {known}, allowed all 256, or none"
     by_scores = v.kind == tokens.CHARACTERS and v.merges is None
     return pieces_problem(v) or doubles_problem(v) or (scores_problem(v) if by_scores else None)
 
@@ -97,11 +102,16 @@ def byte_level(vocabulary: Vocabulary) -> dict[str, Step | None]:
 def byte_fallback(vocabulary: Vocabulary) -> dict[str, Step | None]:
     """The steps of a tokenizer of characters."""
     prefix, strip = vocabulary.flags & (EACH | tokens.PREFIX_UNLESS_SPACE), vocabulary.flags & tokens.STRIP
-    if prefix in PREFIXES:
+    split = vocabulary.pattern == tokens.SPACES
+    if prefix in PREFIXES and not split:
         normalizer, splitter = PREFIXES[prefix]
     else:
-        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": SCHEMES[prefix]}
-        normalizer, splitter = None, metaspace | {"split": False}
+        metaspace = {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": SCHEMES.get(prefix, "never"),
+        }
+        normalizer, splitter = None, metaspace | {"split": split}
     decoder = {"type": "Sequence", "decoders": [*UNDO, STRIP] if strip else UNDO}
     return {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": decoder}
 
@@ -118,28 +128,42 @@ def begins_with(bos: str, token: int) -> Step:
     }
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The fields of a tokenizer.json."""
-    v, names = vocabulary, spellings(vocabulary)
-    is_bytes = v.kind == tokens.BYTES
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": i, "content": names[i], **plain, "special": of != tokens.USER}
-        for i, of in enumerate(v.types)
-        if of in (tokens.CONTROL, tokens.USER, tokens.UNKNOWN) and v.pieces[i]
-    ]
-    model = {
+def bpe(vocabulary: Vocabulary, names: list[str]) -> Step:
+    """The model of a vocabulary whose pieces merge. names: of all tokens."""
+    v = vocabulary
+    return {
         "type": "BPE",
         "dropout": None,
         "unk_token": names[v.unknown] if v.unknown >= 0 else None,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
-        "fuse_unk": not is_bytes,
-        "byte_fallback": not is_bytes,
+        "fuse_unk": not v.flags & tokens.UNKNOWN_EACH,
+        "byte_fallback": v.kind != tokens.BYTES and tokens.BYTE in v.types,
         "ignore_merges": bool(v.flags & tokens.WHOLE_WORDS),
         "vocab": {name: i for i, name in enumerate(names)},
         "merges": merges_of(v),
     }
+
+
+def unigram(vocabulary: Vocabulary, names: list[str]) -> Step:
+    """The model of a vocabulary of kind UNIGRAM. names: of all tokens."""
+    v = vocabulary
+    listed = [[name, float(score)] for name, score in zip(names, v.scores, strict=True)]
+    unknown = v.unknown if v.unknown >= 0 else None
+    return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": tokens.BYTE in v.types}
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The fields of a tokenizer.json."""
+    v, names = vocabulary, spellings(vocabulary)
+    is_bytes = v.kind == tokens.BYTES
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    added = [
+        {"id": i, "content": names[i], **plain, "normalized": i in v.late, "special": of != tokens.USER}
+        for i, of in enumerate(v.types)
+        if of in (tokens.CONTROL, tokens.USER, tokens.UNKNOWN) and v.pieces[i]
+    ]
+    model = unigram(v, names) if v.kind == tokens.UNIGRAM else bpe(v, names)
     steps = byte_level(v) if is_bytes else byte_fallback(v)
     first = begins_with(names[v.bos], v.bos) if v.bos >= 0 else None
     fields = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}

@@ -1,12 +1,12 @@
 """Tokenizers of Llama models: text to ids and back, whatever file they are in.
 
-It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (byte fallback as
-Llama 2 has it, byte-level as Llama 3, GPT-2 and SmolLM have it), and a tokenizer.bin of llama2.c or our own.
+It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (characters as
+Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), a tokenizer.bin of llama2.c or our own.
 
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
 
-Left out on purpose: Unigram models and text normalisation, which the engine does not have; chat.
+Left out on purpose: text normalisation, which the engine does not have; chat.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from sentencepiece import SentencePieceProcessor
 
 from llama.errors import BadFileError
 from llama.files import write_aside
-from llama.formats import sentencepiece_model, tokenizer_json
+from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
+from llama.formats.added_tokens import find_added, with_added
 from llama.formats.kinds import checked_start
+from llama.formats.sentencepiece_model import read_sentencepiece
+from llama.formats.tokenizer_kinds import is_json, is_tiktoken
 from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
@@ -50,10 +53,8 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # "sentencepiece", "llama3", "tokenizer.json" or "tokenizer.bin"
-    data: bytes = field(
-        repr=False
-    )  # a file that says all of it: the one at path, or for a tokenizer.json the indexed form
+    kind: str  # "sentencepiece", "llama3", "tokenizer.json", "tokenizer.bin"; or a model with added tokens
+    data: bytes = field(repr=False)  # a file that says all of it: the one at path, or the indexed form
     vocab_size: int
     bos_id: int  # -1: none
     eos_id: int  # -1: none
@@ -99,25 +100,29 @@ class Tokenizer:
         return self.decode_ids(ids)
 
 
-def load(path: str | Path) -> Tokenizer:
+def find_file(path: Path) -> Path:
+    """The file of a tokenizer: path, or tokenizer.model or tokenizer.json in a folder."""
+    names = (path / "tokenizer.model", path / "tokenizer.json") if path.is_dir() else (path,)
+    return next((name for name in names if name.exists()), names[0])
+
+
+def load(path: str | Path, most: int | None = None) -> Tokenizer:
     """The tokenizer in a file, told by content, or tokenizer.model or tokenizer.json in a folder.
 
+    most: tokens of its model; those that a folder adds to a tokenizer.model beyond it are left out.
     Raises BadFileError, OSError.
     """
-    path = Path(path)
-    if path.is_dir():
-        names = (path / "tokenizer.model", path / "tokenizer.json")
-        path = next((name for name in names if name.exists()), names[0])
+    path = find_file(Path(path))
     checked_start(path)
     data = path.read_bytes()
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
-    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
+    if is_tiktoken(data):
         return load_vocabulary(path, "llama3", data, read_llama3(path, data))
-    if data.lstrip()[:1] == b"{" and path.suffix == ".json":
+    if is_json(path, data):
         vocabulary = tokenizer_json.read(path, data)
         return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
-    return load_sentencepiece(path, data) or load_llama2c(path, data)
+    return load_sentencepiece(path, data, most) or load_llama2c(path, data)
 
 
 def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:
@@ -142,14 +147,17 @@ def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) 
 # sentencepiece
 
 
-def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
-    """A sentencepiece model, None for another file."""
+def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer | None:
+    """A sentencepiece model, with what its folder adds to it; None for another file. Raises BadFileError."""
     try:
         sp = SentencePieceProcessor(model_proto=data) if data else None
     except RuntimeError:
         sp = None
     if sp is None or sp.vocab_size() == 0:
         return None
+    if any(most is None or token.id < most for token in find_added(path.parent, sp.vocab_size())):
+        vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
+        return load_vocabulary(path, "tokenizer.model with added tokens", vocabulary.indexed, vocabulary)
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
     special = {sp.id_to_piece(i): i for i in control}
     names = sorted(map(re.escape, special), key=len, reverse=True)
@@ -160,40 +168,6 @@ def load_sentencepiece(path: Path, data: bytes) -> Tokenizer | None:
 
     ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
     return Tokenizer(path, "sentencepiece", data, sp.vocab_size(), *ends, special, sp, *work)
-
-
-TYPES = {  # of sentencepiece's pieces
-    sentencepiece_model.NORMAL: tokens.TEXT,
-    sentencepiece_model.UNKNOWN: tokens.UNKNOWN,
-    sentencepiece_model.CONTROL: tokens.CONTROL,
-    sentencepiece_model.USER_DEFINED: tokens.USER,
-    sentencepiece_model.BYTE: tokens.BYTE,
-}
-
-
-def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
-    """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
-
-    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
-    """
-    changed = sp.normalize("\ufb01 \u00b2A")
-    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
-        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
-    flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
-    n = sp.vocab_size()
-    types = [TYPES.get(kind) for kind in sentencepiece_model.piece_types(sp.serialized_model_proto())]
-    if None in types:
-        raise BadFileError(f"{path}: piece {types.index(None)} is unused, allowed are pieces in use")
-    names = [sp.id_to_piece(i) for i in range(n)]
-    if spaced := [name for name in names if " " in name]:
-        raise BadFileError(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
-    pieces = [name.replace("\u2581", " ").encode() for name in names]
-    pieces = [
-        bytes([int(piece[3:5], 16)]) if kind == tokens.BYTE else piece
-        for piece, kind in zip(pieces, types, strict=True)
-    ]
-    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
-    return Vocabulary(tokens.CHARACTERS, pieces, scores, types, *ends, flags=flags)
 
 
 def load_llama2c(path: Path, data: bytes) -> Tokenizer:

@@ -10,7 +10,7 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +19,18 @@ import numpy as np
 
 from llama.errors import BadFileError
 
-CHARACTERS, BYTES = range(2)  # kinds: what merges at first
+CHARACTERS, BYTES, UNIGRAM = range(3)  # kinds: what merges at first, or pieces are chosen by their sum
 TEXT, UNKNOWN, CONTROL, USER, BYTE = range(5)  # types of tokens
-NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS = range(4)  # how text is split into words
+NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words
 PREFIX, PREFIX_EACH, PREFIX_UNLESS_SPACE, WHOLE_WORDS = 1, 2, 4, 8  # flags
-USER_FIRST, RANKED, STRIP = 16, 32, 64
+USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES = 16, 32, 64, 128, 256
 SENTENCEPIECE = PREFIX | PREFIX_EACH | STRIP  # what its models do unless they say otherwise
 
 MAGIC, VERSION = 0x6B6F746C, 1
-HEADER = struct.Struct("<5I4i4I8xI")
+HEADER = struct.Struct("<5I4i7I")
 PROBES_MAX = 256  # slots that the engine looks at
 NO_RANK = 2**32 - 1  # a pair that does not merge
+VOCABULARY_MAX = 2**24 - 1  # tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Vocabulary:
     """The tokens of a model. What the fields mean is said in docs/format.md.
 
     pieces: what each token prints, or its name; a space stands for U+2581. merges: the pairs of pieces that
-    merge, the first first; None: any two whose bytes make one do, the highest score first.
+    merge, the first first; None: any two whose bytes make one do, the highest score first. late: ids of
+    special tokens that are found once a space was put in front. notes: what the user should know of a
+    vocabulary that its file does not say all of, a line each; no file holds them.
     """
 
     kind: int
@@ -50,6 +53,8 @@ class Vocabulary:
     pattern: int = NO_PATTERN
     flags: int = 0
     merges: Sequence[tuple[bytes, bytes]] | None = None
+    late: Set[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -121,6 +126,18 @@ def text_ids(vocabulary: Vocabulary) -> dict[bytes, int]:
     return ids
 
 
+def sorted_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
+    """Those that have a piece, by their bytes."""
+    pieces = vocabulary.pieces
+    return sorted((i for i in ids if pieces[i]), key=pieces.__getitem__)
+
+
+def words_of(vocabulary: Vocabulary) -> list[int]:
+    """The ids of what makes up a text of kind UNIGRAM, by their bytes; none of the other kinds."""
+    v, types = vocabulary, {TEXT} if vocabulary.flags & USER_FIRST else {TEXT, USER}
+    return sorted_ids(v, (i for i, of in enumerate(v.types) if of in types)) if v.kind == UNIGRAM else []
+
+
 def slots_of(ids: dict[bytes, int]) -> np.ndarray:
     """The table of pieces: 8 bits of the hash and the id + 1, 0 where there is none."""
     hashes = [hash_bytes(piece) for piece in ids]
@@ -155,20 +172,22 @@ def byte_ids_of(vocabulary: Vocabulary) -> np.ndarray:
 
 def write_indexed(vocabulary: Vocabulary) -> bytes:
     """The bytes of an indexed file. Raises BadFileError for a special token of one byte."""
-    v, ids = vocabulary, text_ids(vocabulary)
-    special = [i for i, kind in enumerate(v.types) if kind in (CONTROL, USER) and v.pieces[i]]
-    special.sort(key=v.pieces.__getitem__)
+    v, ids = vocabulary, text_ids(vocabulary) if vocabulary.kind != UNIGRAM else {}
+    named = [i for i, kind in enumerate(v.types) if kind in (CONTROL, USER) and i not in v.late]
+    special, late, words = sorted_ids(v, named), sorted_ids(v, v.late), words_of(v)
     for i in special:
         if len(v.pieces[i]) == 1 and (v.types[i] == CONTROL or v.flags & USER_FIRST):
             raise BadFileError(f"special token {i} = {v.pieces[i]!r}, allowed are two bytes and more")
     offsets = np.cumsum([0, *map(len, v.pieces)]).astype("<u4")
     ranks, slots = ranks_of(v, ids, offsets), slots_of(ids)
-    sections = [byte_ids_of(v), joined_of(ids), offsets, np.array(v.scores, "<f4"), np.array(special, "<u4")]
-    sections += [slots, ranks, np.array(v.types, np.uint8)]
+    sections = [byte_ids_of(v), joined_of(ids), offsets, np.array(v.scores, "<f4")]
+    sections += [np.array([*special, *late, *words], "<u4"), slots, ranks]
+    sections += [np.array(v.scores if v.flags & DOUBLES else [], "<f8"), np.array(v.types, np.uint8)]
     body = b"".join([section.tobytes() for section in sections] + [*v.pieces])
     flags, ends = v.flags | (RANKED if v.merges is not None else 0), (len(v), v.bos, v.eos, v.unknown)
     sizes = (len(special), len(slots), max(map(len, ids), default=0), int(offsets[-1]))
-    head = HEADER.pack(MAGIC, VERSION, v.kind, v.pattern, flags, *ends, *sizes, 0)[:-4]
+    sizes = (*sizes, len(words), len(late), 0)
+    head = HEADER.pack(MAGIC, VERSION, v.kind, v.pattern, flags, *ends, *sizes)[:-4]
     return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
 
 
@@ -189,18 +208,27 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
         != (struct.unpack_from("<I", data, HEADER.size - 4)[0])
     ):
         raise BadFileError(f"{path}: checksum of the tokenizer is not the one stored in it")
-    _, _, kind, pattern, flags, n, *ends, n_special, n_slots, _, n_bytes, _ = HEADER.unpack_from(data)
+    _, _, kind, pattern, flags, n, *ends, n_special, n_slots, _, n_bytes, n_words, n_late, _ = (
+        HEADER.unpack_from(data)
+    )
     at, n_ranks = HEADER.size + 1024 + 8192, n_bytes if flags & RANKED else 0
-    if (size := at + 4 * (2 * n + 1 + n_special + n_slots + n_ranks) + n + n_bytes) != len(data):
+    n_doubles, n_names = n if flags & DOUBLES else 0, n_special + n_late + n_words
+    words = 2 * n + 1 + n_names + n_slots + n_ranks + 2 * n_doubles
+    if (size := at + 4 * words + n + n_bytes) != len(data):
         raise BadFileError(f"{path}: the tokenizer has {len(data)} bytes, its header asks for {size}")
     offsets = np.frombuffer(data, "<u4", n + 1, at).tolist()
     scores = np.frombuffer(data, "<f4", n, at + 4 * (n + 1)).tolist()
-    at += 4 * (2 * n + 1 + n_special + n_slots)
+    late = np.frombuffer(data, "<u4", n_late, at + 4 * (2 * n + 1 + n_special)).tolist()
+    at += 4 * (2 * n + 1 + n_names + n_slots)
     ranks = np.frombuffer(data, "<u4", n_ranks, at)
-    types, text = list(data[at + 4 * n_ranks :][:n]), data[at + 4 * n_ranks + n :]
+    at += 4 * n_ranks
+    scores = np.frombuffer(data, "<f8", n, at).tolist() if n_doubles else scores
+    at += 8 * n_doubles
+    types, text = list(data[at : at + n]), data[at + n :]
     pieces = [text[begin:end] for begin, end in itertools.pairwise(offsets)]
     merges = read_merges(text, offsets, ranks) if flags & RANKED else None
-    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags & ~RANKED, merges)
+    flags, late = flags & ~RANKED, frozenset(late)
+    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags, merges, late)
 
 
 def read_merges(text: bytes, offsets: list[int], ranks: np.ndarray) -> list[tuple[bytes, bytes]]:
@@ -219,11 +247,13 @@ def read_merges(text: bytes, offsets: list[int], ranks: np.ndarray) -> list[tupl
 def fits_llama2c(vocabulary: Vocabulary) -> bool:
     """Whether a tokenizer.bin can say all of it."""
     v = vocabulary
+    special = {i for i, kind in enumerate(v.types) if kind in (CONTROL, USER)}
     return (
         v.kind == CHARACTERS
         and v.merges is None
         and v.flags & ~USER_FIRST == SENTENCEPIECE
-        and USER not in v.types
+        and special <= {v.bos, v.eos}
+        and (v.unknown >= 0 or BYTE in v.types)
     )
 
 
@@ -259,6 +289,7 @@ def llama2c_records(path: Path, data: bytes) -> list[tuple[float, bytes]]:
     return records
 
 
+OLD_BYTES = [chr(byte).encode() for byte in range(256)]  # tokens 3 to 258 of the first llama2.c
 LLAMA2C_NAMES = {b"<unk>": UNKNOWN, b"<s>": CONTROL, b"</s>": CONTROL}
 
 
@@ -266,6 +297,8 @@ def read_llama2c(path: Path, data: bytes) -> Vocabulary:
     """The tokens of a tokenizer.bin, told by their names as the engine tells them. Raises BadFileError."""
     scores, names = zip(*llama2c_records(path, data), strict=True)
     names = [name[1:-1] if name in (b"\n<s>\n", b"\n</s>\n") else name for name in names]
+    if names[3:259] == OLD_BYTES:
+        names[3:259] = [b"<0x%02X>" % byte for byte in range(256)]
     bytes_ = [re.fullmatch(rb"<0x([0-9A-F]{2})>", name) for name in names]
     pieces = [
         bytes([int(match[1], 16)]) if match else name for match, name in zip(bytes_, names, strict=True)

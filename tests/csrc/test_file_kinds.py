@@ -78,6 +78,17 @@ KINDS = {
 }
 
 
+TOKENIZERS = {  # that tokenizer.py reads
+    "json": "a JSON file, such as a tokenizer.json",
+    "sentencepiece": "a sentencepiece model",
+}
+
+
+def told(kind: str, path: Path) -> str:
+    """The message for a tokenizer that the engine does not open."""
+    return f"{path}: is {kind}; for a tokenizer.bin made of it: python tokenizer.py export {path}"
+
+
 @each_program
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_another_kind_is_called_by_its_name(path, program, kind):
@@ -93,7 +104,19 @@ def test_a_file_of_another_kind_is_no_tokenizer(path, program, kind):
     other = path.with_name("other")
     other.write_bytes(make())
     message = f"{other}: can't be read as a tokenizer: it is {name}"
+    if kind in TOKENIZERS:
+        message = told(TOKENIZERS[kind], other)
+    if kind == "sentencepiece" and program == "python":
+        pytest.skip("python -m llama.run reads such a file")
     assert_bad_file(program, path, message, "-z", other)
+
+
+@pytest.mark.parametrize("line", [b"IQ== 0\nIg== 1\n", b"AAAAAAA= 123\r\nIQ== 124\r\n"])
+def test_a_tiktoken_file_is_told_how_to_become_a_tokenizer(path, line):
+    checkpoints.write(path, SHAPE, 1)
+    other = path.with_name("other")
+    other.write_bytes(line)
+    assert_bad_file("native", path, told("a tiktoken file, as of Llama 3", other), "-z", other)
 
 
 @each_program

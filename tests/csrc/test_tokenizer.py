@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import assert_linear, write_tokenizer
+from helpers import assert_linear, write_pieces, write_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from references import sentencepiece_paths
@@ -20,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2 as pb
 
 from llama import Tokenizer
 from llama._engine import ffi, lib
+from llama.formats import vocabulary as tokens
 
 MILLION = 1_000_000
 
@@ -392,7 +393,7 @@ HOSTILE = {
     "infinity": (HEAD + record(b"a", float("-inf")), "token 2 has score = -inf, allowed are finite numbers"),
     "nothing_for_unknown": (vocabulary([b"a"]), "has neither <unk> nor the byte tokens <0x00> to <0xFF>"),
     "gguf": (b"GGUF" + b"\3\0\0\0" + b"\xff" * 16, "can't be read as a tokenizer: it is a GGUF file"),
-    "json": (b'{"model": {"type": "BPE"}}', "can't be read as a tokenizer: it is a JSON file"),
+    "json": (b'{"model": {"type": "BPE"}}', "is a JSON file, such as a tokenizer.json; for a tokenizer.bin"),
 }
 
 
@@ -406,10 +407,14 @@ def test_a_hostile_file_is_refused_with_the_reason(tmp_path, name):
 
 
 def test_a_sentencepiece_model_is_named_as_such(tmp_path):
-    path = tmp_path / "tok.model"
+    """By C, which does not read it; Tokenizer(path) does."""
+    path, error = tmp_path / "tok.model", ffi.new("LlamaError *")
     path.write_bytes(train(700, byte_fallback=True))
-    with pytest.raises(ValueError, match="it is a sentencepiece model"):
-        Tokenizer(path)
+    out = ffi.new("LlamaTokenizer **")
+    assert lib.llama_tokenizer_open(str(path).encode(), out, error) == lib.LLAMA_ERROR_FILE
+    assert ffi.string(error.text).decode() == (
+        f"{path}: is a sentencepiece model; for a tokenizer.bin made of it: python tokenizer.py export {path}"
+    )
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path):
@@ -452,3 +457,25 @@ def test_any_bytes_are_refused_or_read(tmp_path, data, with_head):
     path = tmp_path / "tok.bin"
     path.write_bytes(HEAD + data if with_head else data)
     is_refused(path)
+
+
+# --- The first llama2.c
+
+
+def test_a_tokenizer_bin_whose_byte_tokens_are_characters_is_read_as_its_model(trained, tmp_path):
+    path = tmp_path / "old.bin"
+    records = [(trained.sp.id_to_piece(i), trained.sp.get_score(i)) for i in range(trained.sp.vocab_size())]
+    names = {f"<0x{byte:02X}>": chr(byte) for byte in range(256)} | {"<s>": "\n<s>\n", "</s>": "\n</s>\n"}
+    write_pieces(path, [(names.get(piece, piece).replace("▁", " "), score) for piece, score in records])
+    old = Tokenizer(path)
+    assert tokens.read_bin(path, path.read_bytes()) == tokens.read_bin(path, trained.path.read_bytes())
+    for text in [*TRICKY, *SCRIPTS.split("\n"), "\U0001f600, \0"]:
+        ids = trained.sp.encode(text)
+        assert old.encode(text, bos=False) == ids, text
+        assert old.decode(ids) == trained.sp.decode(ids), text
+
+
+def test_characters_elsewhere_are_characters(tmp_path):
+    names = ["<unk>", "\n<s>\n", "\n</s>\n", "x", *map(chr, range(256))]
+    tokenizer = Tokenizer(write_pieces(tmp_path / "t.bin", [(name, 0.0) for name in names]))
+    assert tokenizer.encode("\u00e9", bos=False) == [4 + 32, 4 + 0xE9]

@@ -1,7 +1,8 @@
 """The indexed file of a tokenizer: docs/format.md, formats/vocabulary.py and the engine agree on it, and the
 engine survives every lie in it.
 
-tests/data/sample_characters.bin and sample_bytes.bin are such files, written once and never again.
+tests/data/sample_characters.bin, sample_bytes.bin and sample_unigram.bin are such files, written once and
+never again.
 """
 
 import random
@@ -47,9 +48,21 @@ BYTES = Vocabulary(
     flags=tokens.WHOLE_WORDS | tokens.USER_FIRST,
     merges=[(b"b", b"c"), (b"a", b"b"), (b"a", b"bc")],
 )
+UNIGRAM = Vocabulary(
+    tokens.UNIGRAM,
+    pieces=[b"<unk>", b"<s>", b"</s>", b" ", b"a", b"b", b" a", b"ab", b" ab", b"<sep>", b"<late>"],
+    scores=[0.0, 0.0, 0.0, -2.0, -2.5, -3.1, -4.0, -5.0, -8.0, 0.0, 0.0],
+    types=[UNKNOWN, CONTROL, CONTROL, *[TEXT] * 6, USER, CONTROL],
+    bos=1,
+    eos=2,
+    unknown=0,
+    flags=tokens.SENTENCEPIECE | tokens.DOUBLES,
+    late=frozenset([10]),
+)
 SAMPLES = {  # ids of a text, written down by hand
     "characters": (CHARACTERS, "abab <s>é!<sep>", [262, 261, 263, 259, 1, 259, 264, 36, 265]),
     "bytes": (BYTES, "abcab abab<|eot|>", [257, 256, 259, 261]),
+    "unigram": (UNIGRAM, "abab a <late>b<s>éé <sep>", [3, 7, 7, 6, 10, 5, 1, 3, 0, 3, 9]),
 }
 
 
@@ -73,12 +86,13 @@ def test_the_stored_file_is_read_and_would_be_written_again(name):
 def test_every_field_lies_where_the_format_says(sample):
     v, data = sample[0], sample[0].indexed
     words = struct.unpack("<5I4i7I", data[:64])
-    flags = v.flags | (32 if v.merges else 0)
+    flags = v.flags | (tokens.RANKED if v.merges else 0)
     assert words[:9] == (0x6B6F746C, 1, v.kind, v.pattern, flags, len(v), v.bos, v.eos, v.unknown)
-    n_special, n_slots, longest, n_bytes, *zeros, checksum = words[9:]
-    assert zeros == [0, 0]
+    n_special, n_slots, longest, n_bytes, n_words, n_late, checksum = words[9:]
+    assert (n_words, n_late) == ((7, 1) if v is UNIGRAM else (0, 0))
     assert checksum == zlib.crc32(data[64:], zlib.crc32(data[:60]))
-    assert longest == max(len(p) for p, kind in zip(v.pieces, v.types, strict=True) if kind == TEXT)
+    found = {piece: i for i, piece in enumerate(v.pieces) if v.types[i] == TEXT and v is not UNIGRAM}
+    assert longest == max(map(len, found), default=0)
     at = 64
 
     def take(form: str, n: int) -> tuple:
@@ -86,29 +100,23 @@ def test_every_field_lies_where_the_format_says(sample):
         at += struct.calcsize(f"<{n}{form}")
         return struct.unpack_from(f"<{n}{form}", data, at - struct.calcsize(f"<{n}{form}"))
 
-    assert take("i", 256)[65] == (68 if v is CHARACTERS else 65)
+    assert take("i", 256)[65] == {CHARACTERS.kind: 68, BYTES.kind: 65, UNIGRAM.kind: -1}[v.kind]
     joined = take("B", 8192)
     assert {b for b in range(65536) if joined[b // 8] >> b % 8 & 1} == {
-        256 * a + b
-        for piece, kind in zip(v.pieces, v.types, strict=True)
-        for a, b in pairwise(piece)
-        if kind == TEXT
+        256 * a + b for piece in found for a, b in pairwise(piece)
     }
-    offsets, scores, special, slots = (
-        take("I", len(v) + 1),
-        take("f", len(v)),
-        take("I", n_special),
-        take("I", n_slots),
-    )
-    ranks, types, pieces = take("I", n_bytes if v.merges else 0), take("B", len(v)), data[at:]
+    offsets, scores, special = take("I", len(v) + 1), take("f", len(v)), take("I", n_special)
+    late, sorted_words, slots = take("I", n_late), take("I", n_words), take("I", n_slots)
+    ranks, doubles = take("I", n_bytes if v.merges else 0), take("d", len(v) if v is UNIGRAM else 0)
+    types, pieces = take("B", len(v)), data[at:]
     assert [pieces[a:b] for a, b in pairwise(offsets)] == v.pieces
-    assert (list(scores), list(types), len(pieces)) == (v.scores, v.types, n_bytes)
+    assert (list(doubles or scores), list(types), len(pieces)) == (v.scores, v.types, n_bytes)
+    assert list(scores) == pytest.approx(v.scores, rel=1e-6)
     assert [v.pieces[i] for i in special] == sorted(
-        p for p, kind in zip(v.pieces, v.types, strict=True) if kind in (2, 3)
+        v.pieces[i] for i, kind in enumerate(v.types) if kind in (2, 3) and i not in v.late
     )
-    assert sorted((slot & 0xFFFFFF) - 1 for slot in slots if slot) == [
-        i for i in range(len(v)) if types[i] == TEXT
-    ]
+    assert (set(late), list(sorted_words)) == (v.late, [3, 6, 8, 9, 4, 7, 5] if v is UNIGRAM else [])
+    assert sorted((slot & 0xFFFFFF) - 1 for slot in slots if slot) == sorted(found.values())
     if v.merges:
         assert [ranks[offsets[i] + 1] for i in (258, 256, 257)] == [0, 1, 2]
         assert ranks[offsets[257] + 2] == 2**32 - 1
@@ -166,9 +174,9 @@ TYPES_AT = -sum(map(len, CHARACTERS.pieces)) - N
 HOSTILE = {
     "header": (lambda data: data[:63], "has 63 bytes, needed are at least 64"),
     "version": (patch(4, "<I", 2), "version = 2, allowed 1 to 1"),
-    "kind": (patch(8, "<I", 2), "kind = 2, allowed 0 to 1"),
-    "pattern": (patch(12, "<I", 4), "pattern = 4, allowed 0 to 3"),
-    "flags": (patch(16, "<I", 128), "flags = 128, allowed 0 to 127"),
+    "kind": (patch(8, "<I", 3), "kind = 3, allowed 0 to 2"),
+    "pattern": (patch(12, "<I", 5), "pattern = 5, allowed 0 to 4"),
+    "flags": (patch(16, "<I", 512), "flags = 512, allowed 0 to 511"),
     "vocab_size": (patch(20, "<i", 0), "vocab_size = 0, allowed 1 to 16777215"),
     "huge vocab_size": (patch(20, "<i", 2**31 - 1), "vocab_size = 2147483647, allowed 1 to 16777215"),
     "bos": (patch(24, "<i", N), f"bos = {N}, allowed -1 to {N - 1}"),
@@ -190,10 +198,14 @@ HOSTILE = {
     ),
     "byte id": (patch(64, "<i", N), "special or byte tokens, allowed are ids of the vocabulary"),
     "negative byte id": (patch(64, "<i", -2), "special or byte tokens, allowed are ids of the vocabulary"),
-    "kind without bytes": (
-        lambda data: patch(64, "<i", -1)(patch(8, "<I", 1)(data)),
+    "sums without unknown": (
+        lambda data: patch(64, "<i", -1)(patch(32, "<i", -1)(patch(8, "<I", 2)(data))),
         "has neither <unk> nor",
     ),
+    "sorted": (patch(52, "<I", N + 1), f"number of sorted pieces = {N + 1}, allowed 0 to {N}"),
+    "fewer sorted": (patch(52, "<I", 1), "bytes, its header says"),
+    "late": (patch(56, "<I", N + 1), f"number of late special tokens = {N + 1}, allowed 0 to {N}"),
+    "doubles": (patch(16, "<I", 256 + 67), "bytes, its header says"),
 }
 
 

@@ -27,8 +27,9 @@ static const uint32_t NO_RANK = UINT32_MAX; // a pair that does not merge
 typedef struct {
     const LlamaTokenizer *tokenizer;
     const Index *index;
-    int32_t *ids; // (n) so far
-    size_t n;
+    int32_t *ids;     // (n) so far
+    size_t n, begin;  // ids[begin, n) are of the part of the text that is being encoded
+    bool special;     // control tokens may be named in the text
     const char *text; // the stretch
     Symbol *symbols;  // (room)
     Merge *heap;      // (2 * room): each symbol opens a pair, each merge one more
@@ -134,15 +135,19 @@ static void emit(Encoder *e, int32_t id) {
     e->ids[e->n++] = id;
 }
 
-// A character that is no piece: its bytes, or one unknown token for a whole run.
-static void emit_unknown(Encoder *e, const char *bytes, size_t length) {
+// The unknown token, one for a whole run unless each character is to have its own.
+static void emit_unknown(Encoder *e) {
+    const LlamaTokenizer *t = e->tokenizer;
+    bool fused = !(t->flags & FLAG_UNKNOWN_EACH) && e->n > e->begin && e->ids[e->n - 1] == t->unknown;
+    if (!fused) emit(e, t->unknown);
+}
+
+// A character that is no piece: its bytes, or unknown.
+static void emit_character(Encoder *e, const char *bytes, size_t length) {
     const LlamaTokenizer *t = e->tokenizer;
     if (length == 1 && bytes[0] == ' ') bytes = SPACE_SYMBOL, length = strlen(SPACE_SYMBOL);
-    if (t->has_bytes) {
-        for (size_t i = 0; i < length; i++) emit(e, t->byte_ids[(uint8_t)bytes[i]]);
-    } else if (e->n == 0 || e->ids[e->n - 1] != t->unknown) {
-        emit(e, t->unknown);
-    }
+    if (!t->has_bytes) return emit_unknown(e);
+    for (size_t i = 0; i < length; i++) emit(e, t->byte_ids[(uint8_t)bytes[i]]);
 }
 
 static void symbols_emit(Encoder *e) {
@@ -154,7 +159,7 @@ static void symbols_emit(Encoder *e) {
         if (id >= 0)
             emit(e, id);
         else
-            emit_unknown(e, bytes, (size_t)symbol->length);
+            emit_character(e, bytes, (size_t)symbol->length);
     }
 }
 

@@ -15,6 +15,8 @@ enum { VOCABULARY_MAX = (1 << 24) - 1, PROBES_MAX = 256 };      // tokens; slots
 enum {
     KIND_CHARACTERS, // sentencepiece: characters merge, one without a piece is spelt in byte tokens
     KIND_BYTES,      // tiktoken: text is split into words by a pattern, their bytes merge
+    KIND_UNIGRAM,    // sentencepiece: the pieces that make up the text and whose scores have the largest sum
+    KINDS
 };
 
 enum {
@@ -25,6 +27,7 @@ enum {
     TOKEN_BYTE,    // spells a character that has no piece
     TOKEN_TYPES
 };
+enum { CONTROL_BIT = 1 << TOKEN_CONTROL, USER_BIT = 1 << TOKEN_USER };
 
 enum {
     FLAG_PREFIX = 1,              // a space is put in front of a text
@@ -34,7 +37,9 @@ enum {
     FLAG_USER_FIRST = 16,         // TOKEN_USER is found before a space is put in front, else after
     FLAG_RANKED = 32,             // the file lists the pairs that merge, and in which order
     FLAG_STRIP = 64,              // a text that begins with a space is printed without it
-    FLAGS_ALL = 127,
+    FLAG_UNKNOWN_EACH = 128, // each character that can't be spelt is an unknown token, else a run of them is one
+    FLAG_DOUBLES = 256,      // KIND_UNIGRAM: scores are doubles and summed up as such (tokenizers), else floats
+    FLAGS_ALL = 511,
 };
 
 // How a piece is found. slots are open addressing: 0 is empty, else 8 bits of the hash and the id + 1.
@@ -45,22 +50,32 @@ typedef struct {
     uint32_t longest; // bytes of the longest piece
 } Index;
 
+// Tokens sorted by their bytes.
+typedef struct {
+    const uint32_t *ids; // (n)
+    uint32_t n;
+    uint32_t first[257]; // ids[first[b], first[b + 1]) begin with byte b
+    uint32_t types;      // bits of the types that they have
+} Names;
+
 struct LlamaTokenizer {
     Mapping file;
     bool borrowed; // the file is a model's, or the caller's
     int32_t kind, pattern, vocab_size, bos, eos, unknown;
-    uint32_t flags, n_specials, n_bytes;
-    uint32_t special_types;   // bits of the types that special tokens have
-    bool begins[256];         // [b]: some special token begins with byte b
-    bool has_bytes;           // all 256 byte tokens: any character can be spelt
-    const char *bytes;        // (n_bytes) of all tokens, one after the other
-    const uint32_t *offsets;  // (vocab_size + 1) token i is bytes[offsets[i], offsets[i + 1])
-    const float *scores;      // (vocab_size) the pair that makes the piece with the highest score merges first
-    const uint8_t *types;     // (vocab_size)
-    const int32_t *byte_ids;  // (256) -1 where there is none
-    const uint32_t *specials; // (n_specials) control and user-defined tokens, sorted by their bytes
+    uint32_t flags, n_bytes;
+    bool has_bytes;          // all 256 byte tokens: any character can be spelt
+    const char *bytes;       // (n_bytes) of all tokens, one after the other
+    const uint32_t *offsets; // (vocab_size + 1) token i is bytes[offsets[i], offsets[i + 1])
+    const float *scores;     // (vocab_size) the pair that makes the piece with the highest score merges first
+    const uint8_t *types;    // (vocab_size)
+    const int32_t *byte_ids; // (256) -1 where there is none
     const uint32_t *ranks;  // (n_bytes) [offsets[i] + n] of the pair that token i is of, cut after n bytes; or NULL
-    void *unpacked;         // what the arrays of a tokenizer.bin lie in
+    const uint8_t *doubles; // (vocab_size) scores as f64, not aligned; or NULL
+    double lowest, highest; // scores, of KIND_UNIGRAM
+    Names specials;         // control and user-defined tokens
+    Names late;     // those that are found once a space was put in front of a text, with a space before them
+    Names words;    // of KIND_UNIGRAM: what a text is made up of
+    void *unpacked; // what the arrays of a tokenizer.bin lie in
     _Atomic(Index *) index; // NULL until a tokenizer.bin is first encoded with
     Index stored;
 };
@@ -129,15 +144,16 @@ static bool index_joins(const Index *index, uint8_t a, uint8_t b) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Finding a special token: names are sorted, so those that begin as the text does lie side by side, and each byte
-// of the text leaves a smaller range of them.
+// Finding names: they are sorted, so those that begin as the text does lie side by side, and each byte of the text
+// leaves a smaller range of them.
 
-// The first of specials[low, high) whose byte at `depth` is `byte` or more. They agree in the bytes before.
-static uint32_t special_bound(const LlamaTokenizer *t, uint32_t low, uint32_t high, size_t depth, int byte) {
+// The first of ids[low, high) whose byte at `depth` is `byte` or more. They agree in the bytes before.
+static uint32_t names_bound(const LlamaTokenizer *t, const Names *names, uint32_t low, uint32_t high, size_t depth,
+                            int byte) {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         size_t length;
-        const char *name = token_bytes(t, (int32_t)t->specials[middle], &length);
+        const char *name = token_bytes(t, (int32_t)names->ids[middle], &length);
         if (depth >= length || (uint8_t)name[depth] < byte)
             low = middle + 1;
         else
@@ -146,20 +162,55 @@ static uint32_t special_bound(const LlamaTokenizer *t, uint32_t low, uint32_t hi
     return low;
 }
 
-// The length of the longest special token of these types (bits) that text begins with, 0 if it begins with none.
-static size_t special_match(const LlamaTokenizer *t, const char *text, size_t n, uint32_t types, int32_t *id) {
-    uint32_t low = 0, high = t->n_specials;
-    size_t best = 0;
-    for (size_t depth = 0; depth < n && low < high; depth++) {
-        low = special_bound(t, low, high, depth, (uint8_t)text[depth]);
-        high = special_bound(t, low, high, depth, (uint8_t)text[depth] + 1);
-        if (low == high) break;
-        size_t length;
-        int32_t first = (int32_t)t->specials[low];
-        token_bytes(t, first, &length);
-        if (length == depth + 1 && types >> t->types[first] & 1) *id = first, best = length;
+// Notes with what the names begin, and the types they have.
+static void names_note(const LlamaTokenizer *t, Names *names) {
+    names->types = 0;
+    for (int b = 0; b < 257; b++) names->first[b] = names_bound(t, names, 0, names->n, 0, b);
+    for (uint32_t i = 0; i < names->n; i++) names->types |= 1u << t->types[names->ids[i]];
+}
+
+// Names that begin as a text does, shorter ones first.
+typedef struct {
+    uint32_t low, high; // ids[low, high) agree in `depth` bytes with the text
+    size_t depth;
+} Walk;
+
+// The walk that begins with the text's first byte.
+static Walk walk_begin(const Names *names, const char *text) {
+    uint8_t first = (uint8_t)text[0];
+    return (Walk){names->first[first], names->first[first + 1], 0};
+}
+
+// The next name that text begins with, longer than those before, -1 if there is none.
+static int32_t walk_next(const LlamaTokenizer *t, const Names *names, Walk *walk, const char *text, size_t n) {
+    while (walk->depth < n && walk->low < walk->high) {
+        size_t depth = walk->depth++, length;
+        if (depth > 0) {
+            walk->low = names_bound(t, names, walk->low, walk->high, depth, (uint8_t)text[depth]);
+            walk->high = names_bound(t, names, walk->low, walk->high, depth, (uint8_t)text[depth] + 1);
+            if (walk->low == walk->high) break;
+        }
+        int32_t id = (int32_t)names->ids[walk->low];
+        token_bytes(t, id, &length);
+        if (length == walk->depth) return id;
     }
+    return -1;
+}
+
+// The length of the longest name of these types (bits) that text begins with, 0 if it begins with none.
+static size_t names_match(const LlamaTokenizer *t, const Names *names, const char *text, size_t n, uint32_t types,
+                          int32_t *id) {
+    Walk walk = walk_begin(names, text);
+    size_t best = 0;
+    for (int32_t next; (next = walk_next(t, names, &walk, text, n)) >= 0;)
+        if (types >> t->types[next] & 1) *id = next, best = walk.depth;
     return best;
+}
+
+// The same of a special token, wherever in a text it is found.
+static size_t special_match(const LlamaTokenizer *t, const char *text, size_t n, uint32_t types, int32_t *id) {
+    size_t length = names_match(t, &t->specials, text, n, types, id);
+    return length > 0 ? length : names_match(t, &t->late, text, n, types, id);
 }
 
 #endif

@@ -12,6 +12,7 @@ enum {
     PATTERN_GPT2,
     PATTERN_GPT2_DIGITS, // numbers are cut out first, each character a word; then PATTERN_GPT2 on what is between
                          // them
+    PATTERN_SPACE,       // each space begins a word
     PATTERNS
 };
 
@@ -119,9 +120,15 @@ static size_t word_end_gpt2(const char *text, size_t at, size_t end, bool digits
     return whitespace_end(text, at, stop, stop < end && !(digits && character_at(text, stop, end).class == NUMBER));
 }
 
+static size_t word_end_space(const char *text, size_t at, size_t end) {
+    const char *space = memchr(text + at + 1, ' ', end - at - 1);
+    return space ? (size_t)(space - text) : end;
+}
+
 // The end of the word that begins at text[at], after it and at most at `end`.
 static size_t word_end(int32_t pattern, const char *text, size_t at, size_t end) {
     if (pattern == PATTERN_LLAMA3) return word_end_llama3(text, at, end);
+    if (pattern == PATTERN_SPACE) return word_end_space(text, at, end);
     if (pattern != PATTERN_NONE) return word_end_gpt2(text, at, end, pattern == PATTERN_GPT2_DIGITS);
     return end;
 }

@@ -1,6 +1,6 @@
-// tokenizer.h: text to token ids and back. Of KIND_CHARACTERS as the sentencepiece library does it for a BPE model
-// with identity normalisation and remove_extra_whitespaces off (whitespace is kept as it is); of KIND_BYTES as
-// tiktoken does it; with a table of pairs as the tokenizers library does it.
+// tokenizer.h: text to token ids and back. Of KIND_CHARACTERS and KIND_UNIGRAM as the sentencepiece library does it
+// for BPE and UNIGRAM with identity normalisation and remove_extra_whitespaces off (whitespace is kept as it is);
+// of KIND_BYTES as tiktoken does it; with a table of pairs as the tokenizers library does it.
 //
 // Left out: other normalisations. Meta cuts text for tiktoken every 400,000 characters, and runs of letters or of
 // whitespace every 25,000, since the library's pattern may fail on longer ones; nothing fails here, nothing is cut.
@@ -9,6 +9,7 @@
 
 #include "merge.h"      // Encoder, stretch_encode
 #include "split.h"      // word_end
+#include "unigram.h"    // unigram_encode
 #include "vocabulary.h" // vocabulary_index
 
 // ---------------------------------------------------------------------------------------------------------
@@ -56,16 +57,58 @@ static int stretches_encode(Encoder *e, const char *text, size_t length, LlamaEr
     return code;
 }
 
+// The bytes of what begins at text, a byte or a character, and whether it has a token of its own.
+static size_t unit_length(const Encoder *e, const char *text, size_t length, bool *known) {
+    const LlamaTokenizer *t = e->tokenizer;
+    size_t bytes = t->kind == KIND_BYTES ? 1 : (size_t)MAX(1, utf8_length(text, length));
+    *known =
+        t->kind == KIND_BYTES ? t->byte_ids[(uint8_t)text[0]] >= 0 : vocabulary_find(t, e->index, text, bytes) >= 0;
+    return bytes;
+}
+
+// Of a vocabulary without an unknown token: as if what has no token were not there, so that its neighbours merge.
+static int known_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+    char *kept = malloc(length);
+    if (!kept) return fail_memory(error, length);
+    size_t n = 0;
+    for (size_t at = 0, bytes; at < length; at += bytes) {
+        bool known;
+        bytes = unit_length(e, text + at, length - at, &known);
+        if (known) memcpy(kept + n, text + at, bytes), n += bytes;
+    }
+    int code = stretches_encode(e, kept, n, error);
+    free(kept);
+    return code;
+}
+
+// Of a vocabulary of bytes with an unknown token, which nothing merges with: it stands for bytes without a token.
+static int known_parts_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+    int code = LLAMA_OK;
+    for (size_t start = 0, end; start < length && code == LLAMA_OK; start = end) {
+        bool known, first;
+        end = start + unit_length(e, text + start, length - start, &first);
+        while (end < length && (unit_length(e, text + end, length - end, &known), known == first && first)) end++;
+        if (first)
+            code = stretches_encode(e, text + start, end - start, error);
+        else
+            emit_unknown(e);
+    }
+    return code;
+}
+
 static int word_encode(Encoder *e, const char *word, size_t length, LlamaError *error) {
+    const LlamaTokenizer *t = e->tokenizer;
     int32_t id = -1;
-    if (e->tokenizer->flags & FLAG_WHOLE_WORDS) id = vocabulary_find(e->tokenizer, e->index, word, length);
-    if (id < 0) return stretches_encode(e, word, length, error);
-    emit(e, id);
-    return LLAMA_OK;
+    e->begin = e->n;
+    if (t->kind == KIND_UNIGRAM) return unigram_encode(e, word, length, error);
+    if (t->flags & FLAG_WHOLE_WORDS) id = vocabulary_find(t, e->index, word, length);
+    if (id >= 0) return emit(e, id), LLAMA_OK;
+    if (t->has_bytes || (t->unknown >= 0 && t->kind == KIND_CHARACTERS))
+        return stretches_encode(e, word, length, error);
+    return (t->unknown < 0 ? known_encode : known_parts_encode)(e, word, length, error);
 }
 
 static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
-    if (e->tokenizer->kind == KIND_CHARACTERS) return stretches_encode(e, text, length, error);
     int code = LLAMA_OK;
     for (size_t at = 0, end; at < length && code == LLAMA_OK; at = end) {
         end = word_end(e->tokenizer->pattern, text, at, length);
@@ -77,20 +120,20 @@ static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError 
 // ---------------------------------------------------------------------------------------------------------
 // Special tokens: text is encoded in parts between them
 
-enum { CONTROL_BIT = 1 << TOKEN_CONTROL, USER_BIT = 1 << TOKEN_USER };
-
 // first: the part begins the text.
 typedef int PartEncoder(Encoder *e, const char *text, size_t length, bool first, LlamaError *error);
 
-// Encodes text, in which tokens of these types (bits) stand for themselves; what is between them by encode_part.
-static int parts_encode(Encoder *e, const char *text, size_t length, uint32_t types, PartEncoder *encode_part,
-                        LlamaError *error) {
+// Encodes text, in which names of these types (bits) stand for themselves; what is between them by encode_part.
+static int parts_encode(Encoder *e, const char *text, size_t length, const Names *names, uint32_t types,
+                        PartEncoder *encode_part, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
-    size_t begin = 0, at = types & t->special_types ? 0 : length;
-    while (at < length) {
+    size_t space = names == &t->late && t->flags & FLAG_PREFIX ? 1 : 0; // in front of a name
+    size_t begin = 0, at = types & names->types ? 0 : length;
+    while (at + space < length) {
         int32_t id = -1;
         size_t matched = 0;
-        if (t->begins[(uint8_t)text[at]]) matched = special_match(t, text + at, length - at, types, &id);
+        if (space == 0 || text[at] == ' ')
+            matched = names_match(t, names, text + at + space, length - at - space, types, &id);
         if (matched == 0) {
             at++;
             continue;
@@ -98,7 +141,8 @@ static int parts_encode(Encoder *e, const char *text, size_t length, uint32_t ty
         int code = encode_part(e, text + begin, at - begin, begin == 0, error);
         if (code != LLAMA_OK) return code;
         emit(e, id);
-        begin = at += matched;
+        e->begin = e->n;
+        begin = at += space + matched;
     }
     return encode_part(e, text + begin, length - begin, begin == 0, error);
 }
@@ -138,7 +182,7 @@ static size_t text_normalise(const LlamaTokenizer *t, const char *text, size_t l
             memcpy(out + n, REPLACEMENT, 3);
             n += 3;
             i += 1;
-        } else if (bytes == 3 && t->kind == KIND_CHARACTERS && memcmp(text + i, SPACE_SYMBOL, 3) == 0) {
+        } else if (bytes == 3 && t->kind != KIND_BYTES && memcmp(text + i, SPACE_SYMBOL, 3) == 0) {
             out[n++] = ' ';
             i += 3;
         } else {
@@ -148,17 +192,28 @@ static size_t text_normalise(const LlamaTokenizer *t, const char *text, size_t l
     return n;
 }
 
+// Encodes text that is spelt as the pieces are.
+static int normal_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+    const LlamaTokenizer *t = e->tokenizer;
+    if (t->late.n > 0) {
+        uint32_t types = USER_BIT | (e->special ? CONTROL_BIT : 0u);
+        return parts_encode(e, text, length, &t->late, types, plain_part, error);
+    }
+    uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
+    return parts_encode(e, text, length, &t->specials, types, plain_part, error);
+}
+
 static int part_encode(Encoder *e, const char *text, size_t length, bool first, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
+    e->begin = e->n;
     if (length == 0) return LLAMA_OK;
     if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
     size_t n = text_normalise(t, text, length, part_has_prefix(t, text, length, first), normal);
-    uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
-    int code = n > INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
-                                    "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX)
-                             : parts_encode(e, normal, n, types, plain_part, error);
+    int code = n >= INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
+                                     "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX - 1)
+                              : normal_encode(e, normal, n, error);
     free(normal);
     return code;
 }
@@ -176,14 +231,14 @@ int llama_encode_special(const LlamaTokenizer *t, const char *text, size_t lengt
         return fail(error, LLAMA_ERROR_USAGE, "the vocabulary has no %s", bos && t->bos < 0 ? "BOS" : "EOS");
     if (length > INT32_MAX)
         return fail(error, LLAMA_ERROR_USAGE, "text has %zu bytes, allowed are %d", length, INT32_MAX);
-    Encoder e = {.tokenizer = t, .ids = ids};
+    Encoder e = {.tokenizer = t, .ids = ids, .special = special};
     if (bos) emit(&e, t->bos);
     if (length > 0) {
         e.index = vocabulary_index(t);
         if (!e.index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
         bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
         uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
-        int code = parts_encode(&e, text, length, types, part_encode, error);
+        int code = parts_encode(&e, text, length, &t->specials, types, part_encode, error);
         free(e.heap);
         if (code != LLAMA_OK) return code;
     }

@@ -9,9 +9,11 @@
 
 #include "pieces.h" // LlamaTokenizer
 
-#include <math.h> // isfinite
+#include <ctype.h> // isalnum, isdigit
+#include <math.h>  // isfinite
 
 enum { HEADER_LLAMA2C = 4, RECORD_LLAMA2C = 8, PIECE_MAX = 16384 }; // bytes
+enum { BYTES_BEGIN = 3 }; // the token of byte 0, in sentencepiece's models with byte fallback
 
 // Checks every record and counts them.
 static int records_count(const Mapping *file, const char *path, int32_t *count, LlamaError *error) {
@@ -99,10 +101,25 @@ static void note_first(int32_t *first, int32_t id) {
     if (*first < 0) *first = id;
 }
 
-// Notes what a token is by its piece and returns its type.
-static int token_classify(LlamaTokenizer *t, Unpacked *u, int32_t id, Piece piece) {
-    if (piece.length < 3 || !memchr("<\n", piece.bytes[0], 2)) return TOKEN_TEXT;
-    int byte = piece_byte(piece);
+// Whether tokens 3 to 258 are the characters U+0000 to U+00FF: the first llama2.c (July and August 2023) wrote
+// these for the byte tokens.
+static bool bytes_are_characters(const Mapping *file, int32_t n_tokens) {
+    if (n_tokens < BYTES_BEGIN + 256) return false;
+    const uint8_t *record = file->data + HEADER_LLAMA2C;
+    for (int32_t id = 0; id < BYTES_BEGIN; id++) record += RECORD_LLAMA2C + load_i32(record + 4);
+    for (int b = 0; b < 256; b++) {
+        const uint8_t *piece = record + RECORD_LLAMA2C;
+        uint8_t spelt[] = {(uint8_t)(b < 0x80 ? b : 0xc0 | b >> 6), (uint8_t)(0x80 | (b & 0x3f))};
+        int32_t length = b < 0x80 ? 1 : 2;
+        if (load_i32(record + 4) != length || memcmp(piece, spelt, (size_t)length) != 0) return false;
+        record += RECORD_LLAMA2C + length;
+    }
+    return true;
+}
+
+// Notes what a token is by its piece and returns its type. byte: that it stands for, -1 for none.
+static int token_classify(LlamaTokenizer *t, Unpacked *u, int32_t id, Piece piece, int byte) {
+    if (byte < 0 && (piece.length < 3 || !memchr("<\n", piece.bytes[0], 2))) return TOKEN_TEXT;
     Piece name = piece_trim(piece);
     bool bos = piece_is(name, "<s>"), eos = piece_is(name, "</s>");
     if (byte >= 0) note_first(&u->byte_ids[byte], id);
@@ -118,23 +135,41 @@ static int token_classify(LlamaTokenizer *t, Unpacked *u, int32_t id, Piece piec
 // Unpacks records that records_count has checked.
 static void records_unpack(LlamaTokenizer *t, Unpacked *u) {
     const uint8_t *record = t->file.data + HEADER_LLAMA2C;
+    bool old = bytes_are_characters(&t->file, t->vocab_size);
     uint32_t at = 0;
     for (int32_t id = 0; id < t->vocab_size; id++) {
         Piece piece = {(const char *)record + RECORD_LLAMA2C, load_i32(record + 4)};
-        int type = token_classify(t, u, id, piece);
+        int byte = old && id >= BYTES_BEGIN && id < BYTES_BEGIN + 256 ? id - BYTES_BEGIN : piece_byte(piece);
+        int type = token_classify(t, u, id, piece, byte);
         u->offsets[id] = at;
         u->scores[id] = load_f32(record);
         u->types[id] = (uint8_t)type;
         record += RECORD_LLAMA2C + piece.length;
         piece = piece_trim(piece);
         if (type == TOKEN_BYTE)
-            u->bytes[at++] = (char)piece_byte(piece);
+            u->bytes[at++] = (char)byte;
         else
             memcpy(u->bytes + at, piece.bytes, (size_t)piece.length), at += (uint32_t)piece.length;
     }
     u->offsets[t->vocab_size] = at;
-    if (t->eos >= 0) u->specials[t->n_specials++] = (uint32_t)t->eos; // "</s>" sorts before "<s>"
-    if (t->bos >= 0) u->specials[t->n_specials++] = (uint32_t)t->bos;
+    t->specials.ids = u->specials;
+    if (t->eos >= 0) u->specials[t->specials.n++] = (uint32_t)t->eos; // "</s>" sorts before "<s>"
+    if (t->bos >= 0) u->specials[t->specials.n++] = (uint32_t)t->bos;
+}
+
+// Whether a file begins as one of tiktoken does: base64, a space, a number.
+static bool is_tiktoken(const uint8_t *data, uint64_t size) {
+    uint64_t n = 0;
+    while (n < size && (isalnum(data[n]) || memchr("+/=", data[n], 3))) n++;
+    return n > 0 && n + 1 < size && data[n] == ' ' && isdigit(data[n + 1]);
+}
+
+// What a file is that tokenizer.py makes a tokenizer.bin of, NULL if it is none.
+static const char *tokenizer_kind(const uint8_t *data, uint64_t size) {
+    if (is_tiktoken(data, size)) return "a tiktoken file, as of Llama 3";
+    if (size < 16) return NULL;
+    if (data[0] == '{' && memchr("\r\n\t \"", data[1], 5)) return "a JSON file, such as a tokenizer.json";
+    return data[0] == '\n' && data[2] == '\n' && data[1] >= data[3] + 2 ? "a sentencepiece model" : NULL;
 }
 
 // Reads the tokenizer at t->file. path: for messages.
@@ -142,7 +177,11 @@ static int llama2c_read(LlamaTokenizer *t, const char *path, LlamaError *error) 
     t->bos = t->eos = t->unknown = -1;
     int code = records_count(&t->file, path, &t->vocab_size, error);
     // Only now, since a right file may begin with any length, such as 123, which reads "{".
-    const char *kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
+    const char *kind = code == LLAMA_OK ? NULL : tokenizer_kind(t->file.data, t->file.size);
+    if (kind)
+        return fail(error, code, "%s: is %s; for a tokenizer.bin made of it: python tokenizer.py export %s", path,
+                    kind, path);
+    kind = code == LLAMA_OK ? NULL : file_kind(t->file.data, t->file.size);
     if (kind) return fail(error, code, "%s: can't be read as a tokenizer: it is %s", path, kind);
     if (code == LLAMA_OK && t->file.size > UINT32_MAX)
         return fail(error, LLAMA_ERROR_FILE, "%s: has more than %u bytes", path, UINT32_MAX);
@@ -152,7 +191,7 @@ static int llama2c_read(LlamaTokenizer *t, const char *path, LlamaError *error) 
     records_unpack(t, &u);
     t->flags = FLAG_PREFIX | FLAG_PREFIX_EACH | FLAG_STRIP;
     t->offsets = u.offsets, t->scores = u.scores, t->types = u.types, t->byte_ids = u.byte_ids;
-    t->specials = u.specials, t->bytes = u.bytes, t->n_bytes = u.offsets[t->vocab_size];
+    t->bytes = u.bytes, t->n_bytes = u.offsets[t->vocab_size];
     return LLAMA_OK;
 }
 

@@ -6,13 +6,14 @@
 #include "split.h"         // PATTERNS
 #include "pieces.h"        // LlamaTokenizer
 #include "tokenizer_bin.h" // llama2c_read
+#include "unigram.h"       // scores_note
 
 enum { VOCABULARY_VERSION = 1, JOINED_BYTES = 8192 };
 
 typedef struct {
     uint32_t magic, version, kind, pattern, flags;
     int32_t vocab_size, bos, eos, unknown;
-    uint32_t n_specials, n_slots, longest, n_bytes, zeros[2], checksum;
+    uint32_t n_specials, n_slots, longest, n_bytes, n_words, n_late, checksum;
 } VocabularyHeader;
 
 static int check_field(const char *path, const char *name, int64_t value, int64_t min, int64_t max,
@@ -29,7 +30,7 @@ static int check_header(const char *path, const VocabularyHeader *h, LlamaError 
         int64_t value, min, max;
     } fields[] = {
         {"version", h->version, VOCABULARY_VERSION, VOCABULARY_VERSION},
-        {"kind", h->kind, KIND_CHARACTERS, KIND_BYTES},
+        {"kind", h->kind, KIND_CHARACTERS, KINDS - 1},
         {"pattern", h->pattern, PATTERN_NONE, PATTERNS - 1},
         {"flags", h->flags, 0, FLAGS_ALL},
         {"vocab_size", h->vocab_size, 1, VOCABULARY_MAX},
@@ -37,6 +38,8 @@ static int check_header(const char *path, const VocabularyHeader *h, LlamaError 
         {"eos", h->eos, -1, last},
         {"unknown", h->unknown, -1, last},
         {"number of special tokens", h->n_specials, 0, h->vocab_size},
+        {"number of sorted pieces", h->n_words, 0, h->vocab_size},
+        {"number of late special tokens", h->n_late, 0, h->vocab_size},
     };
     int code = LLAMA_OK;
     for (size_t i = 0; i < COUNT(fields) && code == LLAMA_OK; i++)
@@ -58,8 +61,9 @@ static const void *section(const uint8_t **at, uint64_t n, uint64_t size) {
 
 static uint64_t sections_bytes(const VocabularyHeader *h) {
     uint64_t n = (uint64_t)h->vocab_size;
-    uint64_t words = 256 + (n + 1) + n + h->n_specials + h->n_slots;
+    uint64_t words = 256 + (n + 1) + n + h->n_specials + h->n_late + h->n_words + h->n_slots;
     if (h->flags & FLAG_RANKED) words += h->n_bytes;
+    if (h->flags & FLAG_DOUBLES) words += 2 * n;
     return VOCABULARY_HEADER + JOINED_BYTES + 4 * words + n + h->n_bytes;
 }
 
@@ -71,9 +75,12 @@ static void sections_map(LlamaTokenizer *t, const VocabularyHeader *h) {
     t->stored.joined = section(&at, JOINED_BYTES, 1);
     t->offsets = section(&at, n + 1, 4);
     t->scores = section(&at, n, 4);
-    t->specials = section(&at, h->n_specials, 4);
+    t->specials = (Names){.ids = section(&at, h->n_specials, 4), .n = h->n_specials};
+    t->late = (Names){.ids = section(&at, h->n_late, 4), .n = h->n_late};
+    t->words = (Names){.ids = section(&at, h->n_words, 4), .n = h->n_words};
     t->stored.slots = section(&at, h->n_slots, 4);
     if (h->flags & FLAG_RANKED) t->ranks = section(&at, h->n_bytes, 4);
+    if (h->flags & FLAG_DOUBLES) t->doubles = section(&at, n, 8);
     t->types = section(&at, n, 1);
     t->bytes = section(&at, h->n_bytes, 1);
     t->stored.mask = h->n_slots - 1;
@@ -81,14 +88,20 @@ static void sections_map(LlamaTokenizer *t, const VocabularyHeader *h) {
     t->index = &t->stored;
 }
 
+static bool names_outside(const LlamaTokenizer *t, const Names *names) {
+    int outside = 0;
+    for (uint32_t i = 0; i < names->n; i++) outside |= names->ids[i] >= (uint32_t)t->vocab_size;
+    return outside;
+}
+
 // The arrays whose values are places in other arrays. The long loops have no way out, so that they become vectors.
 static int check_sections(const LlamaTokenizer *t, const char *path, LlamaError *error) {
     const uint32_t *offsets = t->offsets;
     const uint8_t *types = t->types;
-    int32_t n = t->vocab_size, falls = offsets[0] != 0 || offsets[n] != t->n_bytes, strange = 0, outside = 0;
+    int32_t n = t->vocab_size, falls = offsets[0] != 0 || offsets[n] != t->n_bytes, strange = 0;
+    bool outside = names_outside(t, &t->specials) || names_outside(t, &t->late) || names_outside(t, &t->words);
     for (int32_t i = 0; i < n; i++) falls |= offsets[i] > offsets[i + 1];
     for (int32_t i = 0; i < n; i++) strange |= types[i] >= TOKEN_TYPES;
-    for (uint32_t i = 0; i < t->n_specials; i++) outside |= t->specials[i] >= (uint32_t)n;
     for (int b = 0; b < 256; b++) outside |= t->byte_ids[b] < -1 || t->byte_ids[b] >= n;
     if (!falls && !strange && !outside) return LLAMA_OK;
     return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: %s", path,
@@ -110,7 +123,7 @@ static int stored_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
                     (unsigned long long)t->file.size, (unsigned long long)sections_bytes(&h));
     t->kind = (int32_t)h.kind, t->pattern = (int32_t)h.pattern, t->flags = h.flags;
     t->vocab_size = h.vocab_size, t->bos = h.bos, t->eos = h.eos, t->unknown = h.unknown;
-    t->n_specials = h.n_specials, t->n_bytes = h.n_bytes;
+    t->n_bytes = h.n_bytes;
     sections_map(t, &h);
     return check_sections(t, path, error);
 }
@@ -118,32 +131,40 @@ static int stored_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
 // ---------------------------------------------------------------------------------------------------------
 // Either file
 
-// Notes what special tokens begin with. Those looked for in raw text need two bytes, so that the ids of a text fit
-// in the room that llama_encode_bound promises.
-static int specials_note(LlamaTokenizer *t, const char *path, LlamaError *error) {
-    for (uint32_t i = 0; i < t->n_specials; i++) {
-        int32_t id = (int32_t)t->specials[i];
+// Those looked for in raw text need two bytes, so that the ids of a text fit in the room that llama_encode_bound
+// promises.
+static int check_specials(const LlamaTokenizer *t, const char *path, LlamaError *error) {
+    for (uint32_t i = 0; i < t->specials.n; i++) {
+        int32_t id = (int32_t)t->specials.ids[i];
         size_t length;
-        const char *name = token_bytes(t, id, &length);
-        bool raw = t->types[id] != TOKEN_USER || t->flags & FLAG_USER_FIRST;
-        if (length == 1 && raw)
+        token_bytes(t, id, &length);
+        if (length == 1 && (t->types[id] != TOKEN_USER || t->flags & FLAG_USER_FIRST))
             return fail(error, LLAMA_ERROR_FILE, "%s: special token %d has 1 byte, allowed are 2 and more", path,
                         id);
-        t->special_types |= 1u << t->types[id];
-        if (length > 0) t->begins[(uint8_t)name[0]] = true;
     }
     return LLAMA_OK;
+}
+
+// Whether some text could not be spelt. The tokenizers library leaves out what it has no token for, but not where
+// pieces are chosen by their sum.
+static bool lacks_tokens(const LlamaTokenizer *t, bool stored) {
+    return !t->has_bytes && t->unknown < 0 && (!stored || t->kind == KIND_UNIGRAM);
 }
 
 static int tokenizer_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
     bool stored = t->file.size >= 4 && load_i32(t->file.data) == VOCABULARY_MAGIC;
     int code = stored ? stored_read(t, path, error) : llama2c_read(t, path, error);
-    if (code == LLAMA_OK) code = specials_note(t, path, error);
+    if (code == LLAMA_OK) code = check_specials(t, path, error);
     if (code != LLAMA_OK) return code;
     t->has_bytes = true;
     for (int b = 0; b < 256; b++) t->has_bytes &= t->byte_ids[b] >= 0;
-    if (t->has_bytes || (t->unknown >= 0 && t->kind == KIND_CHARACTERS)) return LLAMA_OK;
-    return fail(error, LLAMA_ERROR_FILE, "%s: has neither <unk> nor the byte tokens <0x00> to <0xFF>", path);
+    if (lacks_tokens(t, stored))
+        return fail(error, LLAMA_ERROR_FILE, "%s: has neither <unk> nor the byte tokens <0x00> to <0xFF>", path);
+    names_note(t, &t->specials);
+    names_note(t, &t->late);
+    names_note(t, &t->words);
+    if (t->kind == KIND_UNIGRAM) scores_note(t);
+    return LLAMA_OK;
 }
 
 void llama_tokenizer_close(LlamaTokenizer *t) {

@@ -23,7 +23,7 @@ from llama.formats.gguf_file import GgufFile
 from llama.formats.source import Source
 from llama.formats.spelling import merges_of
 from llama.formats.tokenizer_json import BYTE_OF, merges_any_pair
-from llama.formats.vocabulary import BYTES, LLAMA3, TEXT, USER, USER_FIRST, Vocabulary
+from llama.formats.vocabulary import BYTES, LLAMA3, TEXT, UNIGRAM, USER, USER_FIRST, Vocabulary
 from model import Config
 
 
@@ -189,7 +189,10 @@ VOCABULARIES = {
         {"tokenizer.ggml.tokens": ["a", "b c", "d"]},
         r"tokenizer\.ggml\.tokens = \"b c\", allowed pieces",
     ),
-    "no bytes": ({}, r"tokenizer\.ggml\.tokens = \"256 bytes without a token\", allowed a token for each"),
+    "no bytes": (
+        {},
+        r"tokenizer\.ggml\.tokens = \"256 bytes without a token\", allowed all 256, or an unknown token",
+    ),
     "letters that are no bytes": (
         {
             "tokenizer.ggml.model": "gpt2",
@@ -226,8 +229,8 @@ CHANGES = {
     "words that are cut": ("llama3", {"flags": 0}, "flags = 0, allowed 8 with pattern 1"),
     "words that are not": ("gpt2", {"flags": 8}, "flags = 8, allowed 0 with pattern 3"),
     "pairs of characters": ("trained", {"merges": []}, "merges = a list of pairs, allowed are scores"),
-    "a space at times": ("trained", {"flags": 7}, "flags = 7, allowed 0 and 67"),
-    "user-defined ones": ("trained", {"types": [3] * 330}, "flags = 67, allowed with user-defined tokens 83"),
+    "a space at times": ("trained", {"flags": 7}, "flags = 7, pattern = 0, allowed 0 and 67"),
+    "sums": ("trained", {"kind": UNIGRAM}, "kind = Unigram, allowed pieces that merge"),
     "no bytes": ("trained", {"types": [0] * 330}, "byte tokens = 0, allowed all 256"),
     "half a character": ("trained", {"pieces": [b"\xc3"] * 330}, r"token 0 = b'\\xc3', allowed is UTF-8"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from references import llama3_tokenizer_path, mistral_tokenizer_path
 from test_tokenizer import MILLION, SCRIPTS, TRICKY, published
@@ -53,23 +53,29 @@ def copied(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]
 
 
 def trained(
-    normalizer: Any, splitter: Any, decoder: Any, byte_level: bool, vocab_size: int, **model: Any
+    normalizer: Any,
+    splitter: Any,
+    decoder: Any,
+    byte_level: bool,
+    vocab_size: int,
+    all_bytes: bool = True,
+    **model: Any,
 ) -> Any:
-    """A tokenizer of the library, trained on SCRIPTS."""
-    tokenizer = hf.Tokenizer(
-        hf.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=not byte_level, **model)
-    )
+    """A tokenizer of the library, trained on SCRIPTS. all_bytes: each byte has a token."""
+    usual = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": all_bytes and not byte_level}
+    tokenizer = hf.Tokenizer(hf.models.BPE(**usual | model))
     if normalizer:
         tokenizer.normalizer = normalizer
     if splitter:
         tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoder
-    alphabet = hf.pre_tokenizers.ByteLevel.alphabet() if byte_level else []
-    names = [] if byte_level else [f"<0x{byte:02X}>" for byte in range(256)]
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet() if byte_level and all_bytes else []
+    names = [] if byte_level or not all_bytes else [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = hf.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL, *names],
         initial_alphabet=alphabet,
+        limit_alphabet=10**6 if all_bytes else 40,
         show_progress=False,
     )
     tokenizer.train_from_iterator(re.split("(?<= )", SCRIPTS * 4), trainer)
@@ -79,15 +85,15 @@ def trained(
 
 
 @copied
-def llama2(normal: bool = True, scheme: str = "first") -> dict[str, Any]:
+def llama2(normal: bool = True, scheme: str = "first", split: bool = False, **model: Any) -> dict[str, Any]:
     """As the tokenizer.json of Llama 2: with normalizers, or with Metaspace."""
     n, d = hf.normalizers, hf.decoders
     spaces = n.Sequence([n.Prepend(SPACE), n.Replace(" ", SPACE)])
-    metaspace = hf.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    metaspace = hf.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
     undo = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
     if scheme == "never":
         undo = d.Sequence([d.Replace(SPACE, " "), d.ByteFallback(), d.Fuse()])
-    return trained(spaces if normal else None, None if normal else metaspace, undo, False, 700)
+    return trained(spaces if normal else None, None if normal else metaspace, undo, False, 700, **model)
 
 
 @copied
@@ -99,11 +105,42 @@ def llama3() -> dict[str, Any]:
 
 
 @copied
-def gpt2(digits: bool = False) -> dict[str, Any]:
+def gpt2(digits: bool = False, **model: Any) -> dict[str, Any]:
     p = hf.pre_tokenizers
     last = p.ByteLevel(add_prefix_space=False)
     splitter = p.Sequence([p.Digits(individual_digits=True), last]) if digits else last
-    return trained(None, splitter, hf.decoders.ByteLevel(), True, 600)
+    return trained(None, splitter, hf.decoders.ByteLevel(), True, 600, **model)
+
+
+@copied
+def normalised() -> dict[str, Any]:
+    """As Llama 2's first tokenizer.json: some names are looked for once spaces are in place."""
+    data = llama2()
+    data["added_tokens"] = [
+        token | {"normalized": token["content"] != "</s>", "special": token["content"] != "<|eot|>"}
+        for token in data["added_tokens"]
+    ]
+    return data
+
+
+@copied
+def unigram(byte_fallback: bool = True, normal: bool = True, split: bool = False) -> dict[str, Any]:
+    data, names = llama2(normal=normal, split=split), [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = hf.Tokenizer(hf.models.Unigram())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(split=split)
+    special = SPECIAL + (names if byte_fallback else [])
+    options = {
+        "unk_token": "<unk>",
+        "special_tokens": special,
+        "initial_alphabet": [],
+        "show_progress": False,
+    }
+    trainer = hf.trainers.UnigramTrainer(vocab_size=500, **options)
+    tokenizer.train_from_iterator(re.split("(?<= )", SCRIPTS * 4), trainer)
+    model = json.loads(tokenizer.to_str())["model"] | {"byte_fallback": byte_fallback}
+    if not byte_fallback:  # so that some characters are unknown
+        model["vocab"] = [entry for entry in model["vocab"] if entry[0] not in "żшψ世🇮∀"]
+    return data | {"model": model}
 
 
 @copied
@@ -144,6 +181,20 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "gpt2": gpt2,
     "smollm": functools.partial(gpt2, digits=True),
     "sentencepiece": sentencepiece_as_json,
+    "normalised": normalised,
+    "split": functools.partial(llama2, normal=False, split=True),
+    "unknown": functools.partial(llama2, all_bytes=False),
+    "unknown_each": functools.partial(llama2, all_bytes=False, fuse_unk=False),
+    "unknown_split": functools.partial(llama2, normal=False, split=True, all_bytes=False),
+    "left_out": functools.partial(llama2, all_bytes=False, unk_token=None),
+    "bytes_left_out": functools.partial(gpt2, digits=True, all_bytes=False, unk_token=None),
+    "bytes_unknown": functools.partial(gpt2, all_bytes=False),
+    "bytes_unknown_each": functools.partial(gpt2, all_bytes=False, fuse_unk=False),
+    "bytes_whole_words": functools.partial(gpt2, all_bytes=False, unk_token=None, ignore_merges=True),
+    "unigram": unigram,
+    "unigram_unknown": functools.partial(unigram, byte_fallback=False),
+    "unigram_split": functools.partial(unigram, normal=False, split=True),
+    "unigram_unknown_split": functools.partial(unigram, byte_fallback=False, normal=False, split=True),
 }
 
 
@@ -157,14 +208,21 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_pair(KINDS[request.param](), tmp_path_factory.mktemp("json") / "tokenizer.json")
 
 
+def names_a_piece(pair: Pair, text: str, names: str) -> bool:
+    """Whether a Unigram's text names a piece: the library takes it for that, the engine for text."""
+    return "Unigram" in str(type(pair.library.model)) and re.search(names, text) is not None
+
+
 @pytest.mark.parametrize("text", [*TRICKY, *SCRIPTS.split("\n"), SCRIPTS, *SPECIAL], ids=ascii)
 def test_ids_are_those_of_the_library_on_tricky_text(pair, text):
-    assert pair.ours.encode(text, special=True) == pair.expected(text)
+    if not names_a_piece(pair, text, "<0x..>"):
+        assert pair.ours.encode(text, special=True) == pair.expected(text)
 
 
 @thorough
 @given(texts)
 def test_ids_are_those_of_the_library_on_any_text(pair, text):
+    assume(not names_a_piece(pair, text, "<0x..>"))
     assert pair.ours.encode(text, special=True) == pair.expected(text)
 
 
@@ -179,14 +237,16 @@ def test_ids_are_those_of_the_library_on_a_million_characters(tmp_path, kind):
 @thorough
 @given(texts)
 def test_names_of_special_tokens_are_text_unless_asked_for(pair, text):
+    assume(not names_a_piece(pair, text, "<(unk|s|/s|.eot.|0x..)>"))
     assert pair.ours.encode(text) == pair.expected(text, special=False)
 
 
 @thorough
 @given(texts)
 def test_ids_become_the_text_that_the_library_makes_of_them(pair, text):
-    ids = pair.expected(text)
-    assert pair.ours.decode(ids) == pair.library.decode(ids)
+    ids = [i for i in pair.expected(text) if i >= len(SPECIAL)]  # it prints the names of some
+    runs = re.compile("\ufffd+")  # of bytes that are no UTF-8: it has one for several
+    assert runs.sub("\ufffd", pair.ours.decode(ids)) == runs.sub("\ufffd", pair.library.decode(ids))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -282,7 +342,7 @@ def changed(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 WORDPIECE = {"type": "WordPiece", "vocab": {}}
 REFUSED = [
-    (gpt2, "model", WORDPIECE, 'model.type = "WordPiece", allowed "BPE"'),
+    (gpt2, "model", WORDPIECE, 'model.type = "WordPiece", allowed "BPE" or "Unigram"'),
     (gpt2, "model.dropout", 0.1, "model.dropout = 0.1, allowed null or 0.0"),
     (gpt2, "model.end_of_word_suffix", "</w>", 'model.end_of_word_suffix = "</w>", allowed null or ""'),
     (gpt2, "normalizer", {"type": "NFC"}, 'normalizer = {"type": "NFC"}, allowed null'),
@@ -299,11 +359,10 @@ REFUSED = [
     (llama3, "added_tokens.0.id", 10**6, "model.vocab = .*, allowed each id once"),
     (llama3, "model.merges.0", "a", "model.merges = "),
     (llama3, "model.merges.0", ["a", "nowhere"], "model.merges = "),
-    (llama2, "model.byte_fallback", False, "model.byte_fallback = false, allowed true"),
+    (llama2, "model.vocab.<0x41>", 10**6, "model.vocab = .*, allowed each id once"),
     (llama2, "model.ignore_merges", True, "model.ignore_merges = true, allowed false"),
     (llama2, "normalizer.normalizers.0.prepend", "_", "normalizer, pre_tokenizer = .*, allowed Prepend"),
     (llama2, "pre_tokenizer", {"type": "Whitespace"}, "normalizer, pre_tokenizer = "),
-    (functools.partial(llama2, normal=False), "pre_tokenizer.split", True, "split = true, allowed false"),
     (functools.partial(llama2, normal=False), "pre_tokenizer.prepend_scheme", "x", "prepend_scheme = "),
     (gpt2, "model.vocab", {"a": 0}, "model.vocab = .*, allowed each id once"),
     (gpt2, "decoder", {"type": "WordPiece"}, 'decoder = {"type": "WordPiece"}, allowed ByteLevel'),

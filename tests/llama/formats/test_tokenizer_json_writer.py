@@ -17,8 +17,10 @@ from helpers import TEXTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from references import needs_llama_cpp
+from sentencepiece import sentencepiece_model_pb2 as pb
 from test_gguf_vocabulary import merge_order
-from torch_formats import export_bin, export_gguf, open_source
+from test_tokenizer_json import KINDS as KINDS_OF_JSON
+from torch_formats import export_bin, export_folder, export_gguf, open_source
 
 from llama import convert
 from llama.errors import BadFileError
@@ -243,3 +245,68 @@ def test_the_template_goes_along(tmp_path, trained):
         folder = write(tmp_path / template, trained.vocabulary, template)
         assert read_template(folder) == template
     assert json.loads((tmp_path / "none" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
+
+
+# --- Kinds that only a tokenizer.json brings
+
+
+@pytest.mark.parametrize("kind", [*KINDS_OF_JSON])
+def test_what_was_read_from_a_file_of_the_library_is_written_with_the_same_ids(tmp_path, kind):
+    (path := tmp_path / "tokenizer.json").write_text(json.dumps(KINDS_OF_JSON[kind]()))
+    ours = tokenizers.load(path)
+    theirs = in_transformers(write(tmp_path / "folder", ours.vocabulary))
+    for text in (*HARD, "the \u017c\u0448 ball", "x<|eot|>y <|eot|>"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text, special=True), text
+
+
+# --- A tokenizer.model in a folder
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_a_folder_with_a_copied_model_has_the_ids_of_sentencepiece(tmp_path, trained, add_bos):
+    source = random_source(Config(**SMALL | {"vocab_size": trained.vocab_size}))
+    export_folder(model := tmp_path / "model", source)
+    (model / "tokenizer.model").write_bytes(trained.path.read_bytes())
+    said = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": add_bos,
+        "chat_template": "x",
+        "legacy": False,
+    }
+    (model / "tokenizer_config.json").write_text(json.dumps(said))
+    run(model, tmp_path / "folder")
+    theirs = in_transformers(tmp_path / "folder")
+    assert (tmp_path / "folder" / "tokenizer.model").read_bytes() == trained.path.read_bytes()
+    assert theirs.chat_template == "x"
+    for text in (*HARD, " a", "  a   b", "a  ", "\n  x"):
+        assert theirs.encode(text) == trained.encode(text, bos=add_bos), text
+
+
+def test_a_model_that_no_tokenizer_json_can_hold_is_copied_as_it_is(tmp_path, trained):
+    model = with_user_defined(trained.path.read_bytes(), [300])
+    export_folder(folder := tmp_path / "model", random_source(Config(**SMALL | {"vocab_size": 330})))
+    (folder / "tokenizer.model").write_bytes(model)
+    run(folder, tmp_path / "folder")
+    assert (tmp_path / "folder" / "tokenizer.model").read_bytes() == model
+    assert not (tmp_path / "folder" / "tokenizer.json").exists()
+
+
+def test_user_defined_pieces_are_text_in_a_gguf_file(tmp_path, trained, capfd):
+    """As llama.cpp's converter has them. Texts without their names have the same ids."""
+    export_folder(folder := tmp_path / "model", random_source(Config(**SMALL | {"vocab_size": 330})))
+    (folder / "tokenizer.model").write_bytes(with_user_defined(trained.path.read_bytes(), [329]))
+    run(folder, tmp_path / "m.gguf")
+    assert "m.gguf: user-defined pieces are text like any other" in capfd.readouterr().err
+    found = open_source(tmp_path / "m.gguf").vocabulary()
+    assert found.types[329] == tokens.TEXT
+    ours = tokenizers.load_vocabulary(Path("gguf"), "gguf", found.indexed, found)
+    for text in HARD:
+        assert ours.encode(text) == tokenizers.load(folder / "tokenizer.model").encode(text), text
+
+
+def with_user_defined(model: bytes, ids: list[int]) -> bytes:
+    """A sentencepiece model in which some pieces are user-defined names."""
+    changed = pb.ModelProto.FromString(model)
+    for i in ids:
+        changed.pieces[i].piece, changed.pieces[i].type, changed.pieces[i].score = f"[REFERENCE_{i}]", 4, 0
+    return changed.SerializeToString()

@@ -2,20 +2,27 @@
 
 import base64
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from helpers import write_tokenizer
+from gguf_files import SMALL, random_source
+from helpers import ROOT, environment, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
 import tokenizer as program
-from llama import command, files
+from llama import command, files, names
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
+from llama.formats.export import export_bin
 from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from llama.formats.tokenizer_json_writer import write_tokenizer as write_json
+from model import Config
 from training import text as reading
 from training.text import Format, read_documents, text_files
 from training.tokenizers import train as train_tokenizer
@@ -226,6 +233,82 @@ def test_pieces_of_sentencepiece_that_are_user_defined_are_found_in_any_text(tmp
         assert engine.decode(tokenizer.encode(text)) == text
     with pytest.raises(BadFileError, match="can't be a tokenizer"):
         tokenizers.to_llama2c_bin(tokenizer)
+
+
+def test_the_engine_opens_every_kind_of_file_as_it_is(trained, llama3, tmp_path):
+    """With the ids that it has from the file that export makes of it."""
+    pytest.importorskip("tokenizers")
+    written = write_json("model", trained.vocabulary, "none")["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_bytes(written)
+    for path in (trained.path, llama3.path, tmp_path / "tokenizer.json"):
+        tokenizers.export_bin(tokenizers.load(path), out := tmp_path / "out.bin", indexed=True)
+        as_it_is, exported = llama.Tokenizer(path), llama.Tokenizer(out)
+        for text in (*TEXTS, " a  b", "<s>", ""):
+            assert as_it_is.encode(text, special=True) == exported.encode(text, special=True)
+
+
+def test_a_model_takes_a_tokenizer_of_any_kind(trained, llama3, tmp_path):
+    size = SMALL | {"vocab_size": trained.vocab_size}
+    export_bin(path := tmp_path / "m.bin", (source := random_source(Config(**size))).config, source.tensors)
+    model = llama.Llama(path, tokenizer=trained.path)
+    assert model.encode("the ball") == trained.encode("the ball", bos=True)
+    with pytest.raises(llama.BadFileError, match=r"tokenizer\.model: has \d+ tokens, the model has 340"):
+        llama.Llama(path, tokenizer=llama3.path)
+    with names.opened(path, str(trained.path)) as files:
+        assert llama.Tokenizer(files.tokenizer).encode("the ball") == model.encode("the ball")
+    assert not Path(files.tokenizer).exists()
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path, capfd):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 499723\n"
+    )
+    assert refused(capfd, "info", path).endswith("tokenizer.model: is a Git LFS pointer: run git lfs pull\n")
+
+
+@pytest.mark.parametrize("kind", ["word", "char"])
+def test_a_model_of_sentencepiece_that_is_neither_bpe_nor_unigram_is_refused(tmp_path, kind):
+    prefix = str(tmp_path / "t")
+    options = {"vocab_size": 300, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3),
+        model_prefix=prefix,
+        model_type=kind,
+        normalization_rule_name="identity",
+        **options,
+    )
+    with pytest.raises(BadFileError, match=f"model_type = {kind.upper()}, allowed UNIGRAM and BPE"):
+        _ = tokenizers.load(prefix + ".model").vocabulary
+
+
+def test_the_command_of_llama2c_writes_the_file_beside_the_model(trained, tmp_path):
+    model = tmp_path / "tokenizer.model"
+    model.write_bytes(trained.path.read_bytes())
+    program.main([f"--tokenizer-model={model}"])
+    assert (tmp_path / "tokenizer.bin").read_bytes() == tokenizers.to_llama2c_bin(trained)
+
+
+def test_neither_a_command_nor_a_model_is_refused(capfd):
+    for arguments in ([], ["-t", "x", "info", "y"]):
+        with pytest.raises(SystemExit):
+            program.main(arguments)
+        assert "allowed are a command, or --tokenizer-model alone" in capfd.readouterr().err
+
+
+def test_text_is_utf8_whatever_the_code_page_of_the_console(trained):
+    console = environment(PYTHONUTF8="0", PYTHONIOENCODING="cp1252")
+    ids = trained.encode("\U0001f44d")
+
+    def run(*arguments: str, text: str = "") -> str:
+        command = [sys.executable, ROOT / "tokenizer.py", *arguments]
+        done = subprocess.run(
+            command, input=text.encode(), capture_output=True, env=console, check=True, cwd=ROOT
+        )
+        return done.stdout.decode().rstrip("\n")
+
+    assert run("decode", str(trained.path), *map(str, ids)) == "\U0001f44d"
+    assert run("encode", str(trained.path), text="\U0001f44d") == " ".join(map(str, ids))
 
 
 # --- Reading text

@@ -1,0 +1,101 @@
+"""Tokens that a Hugging Face folder adds to its tokenizer.model: added_tokens.json, added_tokens_decoder.
+
+They are found in text as transformers finds them, and a text that follows one has no space put in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama.errors import BadFileError
+from llama.formats import vocabulary as tokens
+from llama.formats.files import Fields, read_json
+from llama.formats.vocabulary import Vocabulary
+
+ADDED, CONFIG, SPECIAL = "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"
+MOST = tokens.VOCABULARY_MAX
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token beside those of a model."""
+
+    id: int
+    name: str
+    special: bool
+
+
+def read_added(path: Path, i: Any, name: Any, special: Any) -> Added:
+    """A token as a file lists it. Raises BadFileError."""
+    number = int(i) if str(i).isdecimal() else -1
+    if not (0 <= number < MOST and isinstance(name, str) and name and isinstance(special, bool)):
+        raise BadFileError(
+            f"{path}: added token {i} = {name!r:.80}, allowed a name, and an id up to {MOST - 1}"
+        )
+    return Added(number, name, special)
+
+
+def read_decoder(fields: Fields) -> Iterator[Added]:
+    """The tokens of added_tokens_decoder. Raises BadFileError."""
+    for i, token in fields.object("added_tokens_decoder").values.items():
+        said = Fields(fields.path, token if isinstance(token, dict) else {})
+        yield read_added(fields.path, i, said.values.get("content"), said.flag("special", False))
+
+
+def special_names(folder: Path) -> set[str]:
+    """Names of tokens that a folder says have a part to play, such as eos_token."""
+    said = [read_json(folder / name).values for name in (CONFIG, SPECIAL) if (folder / name).exists()]
+    values = [value for fields in said for key, value in fields.items() if key.endswith("_token")]
+    for fields in said:
+        values += more if isinstance(more := fields.get("additional_special_tokens"), list) else []
+    names = (value.get("content") if isinstance(value, dict) else value for value in values)
+    return {name for name in names if isinstance(name, str)}
+
+
+def find_added(folder: Path, n: int) -> list[Added]:
+    """The tokens from id n on that the files of a folder add, by their ids. Raises BadFileError."""
+    found: dict[int, Added] = {}
+    if (path := folder / ADDED).exists():
+        special = special_names(folder)
+        listed = (read_added(path, i, name, name in special) for name, i in read_json(path).values.items())
+        found |= {token.id: token for token in listed}
+    if (path := folder / CONFIG).exists():
+        found |= {token.id: token for token in read_decoder(read_json(path))}
+    return [found[i] for i in sorted(found) if i >= n]
+
+
+def ends_of(folder: Path, vocabulary: Vocabulary) -> tuple[int, int]:
+    """BOS and EOS, which may be added tokens. Raises BadFileError."""
+    said = read_json(folder / CONFIG).values if (folder / CONFIG).exists() else {}
+    ends = []
+    for name, usual in (("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos)):
+        token = said.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        ends.append(vocabulary.special.get(token, usual) if isinstance(token, str) else usual)
+    return ends[0], ends[1]
+
+
+def with_added(folder: Path, vocabulary: Vocabulary, most: int | None = None) -> Vocabulary:
+    """The vocabulary of a model with the tokens that its folder adds, itself if there are none.
+
+    most: of the rows of the embedding; tokens that have none are left out. Raises BadFileError.
+    """
+    v, n = vocabulary, len(vocabulary)
+    added = [token for token in find_added(folder, n) if most is None or token.id < most]
+    if not added:
+        return v
+    pieces, types = [*v.padded(added[-1].id + 1).pieces], [*v.padded(added[-1].id + 1).types]
+    for token in added:
+        pieces[token.id] = token.name.encode()
+        types[token.id] = tokens.CONTROL if token.special else tokens.USER
+    path, flags = folder / CONFIG, v.flags | tokens.USER_FIRST
+    legacy = read_json(path).flag("legacy", False) if path.exists() else False
+    if v.flags & tokens.PREFIX and not legacy:
+        flags = flags & ~tokens.PREFIX_EACH | tokens.PREFIX_UNLESS_SPACE
+    scores = [*v.scores, *[0.0] * (len(pieces) - n)]
+    whole = replace(v, pieces=pieces, types=types, scores=scores, flags=flags)
+    bos, eos = ends_of(folder, whole)
+    return replace(whole, bos=bos, eos=eos)

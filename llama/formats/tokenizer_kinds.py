@@ -1,0 +1,31 @@
+"""Which kind of tokenizer a file is, by its first bytes: told before anything large is imported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+BEGINNING = 4096  # bytes that are looked at
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a file of ranks
+
+
+def is_tiktoken(data: bytes) -> bool:
+    return TIKTOKEN.match(data) is not None
+
+
+def is_sentencepiece(data: bytes) -> bool:
+    """Whether data begins as a model does: with a first piece, whose name comes first."""
+    return len(data) > 4 and data[0] == data[2] == 0x0A and data[1] >= data[3] + 2
+
+
+def is_json(path: Path, data: bytes) -> bool:
+    return path.suffix == ".json" and data.lstrip()[:1] == b"{"
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is a tokenizer of a kind that tokenizers.py reads and the engine does not."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        data = file.read(BEGINNING)
+    return is_json(path, data) or is_tiktoken(data) or is_sentencepiece(data)

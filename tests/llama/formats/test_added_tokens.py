@@ -1,0 +1,111 @@
+"""Tokens that a folder adds to its tokenizer.model (formats/added_tokens.py), against transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from gguf_files import SMALL, random_source
+from helpers import TEXTS
+
+from llama import Tokenizer, convert
+from llama.errors import BadFileError
+from llama.formats import tokenizers
+from llama.formats import vocabulary as tokens
+from llama.formats.export import export_folder
+from llama.formats.gguf_file import GgufFile
+from llama.formats.gguf_vocabulary import Keys
+from model import Config
+
+NAMES = {"<|im_start|>": 331, "<|im_end|>": 330, "<tool>": 332}
+PLAIN = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+CHAT = "<|im_start|>user\nthe  ball<tool> is<|im_end|> big"
+
+
+def decoder() -> dict[str, Any]:
+    usual = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    return {
+        str(i): {"content": name, "special": name != "<tool>", **PLAIN} for name, i in (usual | NAMES).items()
+    }
+
+
+def config(**fields: Any) -> dict[str, Any]:
+    ends = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
+    return {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **ends, **fields}
+
+
+def put(folder: Path, model: Path, added: Any = None, **fields: Any) -> Path:
+    """A folder with a tokenizer.model and what is added to it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config(**fields)))
+    if added is not None:
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, trained) -> Path:
+    return put(tmp_path / "chat", trained.path, NAMES, added_tokens_decoder=decoder())
+
+
+def test_added_tokens_are_found_and_named_as_transformers_has_them(folder):
+    ours = tokenizers.load(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (CHAT, "<tool>", "the<|im_end|>ball", *TEXTS):
+        assert ours.encode(text, special=True) == theirs.encode(text, add_special_tokens=False), text
+    assert ours.special == {"<s>": 1, "</s>": 2, "<|im_end|>": 330, "<|im_start|>": 331}
+    assert (ours.vocab_size, ours.bos_id, ours.eos_id) == (333, 1, 330)
+    assert {331, 332} & {*ours.encode(CHAT)} == {332}  # special ones are text unless asked for
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_follows_an_added_token_has_a_space_in_front_only_where_the_folder_is_of_old(
+    tmp_path, trained, legacy
+):
+    folder = put(tmp_path / "chat", trained.path, added_tokens_decoder=decoder(), legacy=legacy)
+    ids = tokenizers.load(folder).encode("<|im_start|>the", special=True)
+    assert ids == [331, *trained.encode("the")] if legacy else ids[1:] != trained.encode("the")
+
+
+def test_without_a_decoder_those_with_a_part_to_play_are_special(tmp_path, trained):
+    vocabulary = tokenizers.load(put(tmp_path / "chat", trained.path, NAMES)).vocabulary
+    assert [vocabulary.types[i] for i in (330, 331, 332)] == [tokens.CONTROL, tokens.USER, tokens.USER]
+
+
+def test_tokens_beyond_the_rows_of_the_model_are_left_out(tmp_path, trained):
+    folder = put(tmp_path / "chat", trained.path, {"<pad>": 330})
+    assert tokenizers.load(folder, 330).vocab_size == 330
+    assert tokenizers.load(folder, 331).vocab_size == 331
+
+
+@pytest.mark.parametrize("added", [{"x": -1}, {"x": "y"}, {"": 330}, {"x": 2**24}])
+def test_an_added_token_that_can_not_be_is_refused(tmp_path, trained, added):
+    with pytest.raises(BadFileError, match=r"added_tokens\.json: added token .*, allowed a name, and an id"):
+        tokenizers.load(put(tmp_path / "chat", trained.path, added))
+
+
+def test_names_reach_every_format_and_come_back(tmp_path, trained, folder):
+    model = tmp_path / "model"
+    export_folder(model, random_source(Config(**SMALL | {"vocab_size": 333})))
+    put(model, trained.path, NAMES, added_tokens_decoder=decoder())
+    expected = tokenizers.load(model).encode(CHAT, special=True)
+    for out, options in (("m.bin", ["--version", "3"]), ("m.gguf", []), ("folder", []), ("again", [])):
+        source = tmp_path / "m.bin" if out == "again" else model
+        assert convert.main([str(source), str(tmp_path / out), *options]) == 0
+    for name in ("folder", "again"):
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)
+        assert theirs.encode(CHAT, add_special_tokens=False) == expected
+        assert theirs.eos_token == "<|im_end|>"
+    file = GgufFile(tmp_path / "m.gguf")
+    assert [file.many(Keys.LIST, str)[i] for i in (330, 331, 332)] == ["<|im_end|>", "<|im_start|>", "<tool>"]
+    assert file.many(Keys.TOKEN_TYPE, int)[330:] == [3, 3, 4]
+
+
+def test_the_engine_opens_such_a_folders_model_as_it_is(folder):
+    assert Tokenizer(folder / "tokenizer.model").encode(CHAT, bos=False, special=True) == (
+        tokenizers.load(folder).encode(CHAT, special=True)
+    )
