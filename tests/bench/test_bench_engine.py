@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_formats import AsTorch
 from references import needs_llama_cpp
+from torch_formats import AsTorch
 
 import llama
 from bench import engine, machine, report, shapes, turns

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, tokenizer_bin
 from helpers import TEXTS
-from torch_formats import export_bin, export_gguf, open_source
 from references import needs_llama_cpp
+from torch_formats import export_bin, export_gguf, open_source
 
 from llama import Llama, convert
 from llama.formats import tokenizers

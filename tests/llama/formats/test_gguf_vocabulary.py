@@ -12,8 +12,8 @@ from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
 from helpers import TEXTS
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_formats import open_gguf, write_gguf
 from references import needs_llama_cpp
+from torch_formats import open_gguf, write_gguf
 
 from llama.errors import BadFileError
 from llama.formats import gguf_vocabulary as vocabularies

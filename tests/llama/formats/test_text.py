@@ -17,8 +17,8 @@ import torch
 import transformers
 from gguf_files import SMALL, LlamaCpp, random_source
 from helpers import TEXTS
-from torch_formats import checked_tensors, export_folder, export_gguf, open_source
 from references import needs_llama_cpp
+from torch_formats import checked_tensors, export_folder, export_gguf, open_source
 
 from llama import Llama, convert
 from llama.formats import tokenizers
