@@ -137,11 +137,10 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
     from llama.formats.models import open_source
     from llama.formats.text import with_text
-    from llama.formats.v3 import Extras
+    from llama.formats.v3 import extras_of
 
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
-    data = vocabulary.indexed if vocabulary else b""
-    extras = Extras(data, found.bos, found.stops, found.template or "none")
+    extras = extras_of(found, vocabulary)
     say(f"converting {source} to {dtype}, {fate}")
     progress = say is note and sys.stderr.isatty()
     export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)

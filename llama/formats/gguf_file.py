@@ -25,9 +25,9 @@ except ImportError:
     raise BadFileError("GGUF files are read and written by a library: pip install gguf") from None
 
 Kind, Type = gguf.GGUFValueType, gguf.GGMLQuantizationType
-Value = TypeVar("Value", int, float, str)
-WORDS = {int: "whole number below 2^31", float: "finite number", str: "text"}
-LIMITS = {int: 2**31, float: math.inf}  # of a single value: sizes do not overflow
+Value = TypeVar("Value", bool, int, float, str)
+WORDS = {bool: "truth value", int: "whole number below 2^31", float: "finite number", str: "text"}
+LIMITS = {bool: 2, int: 2**31, float: math.inf}  # of a single value: sizes do not overflow
 VERSIONS = (2, 3)
 SCALARS = {
     Kind.UINT8: "<u1",

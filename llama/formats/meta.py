@@ -161,4 +161,4 @@ def open_meta(folder: Path) -> Source:
     sizes = (tensors.outline(name).shape[0] for name in (EMBEDDING, FIRST_W1))
     config = read_config(params, tied, *sizes)
     check(folder, config, shards, tensors)
-    return Source(str(folder), config, tensors, template=None)
+    return Source(str(folder), config, tensors, chat=None)

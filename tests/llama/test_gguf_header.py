@@ -10,6 +10,7 @@ from test_vocabulary import CHARACTERS
 
 from llama import BadFileError, UsageError, gguf_header, info
 from llama.formats import vocabulary as tokens
+from llama.formats.chat_templates import Chat
 from llama.formats.gguf import write_gguf
 from llama.formats.source import Source
 
@@ -22,7 +23,7 @@ NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 def write(path, family="Llama 3.2", dtype="fp32"):
     """A model of a family as a GGUF file, and its configuration."""
     config = replace(FAMILIES[family], vocab_size=len(CHARACTERS.pieces))
-    source = Source("weights", config, fresh(config).state_dict(), bos=1, stops=(2,), template="llama2")
+    source = Source("weights", config, fresh(config).state_dict(), bos=1, stops=(2,), chat=Chat("llama2"))
     write_gguf(path, source, dtype, None if dtype == "fp32" else "int8", VOCABULARY)
     return config
 

@@ -22,11 +22,12 @@ static int ask(Run *run, const char *question, bool may_be_empty, Buffer *answer
 static int turn_ids(const Run *run, const Buffer *system, const Buffer *user, bool first, int32_t **ids, size_t *n,
                     LlamaError *error) {
     const char *instructions = first && system->length > 0 ? system->bytes : NULL;
-    size_t bytes = llama_chat_bound(system->length, user->length) * sizeof **ids;
+    LlamaChat said = llama_chat_of(run->model);
+    size_t bytes = llama_chat_bound(&said, system->length, user->length) * sizeof **ids;
     *ids = malloc(bytes);
     if (!*ids) return fail_memory(error, bytes);
-    return llama_chat_turn(run->tokenizer, run->model->config.chat_template, instructions, system->length,
-                           user->bytes, user->length, first, *ids, n, error);
+    return llama_chat_turn(run->tokenizer, &said, instructions, system->length, user->bytes, user->length, first,
+                           *ids, n, error);
 }
 
 // Feeds a turn and writes its answer. finish: LLAMA_STOP_LENGTH where the context is full, after the answer or

@@ -46,7 +46,8 @@ static int generate(Run *run, LlamaError *error) {
     int code = read_prompt(run, &prompt, error);
     size_t bytes = llama_encode_bound(prompt.length) * sizeof *ids;
     if (code == LLAMA_OK && !(ids = malloc(bytes))) code = fail_memory(error, bytes);
-    if (code == LLAMA_OK) code = llama_encode(run->tokenizer, prompt.bytes, prompt.length, 1, 0, ids, &n, error);
+    if (code == LLAMA_OK)
+        code = llama_encode_prompt(run->model, run->tokenizer, prompt.bytes, prompt.length, ids, &n, error);
     if (code == LLAMA_OK) code = run_check_room(run, n, error);
     if (code == LLAMA_OK) code = write_samples(run, &prompt, ids, n, error);
     if (code == LLAMA_OK) note_stats(run);

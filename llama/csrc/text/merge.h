@@ -34,6 +34,7 @@ typedef struct {
     Merge *heap;      // (2 * room): each symbol opens a pair, each merge one more
     size_t heap_size; // the best merge is heap[0], the children of i are 2 i + 1 and 2 i + 2
     size_t room;
+    bool bare; // no space goes in front of a text
 } Encoder;
 
 // Room for a stretch of n bytes.

@@ -79,18 +79,37 @@ static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError 
 
 enum { CONTROL_BIT = 1 << TOKEN_CONTROL, USER_BIT = 1 << TOKEN_USER };
 
+typedef struct {
+    const LlamaSpan *next;
+    size_t n;
+} Spans;
+
 // first: the part begins the text.
 typedef int PartEncoder(Encoder *e, const char *text, size_t length, bool first, LlamaError *error);
 
+// The bytes of the token that stands at a place of a text, 0 for none: of a span, or of a name that does not reach
+// into one. Spans that end before are dropped.
+static size_t token_match(const LlamaTokenizer *t, const char *text, size_t at, size_t length, uint32_t types,
+                          Spans *spans, int32_t *id) {
+    while (spans->n > 0 && spans->next->end <= at) spans->next++, spans->n--;
+    bool inside = spans->n > 0 && spans->next->begin <= at;
+    if (inside && (*id = spans->next->token) >= 0) return spans->next->end - at;
+    if (!t->begins[(uint8_t)text[at]]) return 0;
+    size_t end = spans->n > 0 && !inside ? MIN(length, spans->next->begin) : length;
+    size_t matched = special_match(t, text + at, end - at, inside ? types & ~(uint32_t)CONTROL_BIT : types, id);
+    bool forged =
+        inside && matched > 1 && text[at] == '<' && text[at + 1] == '|'; // <|im_end|>, as some files type it
+    return forged ? 0 : matched;
+}
+
 // Encodes text, in which tokens of these types (bits) stand for themselves; what is between them by encode_part.
-static int parts_encode(Encoder *e, const char *text, size_t length, uint32_t types, PartEncoder *encode_part,
-                        LlamaError *error) {
+static int parts_encode(Encoder *e, const char *text, size_t length, uint32_t types, Spans spans,
+                        PartEncoder *encode_part, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
-    size_t begin = 0, at = types & t->special_types ? 0 : length;
+    size_t begin = 0, at = types & t->special_types || spans.n > 0 ? 0 : length;
     while (at < length) {
         int32_t id = -1;
-        size_t matched = 0;
-        if (t->begins[(uint8_t)text[at]]) matched = special_match(t, text + at, length - at, types, &id);
+        size_t matched = token_match(t, text, at, length, types, &spans, &id);
         if (matched == 0) {
             at++;
             continue;
@@ -154,11 +173,12 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
-    size_t n = text_normalise(t, text, length, part_has_prefix(t, text, length, first), normal);
+    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
+    size_t n = text_normalise(t, text, length, prefix, normal);
     uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
     int code = n > INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                     "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX)
-                             : parts_encode(e, normal, n, types, plain_part, error);
+                             : parts_encode(e, normal, n, types, (Spans){0}, plain_part, error);
     free(normal);
     return code;
 }
@@ -169,32 +189,53 @@ size_t llama_encode_bound(size_t length) {
     return length > (SIZE_MAX - 5) / 3 ? SIZE_MAX : 3 * length + 5;
 }
 
+// Appends the ids of text to those of an encoder.
+static int text_encode(Encoder *e, const char *text, size_t length, bool special, Spans spans, LlamaError *error) {
+    const LlamaTokenizer *t = e->tokenizer;
+    if (length == 0) return LLAMA_OK;
+    if (length > INT32_MAX)
+        return fail(error, LLAMA_ERROR_USAGE, "text has %zu bytes, allowed are %d", length, INT32_MAX);
+    e->index = vocabulary_index(t);
+    if (!e->index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
+    bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
+    uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
+    int code = parts_encode(e, text, length, types, spans, part_encode, error);
+    free(e->heap);
+    e->heap = NULL;
+    e->room = 0;
+    return code;
+}
+
 int llama_encode_special(const LlamaTokenizer *t, const char *text, size_t length, int bos, int eos, int special,
                          int32_t *ids, size_t *n, LlamaError *error) {
     *n = 0;
     if ((bos && t->bos < 0) || (eos && t->eos < 0))
         return fail(error, LLAMA_ERROR_USAGE, "the vocabulary has no %s", bos && t->bos < 0 ? "BOS" : "EOS");
-    if (length > INT32_MAX)
-        return fail(error, LLAMA_ERROR_USAGE, "text has %zu bytes, allowed are %d", length, INT32_MAX);
     Encoder e = {.tokenizer = t, .ids = ids};
     if (bos) emit(&e, t->bos);
-    if (length > 0) {
-        e.index = vocabulary_index(t);
-        if (!e.index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
-        bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
-        uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
-        int code = parts_encode(&e, text, length, types, part_encode, error);
-        free(e.heap);
-        if (code != LLAMA_OK) return code;
-    }
+    int code = text_encode(&e, text, length, special, (Spans){0}, error);
+    if (code != LLAMA_OK) return code;
     if (eos) emit(&e, t->eos);
     *n = e.n;
     return LLAMA_OK;
 }
 
+int llama_encode_spans(const LlamaTokenizer *t, const char *text, size_t length, const LlamaSpan *spans,
+                       size_t n_spans, int32_t *ids, size_t *n, LlamaError *error) {
+    Encoder e = {.tokenizer = t, .ids = ids};
+    int code = text_encode(&e, text, length, true, (Spans){spans, n_spans}, error);
+    *n = code == LLAMA_OK ? e.n : 0;
+    return code;
+}
+
 int llama_encode(const LlamaTokenizer *t, const char *text, size_t length, int bos, int eos, int32_t *ids,
                  size_t *n, LlamaError *error) {
     return llama_encode_special(t, text, length, bos, eos, 0, ids, n, error);
+}
+
+int llama_encode_prompt(const LlamaModel *model, const LlamaTokenizer *t, const char *text, size_t length,
+                        int32_t *ids, size_t *n, LlamaError *error) {
+    return llama_encode(t, text, length, llama_config(model)->add_bos || length == 0, 0, ids, n, error);
 }
 
 #endif

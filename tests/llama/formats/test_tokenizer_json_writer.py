@@ -22,8 +22,9 @@ from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
+from llama.formats.chat_templates import TEMPLATES, Chat
 from llama.formats.export import export_bin, export_gguf
-from llama.formats.huggingface import read_template
+from llama.formats.huggingface import read_chat
 from llama.formats.models import open_source
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from llama.formats.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ def known(request) -> tokenizers.Tokenizer:
     return request.getfixturevalue(request.param)
 
 
-def write(folder: Path, vocabulary: Vocabulary, template: str = "none") -> Path:
+def write(folder: Path, vocabulary: Vocabulary, template: str = "") -> Path:
     folder.mkdir(exist_ok=True)
     for name, data in write_tokenizer("model", vocabulary, template).items():
         (folder / name).write_bytes(data)
@@ -167,7 +168,7 @@ def test_pairs_are_kept_in_their_order(tmp_path):
 
 def test_engine_llama_cpp_and_transformers_agree_on_one_gguf_file(tmp_path, known):
     source = random_source(Config(**SMALL | {"vocab_size": known.vocab_size, "tied": False}))
-    source = replace(source, bos=known.bos_id, stops=(known.eos_id,), template="llama3")
+    source = replace(source, bos=known.bos_id, stops=(known.eos_id,), chat=Chat("llama3"))
     path = tmp_path / "model.gguf"
     export_gguf(path, source, "fp32", vocabulary=known.vocabulary)
     run(path, tmp_path / "folder")
@@ -224,12 +225,12 @@ def test_what_the_file_cannot_say_is_refused_by_field(trained, message):
                 values[i] = value
         changes[name] = values
     with pytest.raises(BadFileError) as error:
-        write_tokenizer("model", replace(trained.vocabulary, **changes), "none")
+        write_tokenizer("model", replace(trained.vocabulary, **changes))
     assert str(error.value).startswith(f"model: a tokenizer.json can't hold the tokenizer: {message}")
 
 
 def test_the_template_goes_along(tmp_path, trained):
-    for template in ("llama2", "llama3", "none"):
-        folder = write(tmp_path / template, trained.vocabulary, template)
-        assert read_template(folder) == template
+    for name, template in (*TEMPLATES.items(), ("none", "")):
+        folder = write(tmp_path / name, trained.vocabulary, template)
+        assert read_chat(folder) == (Chat("other", template) if template else Chat())
     assert json.loads((tmp_path / "none" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
