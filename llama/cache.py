@@ -134,6 +134,7 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     say: is told so once the source turned out to be a model. fate: what becomes of the file, in words.
     Raises BadFileError, UsageError, OSError; nothing is left then.
     """
+    from llama.formats.chat_templates import Chat, missing
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
     from llama.formats.models import open_source
     from llama.formats.text import with_text
@@ -142,6 +143,8 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
     extras = extras_of(found, vocabulary)
     say(f"converting {source} to {dtype}, {fate}")
+    if lack := missing(found.chat or Chat()):
+        say(lack)
     progress = say is note and sys.stderr.isatty()
     export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)
 

@@ -13,7 +13,10 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NoReturn
 
+from llama._engine import lib
 from llama.errors import BadFileError, UsageError
+from llama.formats.chat_templates import KINDS, Chat, template_text
+from llama.native import c_bytes, c_text, chat_of, encode_spans, special_names, token_name
 
 Message = Mapping[str, Any]  # role and content, and what else a template knows
 Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
@@ -144,3 +147,22 @@ def render_guarded(
     guarded_messages = [guard(message, specials, mark) for message in messages]
     text = render(template, guarded_messages, add_generation_prompt, **names)
     return text.replace(mark, ""), list(plain_spans(text, mark))
+
+
+def encode_chat(
+    model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
+) -> list[int]:
+    """The ids of a conversation by the template of a C model and its C tokenizer.
+
+    Raises UsageError without a template, or where it refuses the conversation, BadFileError.
+    """
+    chat = chat_of(model)
+    text = c_text(chat.text, chat.text_length).decode(errors="replace")
+    template = template_text(Chat(KINDS[chat.kind], text))
+    if not template:
+        raise UsageError("the model has no chat template")
+    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
+    names = {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
+    specials = special_names(tokenizer)
+    text, spans = render_guarded(template, messages, specials, add_generation_prompt, **names)
+    return encode_spans(tokenizer, c_bytes(text), spans)

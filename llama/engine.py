@@ -33,15 +33,13 @@ from llama.native import (
     encode,
     encode_infill,
     encode_prompt,
-    encode_spans,
     encode_turn,
     invoke,
-    known,
     model_open,
     sampler_init,
     score,
-    special_names,
     token_bytes,
+    token_name,
     whole_text,
 )
 
@@ -117,9 +115,7 @@ class Tokenizer:
 
         Raises UsageError for an id outside the vocabulary.
         """
-        length = ffi.new("size_t *")
-        name = invoke(lib.llama_token_name, self.handle, token, length)
-        return known(self.handle, token, name, length).decode(errors="replace")
+        return token_name(self.handle, token)
 
     def is_special(self, token: int) -> bool:
         """Whether a token has a name but no text, such as BOS and EOS."""
@@ -318,19 +314,9 @@ class Llama:
         answer begins. Names of special tokens in the messages are text. Needs jinja2 (extra: chat).
         Raises UsageError without a template, or where it refuses the conversation, BadFileError.
         """
-        from llama.chat import render_guarded  # most runs do without
-        from llama.formats.chat_templates import KINDS, Chat, template_text
+        from llama.chat import encode_chat  # most runs do without
 
-        chat, tokenizer = chat_of(self._model), self.tokenizer
-        template = template_text(
-            Chat(KINDS[chat.kind], c_text(chat.text, chat.text_length).decode(errors="replace"))
-        )
-        if not template:
-            raise UsageError(f"{self.path}: has no chat template")
-        specials, ends = special_names(tokenizer.handle), {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
-        names = {f"{end}_token": tokenizer.name(token) for end, token in ends.items() if token >= 0}
-        text, spans = render_guarded(template, messages, specials, add_generation_prompt, **names)
-        return encode_spans(tokenizer.handle, c_bytes(text), spans)
+        return encode_chat(self._model, self.tokenizer.handle, messages, add_generation_prompt)
 
     def encode_infill(self, prefix: str, suffix: str) -> list[int]:
         """The ids from which Code Llama writes what is between two texts: a prompt for generate.

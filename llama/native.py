@@ -244,6 +244,13 @@ def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
     )
 
 
+def token_name(tokenizer: Any, token: int) -> str:
+    """What spells a token. Raises UsageError for an id not in the vocabulary."""
+    length = ffi.new("size_t *")
+    name = invoke(lib.llama_token_name, tokenizer, token, length)
+    return known(tokenizer, token, name, length).decode(errors="replace")
+
+
 def whole_text(data: bytes) -> str:
     """Bytes as text by the rules of the engine's streams: what is not UTF-8 is U+FFFD."""
     stream = create("LlamaStream", lib.llama_stream_init, ffi.NULL, 0)

@@ -366,7 +366,7 @@ def test_nor_where_a_file_calls_the_token_user_defined():
     ("kind", "message"),
     [
         (lib.LLAMA_CHAT_NONE, "has no chat template: choose one with --template, llama2, llama3, chatml, "),
-        (lib.LLAMA_CHAT_OTHER, "is none that is built in: python -m llama.run runs it, or choose one with "),
+        (lib.LLAMA_CHAT_OTHER, "is none that is built in: python -m llama.run -m chat, or cria chat, "),
         (99, "has no chat template"),
         (-1, "has no chat template"),
     ],

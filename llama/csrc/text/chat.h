@@ -173,17 +173,27 @@ size_t llama_chat_bound(const LlamaChat *chat, size_t system_length, size_t user
     return llama_encode_bound(CHAT_TEMPLATE_BYTES + own_bound(chat) + system_length + user_length);
 }
 
+// Whether a chat has a template that is built in. name: of the model, for messages.
+static int chat_known(const char *name, const LlamaChat *chat, LlamaError *error) {
+    const LlamaChatTemplate *t = llama_chat_template(chat->kind);
+    if (t && t->begin) return LLAMA_OK;
+    if (chat->kind == LLAMA_CHAT_OTHER)
+        return fail(
+            error, LLAMA_ERROR_USAGE,
+            "%.512s: its chat template is none that is built in: python -m llama.run -m chat, or cria chat, "
+            "runs it; --template chooses another",
+            name);
+    return fail(error, LLAMA_ERROR_USAGE,
+                "%.512s: has no chat template: choose one with --template, llama2, llama3, chatml, zephyr, mistral "
+                "or plain",
+                name);
+}
+
 // Whether a turn can be written. What a later turn lacks is told at the first one.
 static int chat_check(Turn *turn, const LlamaChat *chat, LlamaError *error) {
-    if (chat->kind == LLAMA_CHAT_OTHER)
-        return fail(error, LLAMA_ERROR_USAGE,
-                    "the model's chat template is none that is built in: python -m llama.run runs it, or choose "
-                    "one with --template");
-    if (!turn->template || !turn->template->begin)
-        return fail(error, LLAMA_ERROR_USAGE,
-                    "the model's file has no chat template: choose one with --template, llama2, llama3, chatml, "
-                    "zephyr, mistral or plain");
-    int code = turn_write(turn, turn->template->next, (Text){0}, (Text){0}, error);
+    int code = chat_known("the model", chat, error);
+    if (code != LLAMA_OK) return code;
+    code = turn_write(turn, turn->template->next, (Text){0}, (Text){0}, error);
     turn->length = turn->n_spans = 0;
     return code;
 }

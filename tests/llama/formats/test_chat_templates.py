@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from gguf_files import SMALL, random_source
 from test_chat import MADE
 
@@ -156,8 +157,13 @@ def test_a_chat_whose_kind_is_known_stays_as_it_is(monkeypatch):
 
 
 def folder_with(path: Path, text: str, vocabulary: tokens.Vocabulary = MADE) -> Path:
-    """A Hugging Face folder of a random model with a chat template."""
-    source = random_source(Config(**SMALL | {"vocab_size": len(vocabulary), "tied": False}))
+    """A Hugging Face folder of a random model with a chat template, which answers in letters."""
+    shape = SMALL | {"vocab_size": len(vocabulary), "tied": False, "max_seq_len": 1024}
+    source = random_source(Config(**shape))
+    letters = [i for i, piece in enumerate(vocabulary.pieces) if piece in map(bytes, zip(b"abcdefghij"))]
+    others = torch.ones(len(vocabulary), dtype=torch.bool)
+    others[letters] = False
+    source.tensors["output.weight"][others] = 0
     tokenizer = write_tokenizer("made", vocabulary, text)
     export_folder(path, replace(source, bos=vocabulary.bos, stops=(vocabulary.eos,)), tokenizer=tokenizer)
     return path
