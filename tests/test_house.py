@@ -16,7 +16,7 @@ ALLOWED = {  # of what is ours; anything may import itself
     "model": {"llama"},
     "training": {"llama", "model"},
     "bench": {"llama", "model", "training"},
-    **dict.fromkeys(PROGRAMS, {"llama", "model", "training"}),
+    **{program: {"llama", "model", "training"} for program in PROGRAMS},
 }
 HEAVY = {"torch", "transformers", "safetensors"}  # never of llama, which pip installs without them
 POSIX = {"fcntl", "resource", "termios", "pwd", "grp"}

@@ -20,7 +20,7 @@ from checkpoints import Shape
 from helpers import ROOT, assert_refused, finish
 from test_export import Lazy, each_version, random_model
 from torch import Tensor
-from torch_formats import export_bin
+from torch_formats import export_bin, export_folder, open_source
 
 from llama import Llama as Engine
 from llama import convert
@@ -245,7 +245,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("folders")
     config, weights = random_model(Shape(tied=False))
     save_weights(root / "model.safetensors", config, weights)
-    export_folder(root / "hf", open_checkpoint(root / "model.safetensors"))
+    export_folder(root / "hf", open_source(root / "model.safetensors"))
     (root / "meta").mkdir()
     torch.save({name: tensor.clone() for name, tensor in weights.items()}, root / "meta/consolidated.00.pth")
     sizes = {"dim": config.dim, "n_layers": config.n_layers, "n_heads": config.n_heads}
