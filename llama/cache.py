@@ -140,8 +140,8 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     from llama.formats.v3 import Extras
 
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
-    for note in found.notes:
-        LOGGER.warning("%s: %s", found.name, note)
+    for assumed in found.notes:
+        LOGGER.warning("%s: %s", found.name, assumed)
     data = vocabulary.indexed if vocabulary else b""
     extras = Extras(data, found.bos, found.stops, found.template or "none")
     say(f"converting {source} to {dtype}, {fate}")
