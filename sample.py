@@ -87,7 +87,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=HELP)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    about = f"a folder with model.safetensors, or that file ({NEWEST})"
+    about = f"a folder of train.py, or a model of another format ({NEWEST})"
     which.add_argument("place", type=Path, nargs="?", metavar="CHECKPOINT", help=about)
     which.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="the same")
     source = parser.add_mutually_exclusive_group()

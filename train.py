@@ -43,8 +43,8 @@ from llama.command import run_command
 from llama.errors import BadFileError
 from llama.files import lock_folder
 from llama.formats import tokenizers
-from llama.formats.checkpoint import read_config
 from llama.formats.export import export_bin
+from llama.formats.models import open_source
 from model import Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
@@ -53,7 +53,7 @@ from training.options import Options
 from training.parallel import Ranks
 from training.shards import open_split
 from training.step import Run, make_run, micro_batch_size, train_step
-from training.weights import TorchWeights, load_model
+from training.weights import TorchWeights, model_of
 from training.windows import Batches
 
 # ---------------------------------------------------------------------------------------------------------
@@ -61,18 +61,18 @@ from training.windows import Batches
 
 
 def initial_model(options: Options, vocab_size: int, device: torch.device) -> Llama:
-    """A fresh model, or the one of a checkpoint that is not this run's. Raises BadFileError."""
+    """A fresh model, or the one of a file or folder of any format. Raises BadFileError."""
     if options.init_from in ("scratch", "resume"):
         model = Llama(options.model_config(vocab_size), options.checkpointing)
         return model.to(device)
-    config = dataclasses.replace(
-        read_config(options.init_from), dropout=options.dropout, max_seq_len=options.max_seq_len
-    )
+    source = open_source(Path(options.init_from))
+    changes = {"dropout": options.dropout, "max_seq_len": options.max_seq_len}
+    config = dataclasses.replace(source.config, **changes)
     if config.vocab_size != vocab_size:
         found = f"vocab_size = {config.vocab_size}, the data has {vocab_size}"
         raise BadFileError(f"{options.init_from}: {found}")
     model = Llama(config, options.checkpointing)
-    model.load_state_dict(load_model(options.init_from).state_dict())
+    model.load_state_dict(model_of(source).state_dict())
     return model.to(device)
 
 

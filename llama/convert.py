@@ -74,8 +74,14 @@ As llama2.c has it, what is written comes first:
   ./run model.bin                                                what it is for"""
 
 OPENERS = {"checkpoint": open_source, "meta_llama": open_meta, "hf": open_huggingface}  # llama2.c's options
-VERSIONS = {"fp32": (0, 1, 3), "bf16": (3,), "int8": (3, 2), "int4": (3,)}  # the first is the usual one
-FOLDER_DTYPES = ("fp32", "bf16")
+VERSIONS = {  # of OUT.bin, the usual one first
+    "fp32": (0, 1, 3),
+    "bf16": (3,),
+    "fp16": (),
+    "int8": (3, 2),
+    "int4": (3,),
+}
+FOLDER_DTYPES = ("fp32", "bf16", "fp16")
 FOLDER_VERSION = -1  # llama2.c's number for it
 FOR = {
     "ends_dtype": ("v3", "gguf"),
@@ -102,13 +108,15 @@ def settle(options: argparse.Namespace, parser: Parser) -> None:
     if options.version == FOLDER_VERSION or options.out.suffix not in (".bin", ".gguf"):
         options.format = "folder"
         if options.version not in (None, FOLDER_VERSION) or options.dtype not in (None, *FOLDER_DTYPES):
-            parser.error(f"--version and other types than fp32 and bf16 are for files, OUT = {options.out}")
+            parser.error(f"--version, int8 and int4 are for files, OUT = {options.out}")
     elif options.out.suffix == ".gguf":
         options.format = "gguf"
         if options.version is not None:
             parser.error(f"--version is for OUT.bin, OUT = {options.out}")
     else:
         options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
+        if not VERSIONS[options.dtype]:
+            parser.error(f"--dtype = {options.dtype}, allowed fp32, bf16, int8 and int4 for OUT.bin")
         if options.version is None:
             options.version = VERSIONS[options.dtype][0]
         if options.version not in VERSIONS[options.dtype]:

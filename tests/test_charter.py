@@ -31,7 +31,7 @@ from llama.formats.checkpoint import open_checkpoint
 from llama.formats.export import export_folder
 from model import Config, Llama
 from training.shards import open_split
-from training.weights import save_weights
+from training.weights import load_model, save_weights
 
 ARCHIVE = Path("datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar.gz")
 PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
@@ -220,7 +220,7 @@ def test_python_runs_what_the_binary_runs(clone, first_run, do):
 
 @pytest.fixture(scope="module")
 def models(clone) -> Llama:
-    """A random model that lies in the clone as Meta's folder, Hugging Face's, and a checkpoint."""
+    """A random model that lies in the clone as Meta's folder, Hugging Face's, and two checkpoints."""
     torch.manual_seed(1)
     config = Config(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=96, vocab_size=300, tied=False)
     model = Llama(config).eval()
@@ -230,6 +230,9 @@ def models(clone) -> Llama:
     params = {"dim": 64, "multiple_of": 32, "n_heads": 4, "n_layers": 2, "n_kv_heads": 2, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(params | {"norm_eps": 1e-5}))
     save_weights(clone / "model.safetensors", config, model.state_dict())
+    sizes = {name: params[name] for name in ("dim", "n_layers", "n_heads", "n_kv_heads")}
+    args = sizes | {"multiple_of": 32, "vocab_size": 300, "max_seq_len": config.max_seq_len, "norm_eps": 1e-5}
+    torch.save({"model": model.state_dict(), "model_args": args}, clone / "ckpt.pt")
     export_folder(clone / "hf_model", open_checkpoint(clone / "model.safetensors"))
     return model
 
@@ -240,6 +243,7 @@ def models(clone) -> Llama:
         "python export.py llama2_7b.bin --meta-llama path/to/llama/7B",
         "python export.py llama2_7b.bin --hf hf_model",
         "python export.py llama2_7b.bin --checkpoint model.safetensors --version 0 --dtype fp32",
+        "python export.py llama2_7b.bin --checkpoint ckpt.pt",
     ],
 )
 def test_export_writes_the_model_as_version_0(clone, models, do, command):
@@ -249,6 +253,14 @@ def test_export_writes_the_model_as_version_0(clone, models, do, command):
         logits = torch.from_numpy(engine.logits(ids[0].tolist()))
     torch.testing.assert_close(logits, models(ids)[0], rtol=1e-4, atol=1e-5)
     (clone / "llama2_7b.bin").unlink()
+
+
+def test_version_minus_1_is_a_folder_of_fp16_for_transformers(clone, models, do):
+    said = do("python export.py tinyllama --checkpoint ckpt.pt --version -1 --dtype fp16")
+    assert said.startswith("tinyllama: Hugging Face, fp16, ")
+    found = load_model(clone / "tinyllama").state_dict()
+    for name, weight in models.state_dict().items():
+        assert torch.equal(found[name], weight.half()), name
 
 
 def test_export_quantises_as_version_2(clone, models, do):

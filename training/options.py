@@ -36,7 +36,7 @@ class Options:
     vocab_source: Literal["", "llama2", "custom"] = ""  # instead: data/tok32000, or that of vocab_size
     vocab_size: int = 0  # instead: data/tok<vocab_size>
     out_dir: str = "out"
-    init_from: str = "scratch"  # scratch, resume (from out_dir), or a checkpoint to start from
+    init_from: str = "scratch"  # scratch, resume (from out_dir), or a model to start from
 
     # the model; the vocabulary is the data's. With init_from a checkpoint, the shape is the checkpoint's.
     dim: int = 288

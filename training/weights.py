@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from llama.files import written_aside
-from llama.formats.checkpoint import StrPath, open_checkpoint
+from llama.formats.checkpoint import StrPath
 from llama.formats.config import Config
+from llama.formats.models import open_source
 from llama.formats.source import EMBEDDING, Source, checked_tensors
 from llama.formats.tensor import Tensor
 from model import Llama
@@ -98,5 +99,5 @@ def model_of(source: Source, device: torch.device | str = "cpu", dtype: torch.dt
 
 
 def load_model(path: StrPath, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Llama:
-    """The model of a checkpoint, a folder or file. The rest as in model_of."""
-    return model_of(open_checkpoint(path), device, dtype)
+    """The model in a file or folder of any format. The rest as in model_of."""
+    return model_of(open_source(Path(path)), device, dtype)

@@ -107,8 +107,8 @@ def export_folder(
 ) -> Report:
     """Writes a model as a Hugging Face folder, which transformers loads.
 
-    dtype: "fp32" or "bf16", of all tensors; None: bf16 if the source has it, else fp32. tokenizer: the
-    files to put beside, by name. shard_bytes: the most that a file of tensors holds, unless one is larger.
+    dtype: "fp32", "bf16" or "fp16", of all tensors; None: bf16 if the source has it, else fp32. tokenizer:
+    the files to put beside, by name. shard_bytes: what a file of tensors holds at most, unless one is larger.
     Raises UsageError (the folder exists, transformers can't hold the shape), BadFileError, OSError; there is
     nothing left then.
     """

@@ -32,13 +32,13 @@ from llama.formats.source import (
     tensor_shapes,
     unfit,
 )
-from llama.formats.tensor import NUMPY, Tensor, is_finite, sum_of_squares, to_bf16, to_floats
+from llama.formats.tensor import NUMPY, Tensor, is_finite, rounded, sum_of_squares, to_floats
 from llama.formats.tokenizers import Tokenizer
 from llama.progress import Bar
 
 SHARD_BYTES = 5_000_000_000
-CODES = {"fp32": "F32", "bf16": "BF16"}
-TORCH = {"fp32": "float32", "bf16": "bfloat16"}
+CODES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 TOKENIZER_FILES = (  # copied where they are
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
@@ -95,16 +95,16 @@ def write_as_it_is(file: BinaryIO, source: Source, name: str, tensor: Tensor) ->
         file.write(np.ascontiguousarray(part).data)
 
 
-def write_rounded(file: BinaryIO, source: Source, name: str, tensor: Tensor) -> float:
-    """Writes a tensor as bf16 and returns the relative error of its rounding."""
+def write_rounded(file: BinaryIO, source: Source, name: str, tensor: Tensor, dtype: str) -> float:
+    """Writes a tensor as bf16 or fp16 and returns the relative error of its rounding."""
     total = error = 0.0
     for part in chunks(source, name, tensor):
-        rounded = to_bf16(part)
-        if not is_finite(rounded, "bf16"):
-            refuse(source, [f"{name} has values too large for bf16"])
+        short = rounded(part, dtype)
+        if not is_finite(short, dtype):
+            refuse(source, [f"{name} has values too large for {dtype}"])
         total += sum_of_squares(part)
-        error += sum_of_squares(to_floats(rounded, "bf16") - part)
-        file.write(rounded.data)
+        error += sum_of_squares(to_floats(short, dtype) - part)
+        file.write(short.data)
     return math.sqrt(error / total) if total else 0.0
 
 
@@ -115,8 +115,8 @@ def write_tensor(file: BinaryIO, source: Source, name: str, shape: tuple[int, ..
         tensor = pairs_to_halves(tensor, heads)
     if dtype == tensor.dtype:
         write_as_it_is(file, source, name, tensor)
-    elif dtype == "bf16":
-        return write_rounded(file, source, name, tensor)
+    elif dtype != "fp32":
+        return write_rounded(file, source, name, tensor, dtype)
     else:
         for part in chunks(source, name, tensor):
             file.write(part.data)
@@ -193,7 +193,7 @@ def write_folder(
 ) -> dict[str, float]:
     """Writes a model into an empty folder, and returns the relative errors of the tensors that were rounded.
 
-    dtype: "fp32" or "bf16". tokenizer: its files, by name.
+    dtype: "fp32", "bf16" or "fp16". tokenizer: its files, by name.
     Raises UsageError, BadFileError for weights that do not fit, OSError.
     """
     check_shape(source.name, source.config)

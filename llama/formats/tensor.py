@@ -64,6 +64,14 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
     return odd.astype(np.uint16)
 
 
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """What a type of 16 bits has nearest to float32 values; infinity where they are too large for it."""
+    if dtype == "bf16":
+        return to_bf16(values)
+    with np.errstate(over="ignore"):
+        return values.astype(NUMPY[dtype])
+
+
 def is_finite(values: np.ndarray, dtype: str) -> bool:
     """Whether all values are: a sum shows it in one pass, and only one that overflows needs another look."""
     if dtype == "bf16":

@@ -350,7 +350,7 @@ def test_a_prompt_file_is_read_without_its_last_newline(folder, tmp_path, capsys
 def test_the_words_of_llama2c_mean_the_same(folder, capsysbinary):
     assert sample.main([str(folder), "--temperature=0", "--prompt=the tin"]) == 0
     expected = capsysbinary.readouterr().out
-    for checkpoint in (folder, folder / "model.safetensors"):
+    for checkpoint in (folder, folder / "model.safetensors", folder / "v0.bin"):
         assert sample.main([f"--checkpoint={checkpoint}", "--start=the tin", "--temperature=0.0"]) == 0
         assert capsysbinary.readouterr().out == expected
     assert sample.parse([]).checkpoint == Path("out/last")

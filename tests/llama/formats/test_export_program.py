@@ -212,9 +212,10 @@ def test_the_options_choose_the_format(checkpoint, path, capsys, options):
 USAGE = {
     ("--version", "4"): "argument --version: invalid choice: 4",
     ("--version", "-2"): "argument --version: invalid choice: -2",
-    ("--version", "-1", "--dtype", "int8"): "--version and other types than fp32 and bf16 are for files",
+    ("--version", "-1", "--dtype", "int8"): "--version, int8 and int4 are for files, OUT = ",
     ("--version", "2", "--dtype", "fp32"): "--dtype = fp32, allowed int8 with --version 2",
     ("--version", "0", "--dtype", "int8"): "--dtype = int8, allowed fp32 with --version 0",
+    ("--dtype", "fp16"): "--dtype = fp16, allowed fp32, bf16, int8 and int4 for OUT.bin",
     ("--version", "2", "--dtype", "int4"): "--dtype = int4, allowed int8 with --version 2",
     ("--version", "1", "--ends-dtype", "int8"): "--ends-dtype is for --version 3",
     ("--version", "2", "--tokenizer", "a.bin"): "--tokenizer is for --version 3",

@@ -55,14 +55,14 @@ def folder(tmp_path, model) -> Path:
 
 
 @each_family
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_transformers_loads_what_is_written_with_equal_logits(tmp_path, family, dtype):
     model = fresh(FAMILIES[family]).eval()
     source = Source("weights", model.config, model.state_dict(), bos=1, stops=(2, 3))
     report = export_folder(tmp_path / "ours", source, dtype)
-    assert bool(report.errors) == (dtype == "bf16")
-    if dtype == "bf16":
-        model = model.bfloat16().float()
+    assert bool(report.errors) == (dtype != "fp32")
+    kept = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    model = model.to(kept).float()
     with torch.no_grad():
         expected = model(tokens())
     torch.testing.assert_close(logits_in_transformers(tmp_path / "ours"), expected, rtol=0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_transformers_loads_what_is_written_with_equal_logits(tmp_path, family, 
     assert (config.bos_token_id, config.eos_token_id) == (1, [2, 3])
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
     assert (generation.bos_token_id, generation.eos_token_id) == (1, [2, 3])
-    assert_same(open_source(tmp_path / "ours"), model.bfloat16() if dtype == "bf16" else model)
+    assert_same(open_source(tmp_path / "ours"), model.to(kept))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,10 +118,11 @@ def test_a_shape_that_transformers_cannot_hold_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_weight_that_bf16_cannot_hold_is_refused_and_nothing_is_left(tmp_path, model):
-    weights = {**model.state_dict(), "norm.weight": torch.full((32,), 3.4e38)}
-    with pytest.raises(BadFileError, match=r"weights: norm\.weight has values too large for bf16"):
-        export_folder(tmp_path / "ours", Source("weights", TINY, weights), "bf16")
+@pytest.mark.parametrize(("dtype", "value"), [("bf16", 3.4e38), ("fp16", 65520.0)])
+def test_a_weight_that_a_short_type_cannot_hold_is_refused_and_nothing_is_left(tmp_path, model, dtype, value):
+    weights = {**model.state_dict(), "norm.weight": torch.full((32,), value)}
+    with pytest.raises(BadFileError, match=rf"weights: norm\.weight has values too large for {dtype}"):
+        export_folder(tmp_path / "ours", Source("weights", TINY, weights), dtype)
     assert list(tmp_path.iterdir()) == []
 
 
