@@ -69,7 +69,8 @@ As llama2.c has it, what is written comes first:
 
   python export.py llama2_7b.bin --meta-llama Llama-2-7b         or --hf DIR, or --checkpoint FILE
   python export.py llama2_7b.bin --meta-llama Llama-2-7b --version 2
-  python export.py folder --checkpoint out/last --version -1     for transformers
+  python export.py stories15M.bin --checkpoint stories15M.pt     a checkpoint of llama2.c or the tinyllamas
+  python export.py folder --checkpoint out/last --version -1     for transformers; --dtype fp16 halves it
 
   ./run model.bin                                                what it is for"""
 

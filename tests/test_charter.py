@@ -226,14 +226,15 @@ def models(clone) -> Llama:
     model = Llama(config).eval()
     folder = clone / "path" / "to" / "llama" / "7B"
     folder.mkdir(parents=True)
+    (clone / "models").mkdir()
     torch.save(model.state_dict(), folder / "consolidated.00.pth")
     params = {"dim": 64, "multiple_of": 32, "n_heads": 4, "n_layers": 2, "n_kv_heads": 2, "vocab_size": -1}
     (folder / "params.json").write_text(json.dumps(params | {"norm_eps": 1e-5}))
-    save_weights(clone / "model.safetensors", config, model.state_dict())
+    save_weights(clone / "models" / "model.safetensors", config, model.state_dict())
     sizes = {name: params[name] for name in ("dim", "n_layers", "n_heads", "n_kv_heads")}
     args = sizes | {"multiple_of": 32, "vocab_size": 300, "max_seq_len": config.max_seq_len, "norm_eps": 1e-5}
-    torch.save({"model": model.state_dict(), "model_args": args}, clone / "ckpt.pt")
-    export_folder(clone / "hf_model", open_checkpoint(clone / "model.safetensors"))
+    torch.save({"model": model.state_dict(), "model_args": args}, clone / "models" / "ckpt.pt")
+    export_folder(clone / "hf_model", open_checkpoint(clone / "models" / "model.safetensors"))
     return model
 
 
@@ -242,8 +243,8 @@ def models(clone) -> Llama:
     [
         "python export.py llama2_7b.bin --meta-llama path/to/llama/7B",
         "python export.py llama2_7b.bin --hf hf_model",
-        "python export.py llama2_7b.bin --checkpoint model.safetensors --version 0 --dtype fp32",
-        "python export.py llama2_7b.bin --checkpoint ckpt.pt",
+        "python export.py llama2_7b.bin --checkpoint models/model.safetensors --version 0 --dtype fp32",
+        "python export.py llama2_7b.bin --checkpoint models/ckpt.pt",
     ],
 )
 def test_export_writes_the_model_as_version_0(clone, models, do, command):
@@ -256,7 +257,7 @@ def test_export_writes_the_model_as_version_0(clone, models, do, command):
 
 
 def test_version_minus_1_is_a_folder_of_fp16_for_transformers(clone, models, do):
-    said = do("python export.py tinyllama --checkpoint ckpt.pt --version -1 --dtype fp16")
+    said = do("python export.py tinyllama --checkpoint models/ckpt.pt --version -1 --dtype fp16")
     assert said.startswith("tinyllama: Hugging Face, fp16, ")
     found = load_model(clone / "tinyllama").state_dict()
     for name, weight in models.state_dict().items():
