@@ -36,6 +36,7 @@
 #include "llama/csrc/weights/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
 #include "llama/csrc/weights/pack.h"       // llama_pack: floats to tiles, as export.py writes them
 #include "llama/csrc/text/chat.h"          // llama_chat_turn
+#include "llama/csrc/text/infill.h"        // llama_encode_infill
 #include "llama/csrc/program/find.h"       // llama_tokenizer_find
 #include "llama/csrc/program/info.h"       // llama_tensor, llama_info
 #include "llama/csrc/program/help.h"       // llama_run_help

@@ -33,7 +33,12 @@ SANITIZE_COMPILE = [*SANITIZE, "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-con
 # (compile, link) arguments, in order of preference. The second pair is for the clang that macOS ships.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
 HEADERS = ("llama.h", "program/llama_run.h")  # what Python calls
-CALLBACKS = 'extern "Python" int llama_python_interrupted(void *user);'  # llama/run.py: LlamaHost.interrupted
+CALLBACKS = """  // of LlamaHost, in llama/run.py
+extern "Python" int llama_python_interrupted(void *user);
+extern "Python" int64_t llama_python_converse(void *user, const LlamaModel *model,
+                                              const LlamaTokenizer *tokenizer, const LlamaMessage *messages,
+                                              size_t n, int32_t *ids, size_t room);
+"""
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 

@@ -29,7 +29,7 @@ from llama.command import Parser, run_command
 from llama.errors import BadFileError, UsageError
 from llama.files import lock_file, write_aside
 
-VERSION = 1  # of what a conversion gives: a cached file of another one is made again
+VERSION = 2  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
 DTYPE = "int8"  # what a model is converted to unless something else is asked for
 LOGGER = logging.getLogger("llama")
@@ -137,13 +137,12 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
     from llama.formats.models import open_source
     from llama.formats.text import with_text
-    from llama.formats.v3 import Extras
+    from llama.formats.v3 import extras_of
 
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
+    extras = extras_of(found, vocabulary)
     for assumed in found.notes:
         LOGGER.warning("%s: %s", found.name, assumed)
-    data = vocabulary.indexed if vocabulary else b""
-    extras = Extras(data, found.bos, found.stops, found.template or "none")
     say(f"converting {source} to {dtype}, {fate}")
     progress = say is note and sys.stderr.isatty()
     export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)

@@ -21,6 +21,7 @@ from typing import Any
 
 from llama.command import Parser, print_notes, run_command
 from llama.errors import UsageError
+from llama.formats.chat_templates import BUILT_IN
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
 from llama.formats.huggingface import open_huggingface
@@ -28,7 +29,7 @@ from llama.formats.meta import open_meta
 from llama.formats.models import open_source
 from llama.formats.source import Source
 from llama.formats.text import with_text, with_text_files
-from llama.formats.v3 import TEMPLATES, Extras
+from llama.formats.v3 import extras_of
 from llama.hub import find
 
 
@@ -174,7 +175,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--tokenizer", type=Path, metavar="FILE", help="to put into it (that in or beside MODEL)"
     )
-    group.add_argument("--template", choices=TEMPLATES, help="of chats (what MODEL says)")
+    group.add_argument("--template", choices=("none", *BUILT_IN), help="of chats (what MODEL says)")
     group.add_argument("--force", action="store_true", help="drop what the format can't hold")
     group = parser.add_argument_group("what MODEL does not say, or says wrong")
     group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
@@ -197,9 +198,7 @@ def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) ->
     """A v3 file with its tokenizer."""
     source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
     print_notes(source.name, source.notes)
-    data = vocabulary.indexed if vocabulary else b""
-    extras = Extras(data, source.bos, source.stops, source.template or "none")
-    wanted = (options.dtype, options.ends_dtype, extras)
+    wanted = (options.dtype, options.ends_dtype, extras_of(source, vocabulary))
     return export_v3(options.out, source.config, source.tensors, *wanted, name=source.name, progress=progress)
 
 

@@ -27,16 +27,19 @@ from llama.native import (
     c_strings,
     c_text,
     call,
+    chat_of,
     context_init,
     create,
     encode,
+    encode_infill,
+    encode_prompt,
     encode_turn,
     invoke,
-    known,
     model_open,
     sampler_init,
     score,
     token_bytes,
+    token_name,
     whole_text,
 )
 
@@ -158,9 +161,7 @@ class Tokenizer:
 
         Raises UsageError for an id outside the vocabulary.
         """
-        length = ffi.new("size_t *")
-        name = invoke(lib.llama_token_name, self.handle, token, length)
-        return known(self.handle, token, name, length).decode(errors="replace")
+        return token_name(self.handle, token)
 
     def is_special(self, token: int) -> bool:
         """Whether a token has a name but no text, such as BOS and EOS."""
@@ -213,13 +214,14 @@ class Config:
     group_size: int  # 0 where no weights share a scale
     norm_eps: float
     rope_theta: float
+    add_bos: bool  # texts begin with BOS
 
 
 def model_config(model: Any) -> Config:
     """The configuration of a C model."""
     config = lib.llama_config(model)
     fields = {name: getattr(config, name) for name in Config.__dataclass_fields__}
-    fields["tied"] = bool(config.tied)
+    fields |= {name: bool(fields[name]) for name in ("tied", "add_bos")}
     fields["weight_type"] = ffi.string(lib.llama_type_name(config.weight_type)).decode()
     return Config(**fields)
 
@@ -330,19 +332,44 @@ class Llama:
             self._tokenizer = Tokenizer.find(None, self._model)
         return self._tokenizer
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False, special: bool = False) -> list[int]:
-        """The ids of text (Tokenizer.encode)."""
-        return self.tokenizer.encode(text, bos, eos, special)
+    def encode(
+        self, text: str, bos: bool | None = None, eos: bool = False, special: bool = False
+    ) -> list[int]:
+        """The ids of text (Tokenizer.encode). bos: None puts BOS in front if the model's tokenizer does."""
+        return self.tokenizer.encode(text, self.config.add_bos if bos is None else bos, eos, special)
 
-    def encode_turn(self, user: str, system: str | None = None, first: bool = True) -> list[int]:
+    def encode_turn(
+        self, user: str, system: str | None = None, first: bool = True, template: str | None = None
+    ) -> list[int]:
         """The ids of a turn of a chat, up to where the answer begins: a prompt for generate.
 
-        By the template that the model's file names, Llama 2's where it names none; both texts are stripped.
+        By the template of the model's file, Llama 2's for v0, v1 and v2, if it is one that is built in.
         system: only for the first turn. first: False closes the answer before, whose ids come in front.
-        Raises BadFileError if the tokenizer lacks a token of the template.
+        template: another one: "llama2", "llama3", "chatml", "zephyr", "mistral" or "plain".
+        Raises UsageError without such a template, BadFileError if the tokenizer lacks a token of it.
         """
-        instructions = None if system is None else c_bytes(system)
-        return encode_turn(self._model, self.tokenizer.handle, c_bytes(user), instructions, first)
+        chat, instructions = chat_of(self._model, template), None if system is None else c_bytes(system)
+        return encode_turn(chat, self.tokenizer.handle, c_bytes(user), instructions, first)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation by the model's own template, as apply_chat_template of transformers.
+
+        messages: {"role": "user", "content": "Hello"} and so on. add_generation_prompt: go on to where an
+        answer begins. Names of special tokens in the messages are text. Needs jinja2 (extra: chat).
+        Raises UsageError without a template, or where it refuses the conversation, BadFileError.
+        """
+        from llama.chat import encode_chat  # most runs do without
+
+        return encode_chat(self._model, self.tokenizer.handle, messages, add_generation_prompt)
+
+    def encode_infill(self, prefix: str, suffix: str) -> list[int]:
+        """The ids from which Code Llama writes what is between two texts: a prompt for generate.
+
+        Raises UsageError for a tokenizer that lacks its tokens.
+        """
+        return encode_infill(self.tokenizer.handle, c_bytes(prefix), c_bytes(suffix))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids (Tokenizer.decode)."""
@@ -366,7 +393,8 @@ class Llama:
     ) -> Generation:
         """Continues a prompt: an iterator over the new text, piece by piece; the prompt is not repeated.
 
-        prompt: text, before which BOS is put, or token ids, taken as they are.
+        prompt: text, before which BOS is put if the model's tokenizer does (and if it is empty, as a text
+            goes on from a token), or token ids, taken as they are.
         max_tokens: tokens to draw at most. None: until the model ends the text or the context is full.
         temperature: 0 is greedy. top_p: 0 or 1 is off. top_k, min_p: 0 is off. repeat_penalty: 1 is off.
         presence_penalty, frequency_penalty: 0 is off.
@@ -379,7 +407,10 @@ class Llama:
         """
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens = {max_tokens}: must be 0 or more")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            ids = encode_prompt(self._model, self.tokenizer.handle, c_bytes(prompt))
+        else:
+            ids = list(prompt)
         sampler = sampler_init(
             self.config.vocab_size,
             logit_bias or {},

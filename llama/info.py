@@ -28,13 +28,13 @@ from llama.command import run_command
 from llama.engine import SHIPPED, Tokenizer, model_config
 from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
+from llama.formats.chat_templates import KINDS
 from llama.formats.header import Tensor, printable
 from llama.formats.kinds import start_of
 from llama.native import KV, call, model_open
 from llama.pack import packed_bytes
 
 ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
-TEMPLATES = ("none", "llama2", "llama3")  # LLAMA_CHAT_NONE ...
 TYPES = ("fp32", "bf16", "int8", "int4")  # that export.py writes
 KEY_BLOCK = 16  # positions of the cache come in blocks (kernels.h)
 LAYER = "(layers|blk)"  # before a number; blk in GGUF
@@ -187,7 +187,7 @@ def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> In
         lib.llama_parameters(model),
         config,
         engine_tokenizer(model, tokenizer),
-        TEMPLATES[c.chat_template],
+        KINDS[c.chat_template],
         list(c.stops)[: c.n_stops],
         tensors,
         Memory(size.context, size.weights, size.cache, half.cache, size.scratch, weights_as(tensors)),

@@ -7,6 +7,7 @@ engine.py.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def create(kind: str, function: Callable[..., int], *arguments: Any) -> Any:
     return ffi.gc(out[0], free)
 
 
-def struct(kind: str, **fields: Any) -> Any:
+def struct(kind: str, /, **fields: Any) -> Any:
     """A new C value, a struct with fields. Raises UsageError for a field of the wrong type or size."""
     value = ffi.new(f"{kind} *")
     for name, field in fields.items():
@@ -157,13 +158,72 @@ def encode(tokenizer: Any, text: bytes, bos: bool, eos: bool, special: bool = Fa
     return ffi.unpack(ids, n[0])
 
 
-def encode_turn(model: Any, tokenizer: Any, user: bytes, system: bytes | None, first: bool) -> list[int]:
-    """Llama.encode_turn of a C model and tokenizer, of UTF-8 texts."""
+def encode_prompt(model: Any, tokenizer: Any, text: bytes) -> list[int]:
+    """The ids of UTF-8 text as the tokenizer of a C model begins one; of none BOS in any case."""
+    ids, n = NEW_UNCLEARED("int32_t[]", lib.llama_encode_bound(len(text))), ffi.new("size_t *")
+    call(lib.llama_encode_prompt, model, tokenizer, text, len(text), ids, n)
+    return ffi.unpack(ids, n[0])
+
+
+def encode_spans(tokenizer: Any, text: bytes, spans: Sequence[tuple[int, int, int]]) -> list[int]:
+    """The ids of UTF-8 text with special tokens, but for those in spans (LlamaSpan)."""
+    ids, n = NEW_UNCLEARED("int32_t[]", lib.llama_encode_bound(len(text))), ffi.new("size_t *")
+    call(
+        lib.llama_encode_spans, tokenizer, text, len(text), ffi.new("LlamaSpan[]", spans), len(spans), ids, n
+    )
+    return ffi.unpack(ids, n[0])
+
+
+def special_names(tokenizer: Any) -> set[str]:
+    """Names of tokens that no text of a chat is to mean: special ones, and those that some files only call
+    user-defined, <|im_end|> and its like.
+    """
+    length, ids = ffi.new("size_t *"), range(lib.llama_vocab_size(tokenizer))
+    names = (c_text(lib.llama_token_name(tokenizer, i, length), length[0]) for i in ids)
+    special = (lib.llama_token_is_special(tokenizer, i) for i in ids)
+    found = zip(names, special, strict=True)
+    return {
+        name.decode(errors="replace") for name, control in found if name[:2] == b"<|" or (control and name)
+    }
+
+
+# --- Chats
+
+
+def chat_named(name: str) -> Any:
+    """The LlamaChat of a template that is built in. Raises UsageError."""
+    kinds = {}
+    for kind in itertools.takewhile(lib.llama_chat_template, itertools.count()):
+        if lib.llama_chat_template(kind).begin != ffi.NULL:
+            kinds[ffi.string(lib.llama_chat_template(kind).name).decode()] = kind
+    if name not in kinds:
+        raise UsageError(f"template = {name!r}, allowed {', '.join(kinds)}")
+    return struct("LlamaChat", kind=kinds[name])
+
+
+def chat_of(model: Any, template: str | None = None) -> Any:
+    """The LlamaChat of a C model, whose texts belong to it, or of a template that is built in."""
+    if template is None:
+        return ffi.new("LlamaChat *", lib.llama_chat_of(model))
+    chat = chat_named(template)
+    chat.bos = lib.llama_config(model).add_bos
+    return chat
+
+
+def encode_turn(chat: Any, tokenizer: Any, user: bytes, system: bytes | None, first: bool) -> list[int]:
+    """The ids of a turn by a LlamaChat and a C tokenizer, of UTF-8 texts."""
     size = len(system or b"")
-    ids = NEW_UNCLEARED("int32_t[]", lib.llama_chat_bound(size, len(user)))
+    ids = NEW_UNCLEARED("int32_t[]", lib.llama_chat_bound(chat, size, len(user)))
     n, instructions = ffi.new("size_t *"), ffi.NULL if system is None else system
-    template = lib.llama_config(model).chat_template
-    call(lib.llama_chat_turn, tokenizer, template, instructions, size, user, len(user), first, ids, n)
+    call(lib.llama_chat_turn, tokenizer, chat, instructions, size, user, len(user), first, ids, n)
+    return ffi.unpack(ids, n[0])
+
+
+def encode_infill(tokenizer: Any, prefix: bytes, suffix: bytes) -> list[int]:
+    """The ids from which Code Llama writes what is between two UTF-8 texts."""
+    ids = NEW_UNCLEARED("int32_t[]", lib.llama_infill_bound(len(prefix), len(suffix)))
+    n = ffi.new("size_t *")
+    call(lib.llama_encode_infill, tokenizer, prefix, len(prefix), suffix, len(suffix), ids, n)
     return ffi.unpack(ids, n[0])
 
 
@@ -182,6 +242,13 @@ def token_bytes(tokenizer: Any, previous: int, token: int) -> bytes:
     return known(
         tokenizer, token, invoke(lib.llama_token_bytes_of, tokenizer, previous, token, length), length
     )
+
+
+def token_name(tokenizer: Any, token: int) -> str:
+    """What spells a token. Raises UsageError for an id not in the vocabulary."""
+    length = ffi.new("size_t *")
+    name = invoke(lib.llama_token_name, tokenizer, token, length)
+    return known(tokenizer, token, name, length).decode(errors="replace")
 
 
 def whole_text(data: bytes) -> str:

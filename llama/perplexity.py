@@ -7,8 +7,9 @@
 
 A .json file holds a list of documents, a .jsonl file one a line: strings, or objects whose --field is the
 text (default: story or text). Any other file is one document, of which ./run --perplexity says the same. Each
-is stripped of blanks at its ends and read alone, after BOS. One that is longer than the context is read in
-windows that overlap by half, and each token is judged once, with at least half a context before it.
+is stripped of blanks at its ends and read alone, after BOS if the model's tokenizer puts it there. One that
+is longer than the context is read in windows that overlap by half, and each token is judged once, with at
+least half a context before it.
 
 Perplexity depends on the vocabulary, bits per byte does not: it compares any two models on a text.
 """
@@ -37,7 +38,7 @@ BLANKS = " \t\n\v\f\r"  # what is stripped from the ends of a document
 
 @dataclass
 class Perplexity:
-    """What a text is to a model. tokens: those judged, so all but BOS."""
+    """What a text is to a model. tokens: those judged, so all but the first, which is BOS in most models."""
 
     documents: int = 0
     tokens: int = 0

@@ -19,7 +19,7 @@ from typing import Any
 from llama._engine import ffi, lib
 from llama.engine import SHIPPED
 from llama.errors import LlamaError
-from llama.native import call, check
+from llama.native import c_text, call, check
 
 
 def parse(arguments: list[bytes]) -> Any:
@@ -36,7 +36,7 @@ def parse(arguments: list[bytes]) -> Any:
 
 
 def keep(kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
-    """Keeps what llama_python_interrupted raised for run, which raises it again."""
+    """Keeps what a callback raised for run, which raises it again."""
     ffi.from_handle(traceback.tb_frame.f_locals["user"]).append(error)
 
 
@@ -44,6 +44,20 @@ def keep(kind: type[BaseException], error: BaseException, traceback: TracebackTy
 def llama_python_interrupted(user: Any) -> int:
     """Whether to end a run: what a signal's handler raises is raised here, as KeyboardInterrupt by Ctrl-C."""
     return 0
+
+
+@ffi.def_extern(error=-1, onerror=keep)
+def llama_python_converse(
+    user: Any, model: Any, tokenizer: Any, messages: Any, n: int, ids: Any, room: int
+) -> int:
+    """A conversation by the model's own template, which jinja2 runs."""
+    from llama.chat import encode_chat  # most runs do without
+
+    said = [(ffi.string(messages[i].role), c_text(messages[i].text, messages[i].length)) for i in range(n)]
+    texts = [{"role": role.decode(), "content": text.decode(errors="replace")} for role, text in said]
+    found = encode_chat(model, tokenizer, texts)
+    ids[0 : min(len(found), room)] = found[:room]
+    return len(found)
 
 
 def run(options: Any, model: bytes, tokenizer: bytes | None) -> None:
@@ -55,7 +69,8 @@ def run(options: Any, model: bytes, tokenizer: bytes | None) -> None:
     options.model, options.tokenizer = texts
     raised: list[BaseException] = []
     user = ffi.new_handle(raised)
-    host = ffi.new("LlamaHost *", {"user": user, "interrupted": lib.llama_python_interrupted})
+    calls = {"interrupted": lib.llama_python_interrupted, "converse": lib.llama_python_converse}
+    host = ffi.new("LlamaHost *", {"user": user} | calls)
     error = ffi.new("LlamaError *")
     code = lib.llama_run(options, host, error)
     if raised:

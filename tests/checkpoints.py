@@ -6,6 +6,7 @@ D = dim, H = n_heads, K = n_kv_heads, d = head_dim.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -215,7 +216,11 @@ def read_v3(path: Path) -> tuple[dict[str, object], Weights, bytes]:
     n_tensors, begin, size, total = struct.unpack_from("<i4x3Q", data, 120)
     assert (begin, total) == (256 + 32 * n_tensors, len(data))
     checked = 64 if data[begin : begin + 4] == b"ltok" else size  # an indexed tokenizer has its own checksum
+    flags, *lengths = struct.unpack_from("<4I", data, 152)
+    ends = list(itertools.accumulate(lengths, initial=begin + size))
+    head |= {"flags": flags, "texts": [data[at:end] for at, end in itertools.pairwise(ends)]}
     checksum = zlib.crc32(data[256 : begin + checked], zlib.crc32(data[:252]))
+    checksum = zlib.crc32(data[begin + size : ends[-1]], checksum)
     assert struct.unpack_from("<I", data, 252)[0] == checksum
     layers = [f"{name}.{i}" for i in range(int(str(head["n_layers"]))) for name in V3_LAYER]
     weights: dict[str, list[np.ndarray]] = {}

@@ -39,7 +39,6 @@ typedef struct LlamaModel LlamaModel;
 
 enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 };     // types of weights
 enum { LLAMA_ROPE_PLAIN = 0, LLAMA_ROPE_LINEAR = 1, LLAMA_ROPE_LLAMA3 = 2 }; // how RoPE is scaled
-enum { LLAMA_CHAT_NONE = 0, LLAMA_CHAT_LLAMA2 = 1, LLAMA_CHAT_LLAMA3 = 2 };  // templates
 enum { LLAMA_MAX_STOPS = 8 };
 
 typedef struct {
@@ -64,6 +63,8 @@ typedef struct {
     int32_t n_stops;       // ids that end a text, besides the tokenizer's EOS
     int32_t stops[8];      // (LLAMA_MAX_STOPS)
     int32_t chat_template; // LLAMA_CHAT_NONE ...
+    int32_t add_bos;       // 1: BOS goes in front of a text (v0, v1, v2: always)
+    int32_t add_eos;       // 1: the model's tokenizer puts EOS behind one; the engine does where it is asked to
 } LlamaConfig;
 
 int llama_open(const char *path, LlamaModel **model, LlamaError *error);
@@ -172,6 +173,21 @@ int llama_encode(const LlamaTokenizer *tokenizer, const char *text, size_t lengt
 // plain text, so that no user of a chat can forge a message.
 int llama_encode_special(const LlamaTokenizer *tokenizer, const char *text, size_t length, int bos, int eos,
                          int special, int32_t *ids, size_t *n, LlamaError *error);
+
+// A part of a text, bytes [begin, end), one at least: a token that stands in its place, or plain text, token -1, in
+// which names of special tokens mean nothing.
+typedef struct {
+    size_t begin, end;
+    int32_t token;
+} LlamaSpan;
+
+// As llama_encode_special with special tokens, but for those in spans, which are ascending and do not overlap.
+int llama_encode_spans(const LlamaTokenizer *tokenizer, const char *text, size_t length, const LlamaSpan *spans,
+                       size_t n_spans, int32_t *ids, size_t *n, LlamaError *error);
+// The ids of a text as the model's tokenizer begins one: after BOS, or not (add_bos). Of an empty text BOS in any
+// case, since a generation goes on from a token. ids: room for llama_encode_bound(length).
+int llama_encode_prompt(const LlamaModel *model, const LlamaTokenizer *tokenizer, const char *text, size_t length,
+                        int32_t *ids, size_t *n, LlamaError *error);
 // The bytes of a token that follows `previous` (-1 for none: the token starts a text). Where the vocabulary puts a
 // space in front of text, it is dropped after BOS and at the start of a text; a byte token is its byte; special
 // tokens, BOS and EOS among them, are empty. The bytes belong to the tokenizer and live as long as it. NULL and
@@ -292,15 +308,58 @@ int llama_pack(const LlamaStrip *strip, int32_t type, int32_t threads, uint8_t *
                LlamaError *error);
 
 // ---------------------------------------------------------------------------------------------------------
-// Chat: a turn of a conversation as token ids, by the template of Llama 2 or Llama 3.
+// Chat: a turn of a conversation as token ids, by the template that the model was trained with.
 
+enum { // templates; OTHER: one in Jinja that is none of those built in
+    LLAMA_CHAT_NONE = 0,
+    LLAMA_CHAT_LLAMA2 = 1,
+    LLAMA_CHAT_LLAMA3 = 2,
+    LLAMA_CHAT_OTHER = 3,
+    LLAMA_CHAT_CHATML = 4,
+    LLAMA_CHAT_ZEPHYR = 5,
+    LLAMA_CHAT_MISTRAL = 6,
+    LLAMA_CHAT_PLAIN = 7 // the texts as they are
+};
+enum { LLAMA_STRIP_NOTHING = 0, LLAMA_STRIP_EACH = 1, LLAMA_STRIP_WHOLE = 2 };
+
+// A template that is built in. % is a text; <s> and </s> are BOS and EOS whatever their names are.
+typedef struct {
+    const char *name;          // "llama2" ...
+    const char *begin, *next;  // before the first turn, before a later one; NULL: this is NONE or OTHER
+    const char *system, *user; // of the first turn, and of each
+    const char *answer;        // the model's, up to where the next turn begins
+    int32_t strip; // white space around each text goes, or around a whole turn (system and user's, and the answer)
+    int32_t needs_names; // <|names|> must be tokens
+} LlamaChatTemplate;
+
+// Of LLAMA_CHAT_NONE ..., NULL beyond the last one.
+const LlamaChatTemplate *llama_chat_template(int32_t kind);
+
+// How a model chats. Texts are UTF-8, NULL where their length is 0.
+typedef struct {
+    int32_t kind; // LLAMA_CHAT_NONE ...
+    int32_t bos;  // of LLAMA_CHAT_PLAIN: a conversation begins with BOS
+    const char *text, *system, *preamble;
+    size_t text_length;     // the model's own template, in Jinja
+    size_t system_length;   // the system text of a conversation that has none
+    size_t preamble_length; // what goes in front of one that has
+} LlamaChat;
+
+// What the model's file says. Files of v0, v1 and v2 say nothing, and chat as llama2.c does: Llama 2.
+LlamaChat llama_chat_of(const LlamaModel *model);
 // Room that the ids of a turn need at most.
-size_t llama_chat_bound(size_t system_length, size_t user_length);
-// The ids of one user turn. chat_template: LLAMA_CHAT_NONE is taken for LLAMA_CHAT_LLAMA2. system: NULL for none,
-// only for the first turn. first = 0: closes the answer before.
-int llama_chat_turn(const LlamaTokenizer *tokenizer, int32_t chat_template, const char *system,
+size_t llama_chat_bound(const LlamaChat *chat, size_t system_length, size_t user_length);
+// The ids of one user turn. system: NULL for none, only for the first turn. first = 0: closes the answer before. An
+// error without a template that is built in.
+int llama_chat_turn(const LlamaTokenizer *tokenizer, const LlamaChat *chat, const char *system,
                     size_t system_length, const char *user, size_t user_length, int first, int32_t *ids, size_t *n,
                     LlamaError *error);
+
+// Room that the ids of what is between two texts need at most.
+size_t llama_infill_bound(size_t prefix_length, size_t suffix_length);
+// The ids from which Code Llama writes what is between two texts. An error for a tokenizer without its tokens.
+int llama_encode_infill(const LlamaTokenizer *tokenizer, const char *prefix, size_t prefix_length,
+                        const char *suffix, size_t suffix_length, int32_t *ids, size_t *n, LlamaError *error);
 // cdef end
 
 #endif

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama.errors import BadFileError
 from llama.files import written_aside, written_aside_folder
 from llama.formats import huggingface_writer, llama2c, tiles, v3
 from llama.formats.checkpoint import StrPath
@@ -14,7 +13,7 @@ from llama.formats.config import Config
 from llama.formats.huggingface_writer import SHARD_BYTES, usual_dtype
 from llama.formats.source import Source
 from llama.formats.tensor import Tensor
-from llama.formats.v3 import MAX_STOPS, Extras
+from llama.formats.v3 import Extras
 from llama.formats.vocabulary import Vocabulary
 
 
@@ -86,8 +85,7 @@ def export_v3(
     """
     path, ends_dtype = Path(path), ends_dtype or ("int8" if dtype == "int4" else dtype)
     source = Source(name, config, weights)
-    if extras and len(extras.stops) > MAX_STOPS:
-        raise BadFileError(f"{name}: has {len(extras.stops)} stop ids, allowed {MAX_STOPS}")
+    v3.check_extras(name, extras or Extras())
     with written_aside(path) as scratch:
         with scratch.open("wb") as file:
             errors = v3.write_bin(file, source, dtype, ends_dtype, extras or Extras(), progress)

@@ -23,6 +23,7 @@ from llama.errors import BadFileError, UsageError
 from llama.files import check_room, written_aside
 from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tiles
+from llama.formats.chat_templates import Chat, template_text
 from llama.formats.config import Config, RopeScaling
 from llama.formats.gguf_file import GgufFile, tensor_bytes
 from llama.formats.gguf_header import ALIGNMENT, BLOCKS
@@ -178,7 +179,9 @@ def open_gguf(path: Path) -> Source:
         GgufTensors(file, names),
         bos=vocabularies.find_ends(file)[0],
         stops=vocabularies.find_stops(file),
-        template=vocabularies.find_template(file),
+        add_bos=vocabularies.find_add_bos(file),
+        add_eos=file.one(vocabularies.Keys.ADD_EOS, bool, False),
+        chat=vocabularies.find_chat(file),
         vocabulary=cache(lambda: vocabularies.find_vocabulary(file)),
     )
     refuse(source, problems)
@@ -409,7 +412,9 @@ def write_gguf(
     add_config(writer, config)
     if vocabulary:
         checked = checked_vocabulary(source, vocabulary)
-        vocabularies.add_vocabulary(writer, checked, source.template or "none", source.stops)
+        template = template_text(source.chat or Chat())
+        begins = checked.bos >= 0 and source.add_bos is not False
+        vocabularies.add_vocabulary(writer, checked, template, source.stops, begins, source.add_eos)
     else:
         writer.add_tokenizer_model("no_vocab")
     with written_aside(path) as scratch:

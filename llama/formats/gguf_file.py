@@ -17,9 +17,9 @@ from llama.formats.gguf_quants import dequantise
 from llama.formats.mapped import map_file
 from llama.formats.tensor import NUMPY, Tensor
 
-Value = TypeVar("Value", int, float, str)
-WORDS = {int: "whole number below 2^31", float: "finite number", str: "text"}
-LIMITS = {int: 2**31, float: math.inf}  # of a single value: sizes do not overflow
+Value = TypeVar("Value", bool, int, float, str)
+WORDS = {bool: "truth value", int: "whole number below 2^31", float: "finite number", str: "text"}
+LIMITS = {bool: 2, int: 2**31, float: math.inf}  # of a single value: sizes do not overflow
 
 
 def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
-from llama.formats.chat_templates import TEMPLATES, template_kind
+from llama.formats.chat_templates import Chat
 from llama.formats.gguf_file import GgufFile
 from llama.formats.gguf_keys import Keys, TokenType
 from llama.formats.merge_order import are_alike, with_order
@@ -101,12 +101,17 @@ def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
 
 
 def add_vocabulary(
-    writer: Any, vocabulary: Vocabulary, template: str = "none", stops: tuple[int, ...] = ()
+    writer: Any,
+    vocabulary: Vocabulary,
+    template: str = "",
+    stops: tuple[int, ...] = (),
+    add_bos: bool = True,
+    add_eos: bool = False,
 ) -> None:
     """Adds the keys of a vocabulary to a file that is to be written.
 
-    vocabulary: one without a problem_of. template: of chats. stops: ids that end a text, at most two of them
-    other_stops.
+    vocabulary: one without a problem_of. template: of chats, in Jinja. stops: ids that end a text, at most
+    two of them other_stops. add_bos, add_eos: whether a text begins and ends with one.
     """
     v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
@@ -123,10 +128,10 @@ def add_vocabulary(
     for key, token in ids.items():
         if token >= 0:
             writer.add_uint32(key, token)
-    writer.add_add_bos_token(v.bos >= 0)
-    writer.add_add_eos_token(False)
-    if template in TEMPLATES:
-        writer.add_chat_template(TEMPLATES[template])
+    writer.add_add_bos_token(add_bos)
+    writer.add_add_eos_token(add_eos)
+    if template:
+        writer.add_chat_template(template)
 
 
 # --- Reading
@@ -154,10 +159,16 @@ def find_id(file: GgufFile, key: str, usual: int = -1) -> int:
     return found
 
 
+def find_add_bos(file: GgufFile) -> bool:
+    """Whether a text begins with BOS, if the file is silent by llama.cpp's rule. Raises BadFileError."""
+    usual = file.get(Keys.MODEL) != "gpt2" or file.get(Keys.PRE) in SPLITS[tokens.LLAMA3]
+    return file.one(Keys.ADD_BOS, bool, usual)
+
+
 def find_ends(file: GgufFile) -> tuple[int, int]:
     """BOS and EOS, -1 where there is none. Raises BadFileError."""
     bos, eos = (1, 2) if file.get(Keys.MODEL) == "llama" else (-1, -1)  # as in llama.cpp
-    if not file.get(Keys.ADD_BOS, True):
+    if not find_add_bos(file):  # a guess that nothing needs
         bos = -1
     return find_id(file, Keys.BOS_ID, bos), find_id(file, Keys.EOS_ID, eos)
 
@@ -169,9 +180,10 @@ def find_stops(file: GgufFile) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in stops if token is not None and token >= 0))
 
 
-def find_template(file: GgufFile) -> str:
-    """The kind of chat template that a file holds."""
-    return template_kind(file.one(Keys.CHAT_TEMPLATE, str, ""))
+def find_chat(file: GgufFile) -> Chat:
+    """The chat template of a file: the one without a name. Raises BadFileError."""
+    text = file.one(Keys.CHAT_TEMPLATE, str, "")
+    return Chat("other", text) if text else Chat()
 
 
 def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int]]:

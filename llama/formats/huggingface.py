@@ -6,7 +6,6 @@ change places. huggingface_writer.py is the way back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.formats.chat_templates import template_kind
+from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, read_json
 from llama.formats.mapped import SafetensorsFile, open_pickle
@@ -138,14 +137,51 @@ def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def read_template(folder: Path) -> str:
-    """Which chat template a folder has: beside the configuration, or in that of its tokenizer."""
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def named_default(templates: Any) -> str:
+    """The template itself, or of several that have names the one called default; "" for none."""
+    if isinstance(templates, list):
+        named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
+        templates = named.get("default")
+    return templates.encode(errors="replace").decode() if isinstance(templates, str) else ""
+
+
+def read_chat(folder: Path) -> Chat:
+    """The chat template of a folder: beside the configuration, or in that of its tokenizer."""
     if (path := folder / "chat_template.jinja").exists():
-        return template_kind(path.read_text(encoding="utf-8", errors="replace"))
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if (path := folder / name).exists() and (found := read_json(path).values.get("chat_template")):
-            return template_kind(found if isinstance(found, str) else json.dumps(found))
-    return "none"
+        return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
+    for name in (SETTINGS, "chat_template.json"):
+        said = read_json(path).values if (path := folder / name).exists() else {}
+        if text := named_default(said.get("chat_template")):
+            return Chat("other", text)
+    return Chat()
+
+
+def special_places(processor: Any) -> tuple[bool, bool]:
+    """Whether a post_processor puts special tokens before a text, and behind it."""
+    if not isinstance(processor, dict):
+        return False, False
+    if isinstance(steps := processor.get("processors"), list):
+        places = [special_places(step) for step in steps]
+        return any(begin for begin, _ in places), any(end for _, end in places)
+    parts = processor.get("single")
+    parts = parts if isinstance(parts, list) and parts else [None]
+    special = [isinstance(part, dict) and "SpecialToken" in part for part in parts]
+    return special[0], special[-1]
+
+
+def read_adds(folder: Path) -> tuple[bool | None, bool]:
+    """Whether a folder's tokenizer begins a text with BOS, None if it does not say, and ends it with EOS.
+
+    In transformers 5 a tokenizer.json says so by itself, beside another file tokenizer_config.json does.
+    """
+    if (folder / TOKENIZER).exists():
+        return special_places(read_json(folder / TOKENIZER).values.get("post_processor"))
+    said = read_json(folder / SETTINGS).values if (folder / SETTINGS).exists() else {}
+    begins = said.get("add_bos_token")
+    return begins if isinstance(begins, bool) else None, said.get("add_eos_token") is True
 
 
 # --- The tensors
@@ -264,13 +300,16 @@ def open_huggingface(folder: Path) -> Source:
     texts = [read_json(folder / GENERATION)] if (folder / GENERATION).exists() else []
     ids = [token_ids(said, "eos_token_id", config.vocab_size) for said in [*texts, fields]]
     bos = token_ids(fields, "bos_token_id", config.vocab_size)
+    add_bos, add_eos = read_adds(folder)
     source = Source(
         str(folder),
         config,
         tensors,
         bos=bos[0] if bos else -1,
         stops=next(filter(None, ids), ()),
-        template=read_template(folder),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        chat=read_chat(folder),
         longest=window_of(fields),
     )
     refuse(source, problems)

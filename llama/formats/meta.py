@@ -197,4 +197,4 @@ def open_meta(folder: Path) -> Source:
     check(folder, config, shards, tensors)
     assumed = f"max_seq_len = {context}: taken for {family}, {PARAMS} does not say it"
     notes = () if params.values.get("max_seq_len") is not None else (assumed,)
-    return Source(str(folder), config, tensors, template=None, notes=notes)
+    return Source(str(folder), config, tensors, chat=None, notes=notes)

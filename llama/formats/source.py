@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
+from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.tensor import NUMPY, Tensor, are_equal, is_finite, to_floats
 from llama.formats.vocabulary import Vocabulary
@@ -37,10 +38,11 @@ class Source:
     """A model to read: tensors under the names of model.py, which the mapping reads when asked for one.
 
     name: what messages call it. The rest is what the files say besides the weights. bos: the id that begins
-    a text, -1 if they don't say. stops: the ids that end one. template: of chats ("none", "llama2",
-    "llama3"); None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
-    None if there is none. longest: positions up to which the model is a Llama, None for any number.
-    notes: what was assumed that the files do not say, a line each.
+    a text, -1 if they don't say. stops: the ids that end one. add_bos: whether its tokenizer puts bos in
+    front, None if they don't say: it does where there is one. add_eos: whether it puts EOS behind. chat: the
+    template; None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
+    None if there is none. longest: positions up to which the model is a Llama, None for any number. notes:
+    what its user should know, a line each.
     """
 
     name: str
@@ -48,7 +50,9 @@ class Source:
     tensors: Mapping[str, Tensor]
     bos: int = -1
     stops: tuple[int, ...] = ()
-    template: str | None = "none"
+    add_bos: bool | None = None
+    add_eos: bool = False
+    chat: Chat | None = Chat()  # noqa: RUF009
     vocabulary: Callable[[], Vocabulary | None] = lambda: None
     longest: int | None = None
     notes: tuple[str, ...] = ()

@@ -13,7 +13,9 @@ from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from llama.formats.huggingface import is_huggingface
+from llama.formats import vocabulary as tokens
+from llama.formats.chat_templates import Chat, missing, recognised, template_text
+from llama.formats.huggingface import is_huggingface, read_adds
 from llama.formats.huggingface_writer import TOKENIZER_FILES, tokenizer_config
 from llama.formats.source import Source
 from llama.formats.tokenizer_json_writer import write_tokenizer
@@ -68,13 +70,22 @@ def vocabulary_in(source: Source) -> Vocabulary | None:
 def completed(source: Source, special: Mapping[str, int], bos: int, eos: int) -> Source:
     """The source, with what its files do not say and its tokenizer does: where texts begin and end."""
     stops = tuple(special[name] for name in SPECIAL_STOPS if name in special)
-    family = "llama3" if "<|start_header_id|>" in special else "llama2"
+    family = Chat("llama3" if "<|start_header_id|>" in special else "llama2")
     return dataclasses.replace(
         source,
         bos=source.bos if source.bos >= 0 else bos,
         stops=source.stops or stops or ((eos,) if eos >= 0 else ()),
-        template=source.template or family,
+        add_bos=(bos >= 0 or source.bos >= 0) if source.add_bos is None else source.add_bos,
+        chat=source.chat or family,
     )
+
+
+def with_known_chat(source: Source, vocabulary: Vocabulary) -> Source:
+    """The source, with the kind that its chat template turns out to be."""
+    v, types = vocabulary, (tokens.CONTROL, tokens.USER)
+    names = {i: v.pieces[i].decode(errors="replace") for i, kind in enumerate(v.types) if kind in types}
+    bos, eos = (names.get(token, "") for token in (v.bos if v.bos >= 0 else source.bos, v.eos))
+    return dataclasses.replace(source, chat=recognised(source.chat or Chat(), bos, eos, set(names.values())))
 
 
 def with_text(
@@ -82,17 +93,24 @@ def with_text(
 ) -> tuple[Source, Vocabulary | None]:
     """The source with all that is said of texts, and the tokens to put into a file, as many as it has rows.
 
-    folder: where its tokenizer may lie. given: a tokenizer instead of it. template: instead of the source's.
+    folder: where its tokenizer may lie. given: a tokenizer instead of it. template: a kind that is built in,
+    or "none", instead of the source's.
     Raises BadFileError.
     """
     vocabulary, size = None if given else vocabulary_in(source), source.config.vocab_size
     if vocabulary is None:
         known = tokenizer_of(given, folder, size)
         vocabulary = known.vocabulary.padded(size) if known else None
+    if given and source.add_bos is None:
+        source = dataclasses.replace(source, add_bos=read_adds(given.parent)[0])
     if vocabulary:
         source = completed(source, vocabulary.special, vocabulary.bos, vocabulary.eos)
+        source = with_known_chat(source, vocabulary)
         source = dataclasses.replace(source, notes=(*source.notes, *vocabulary.notes))
-    return dataclasses.replace(source, template=template or source.template or "none"), vocabulary
+    chat = Chat(template) if template else source.chat or Chat()
+    unknown = missing(chat)
+    notes = (*source.notes, unknown) if unknown else source.notes
+    return dataclasses.replace(source, chat=chat, notes=notes), vocabulary
 
 
 # --- For transformers
@@ -107,6 +125,12 @@ def files_to_copy(given: Path | None, folder: Path) -> dict[str, Path]:
     return files if files.keys() & set(COPIED) else {}
 
 
+def has_template(files: Mapping[str, bytes]) -> bool:
+    """Whether files of a tokenizer for transformers hold a chat template."""
+    said = (files.get(name, b"{}") for name in ("tokenizer_config.json", "chat_template.json"))
+    return "chat_template.jinja" in files or any(b'"chat_template"' in data for data in said)
+
+
 def rewritten(known: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, bytes]:
     """A tokenizer.json, and a configuration that names it, with the ids of a sentencepiece model.
 
@@ -115,19 +139,16 @@ def rewritten(known: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, 
     hold the tokenizer: then its reading of the model is the best there is.
     """
     try:
-        written = write_tokenizer(str(known.path), known.vocabulary, "none")
+        add_bos = config.get("add_bos_token") is not False
+        written = write_tokenizer(str(known.path), known.vocabulary, add_bos=add_bos)
     except BadFileError:
         return {}
-    fields = json.loads(written["tokenizer.json"])
-    if config.get("add_bos_token") is False:
-        fields["post_processor"] = None
     own = json.loads(written["tokenizer_config.json"])
     kept = {
         name: value for name, value in config.items() if name not in OF_SENTENCEPIECE and value is not None
     }
     said = own | kept | {"tokenizer_class": own["tokenizer_class"]}
-    files = {"tokenizer.json": fields, "tokenizer_config.json": said}
-    return {name: json.dumps(values, ensure_ascii=False).encode() for name, values in files.items()}
+    return written | {"tokenizer_config.json": json.dumps(said, ensure_ascii=False).encode()}
 
 
 def with_text_files(
@@ -137,8 +158,8 @@ def with_text_files(
     files = files_to_copy(given, folder) if given or source.vocabulary() is None else {}
     if not files:
         source, vocabulary = with_text(source, folder, given)
-        template = source.template or "none"
-        return source, write_tokenizer(source.name, vocabulary, template) if vocabulary else {}
+        said = (template_text(source.chat or Chat()), source.add_bos is not False)
+        return source, write_tokenizer(source.name, vocabulary, *said) if vocabulary else {}
     path, known = files.get("tokenizer.model") or files["tokenizer.json"], None
     try:
         known = tokenizers.load(path, source.config.vocab_size)
@@ -152,6 +173,8 @@ def with_text_files(
     data = {name: path.read_bytes() for name, path in files.items()}
     if "tokenizer.model" in data and "tokenizer_config.json" not in data:
         data["tokenizer_config.json"] = tokenizer_config(tokenizers.load(files["tokenizer.model"]))
+    if source.chat and source.chat.text and not has_template(data):
+        data["chat_template.jinja"] = source.chat.text.encode()
     if "tokenizer.json" not in data and known and known.kind != "llama3":
         data |= rewritten(known, json.loads(data["tokenizer_config.json"]))
     return source, data

@@ -12,7 +12,6 @@ from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
-from llama.formats.chat_templates import TEMPLATES
 from llama.formats.spelling import SPACE, merges_of, pairs_of, pieces_problem, spellings
 from llama.formats.tokenizer_json import LLAMA3_PATTERN
 from llama.formats.vocabulary import Vocabulary, text_ids
@@ -153,8 +152,8 @@ def unigram(vocabulary: Vocabulary, names: list[str]) -> Step:
     return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": tokens.BYTE in v.types}
 
 
-def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The fields of a tokenizer.json."""
+def tokenizer_json(vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
+    """The fields of a tokenizer.json. add_bos: a text begins with BOS, where there is one."""
     v, names = vocabulary, spellings(vocabulary)
     is_bytes = v.kind == tokens.BYTES
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
@@ -165,31 +164,38 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
     ]
     model = unigram(v, names) if v.kind == tokens.UNIGRAM else bpe(v, names)
     steps = byte_level(v) if is_bytes else byte_fallback(v)
-    first = begins_with(names[v.bos], v.bos) if v.bos >= 0 else None
+    first = begins_with(names[v.bos], v.bos) if v.bos >= 0 and add_bos else None
     fields = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     return fields | steps | {"post_processor": first, "model": model}
 
 
-def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_config(vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
     """What transformers must be told besides: names of special tokens."""
     v, names = vocabulary, spellings(vocabulary)
     ends = {"bos_token": v.bos, "eos_token": v.eos, "unk_token": v.unknown}
     said = {name: names[i] if i >= 0 else None for name, i in ends.items()}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **said}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": add_bos,
+    } | said
 
 
-def write_tokenizer(name: str, vocabulary: Vocabulary, template: str) -> dict[str, bytes]:
-    """The files of a tokenizer for transformers, by name. name: for messages. template: of chats.
+def write_tokenizer(
+    name: str, vocabulary: Vocabulary, template: str = "", add_bos: bool = True
+) -> dict[str, bytes]:
+    """The files of a tokenizer for transformers, by name. name: for messages. template: of chats, in Jinja.
 
+    add_bos: a text begins with BOS, where there is one.
     Tokens at the end that have no name are not in them: config.json has the size of the embedding.
     Raises BadFileError for what they can't say.
     """
-    vocabulary = vocabulary.unpadded
+    vocabulary, add_bos = vocabulary.unpadded, add_bos and vocabulary.bos >= 0
     if problem := problem_of(vocabulary):
         raise BadFileError(f"{name}: a tokenizer.json can't hold the tokenizer: {problem}")
     fields = {
-        "tokenizer.json": tokenizer_json(vocabulary),
-        "tokenizer_config.json": tokenizer_config(vocabulary),
+        "tokenizer.json": tokenizer_json(vocabulary, add_bos),
+        "tokenizer_config.json": tokenizer_config(vocabulary, add_bos),
     }
     files = {file: json.dumps(values, ensure_ascii=False).encode() for file, values in fields.items()}
-    return files | ({"chat_template.jinja": TEMPLATES[template].encode()} if template in TEMPLATES else {})
+    return files | ({"chat_template.jinja": template.encode()} if template else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def is_json(path: Path, data: bytes) -> bool:
 
 def is_foreign(path: Path) -> bool:
     """Whether a file is a tokenizer of a kind that tokenizers.py reads and the engine does not."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113, which is silent about a path that is too long
         return False
     with path.open("rb") as file:
         data = file.read(BEGINNING)

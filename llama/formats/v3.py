@@ -6,6 +6,7 @@ asked to open a file that is read here too, so that what is wrong with a file is
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 import zlib
@@ -21,6 +22,7 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.files import check_room
 from llama.formats import tiles
+from llama.formats.chat_templates import KINDS, Chat
 from llama.formats.config import Config
 from llama.formats.mapped import map_file
 from llama.formats.pipeline import Flusher, Stage, pipeline, processors
@@ -36,14 +38,15 @@ from llama.formats.source import (
 from llama.formats.strips import Strip, problem_of, read, strips
 from llama.formats.tensor import Tensor, is_finite, to_floats
 from llama.formats.tiles import Errors
-from llama.formats.vocabulary import checked_part, read_bin
+from llama.formats.vocabulary import Vocabulary, checked_part, read_bin
 from llama.progress import Bar
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
 TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
 ROPE = {None: 0, "linear": 1, "llama3": 2}
-TEMPLATES = {"none": 0, "llama2": 1, "llama3": 2}
+NO_BOS, EOS = 1, 2  # flags of texts
 MAX_STOPS = 8
+MAX_TEXTS = {"chat template": 1 << 20, "system text": 1 << 16, "text in front of a system text": 1 << 16}
 NORM = "norm.weight"
 LAYER = (  # in the order in which a pass uses them
     "attention_norm",
@@ -64,13 +67,40 @@ class Extras:
 
     tokenizer: the bytes of a tokenizer file, none for a model that is given one when it runs. bos: the id
     that begins a text where the tokenizer names none, -1 for none. stops: ids that end one, besides the
-    tokenizer's EOS. template: of chats.
+    tokenizer's EOS. add_bos, add_eos: what the model's tokenizer puts around a text. chat: its template.
     """
 
     tokenizer: bytes = b""
     bos: int = -1
     stops: tuple[int, ...] = ()
-    template: str = "none"
+    chat: Chat = Chat()  # noqa: RUF009
+    add_bos: bool = True
+    add_eos: bool = False
+
+    @property
+    def texts(self) -> tuple[bytes, ...]:
+        """The texts of chats, in the order of the file."""
+        return tuple(text.encode() for text in (self.chat.text, self.chat.system, self.chat.preamble))
+
+    @property
+    def bytes(self) -> int:
+        """What lies between the table and the tensors."""
+        return len(self.tokenizer) + sum(map(len, self.texts))
+
+
+def extras_of(source: Source, vocabulary: Vocabulary | None) -> Extras:
+    """What a source says of texts, and its tokenizer."""
+    data, adds = vocabulary.indexed if vocabulary else b"", (source.add_bos is not False, source.add_eos)
+    return Extras(data, source.bos, source.stops, source.chat or Chat(), *adds)
+
+
+def check_extras(name: str, extras: Extras) -> None:
+    """Raises BadFileError, with name, for what a file has no room for."""
+    if len(extras.stops) > MAX_STOPS:
+        raise BadFileError(f"{name}: has {len(extras.stops)} stop ids, allowed {MAX_STOPS}")
+    for (what, limit), text in zip(MAX_TEXTS.items(), extras.texts, strict=True):
+        if len(text) > limit:
+            raise BadFileError(f"{name}: {what} has {len(text)} bytes, allowed {limit}")
 
 
 @dataclass
@@ -134,8 +164,10 @@ def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_byte
     data += struct.pack("<i", scaling.original_max_seq_len if scaling else 0)
     stops = (*extras.stops, *[-1] * MAX_STOPS)[:MAX_STOPS]
     data += struct.pack("<3i8i", TYPES[dtype], extras.bos, len(extras.stops), *stops)
-    data += struct.pack("<2i4x", TEMPLATES[extras.template], n_tensors)
+    data += struct.pack("<2i4x", KINDS.index(extras.chat.kind), n_tensors)
     data += struct.pack("<3Q", HEADER_BYTES + n_tensors * ENTRY_BYTES, len(extras.tokenizer), file_bytes)
+    flags = (0 if extras.add_bos else NO_BOS) | (EOS if extras.add_eos else 0)
+    data += struct.pack("<4I", flags, *map(len, extras.texts))
     return data.ljust(HEADER_BYTES - 4, b"\0")
 
 
@@ -192,7 +224,7 @@ def write_bin(
     """
     shapes, n_tensors = tensor_shapes(source.config), len(names(source.config))
     refuse(source, name_problems(source, shapes))
-    begin = HEADER_BYTES + n_tensors * ENTRY_BYTES + len(extras.tokenizer)
+    begin = HEADER_BYTES + n_tensors * ENTRY_BYTES + extras.bytes
     entries = plan(source.config, shapes, dtype, ends_dtype, begin)
     file_bytes = entries[-1].offset + entries[-1].bytes
     check_room(Path(file.name), file_bytes)
@@ -202,9 +234,12 @@ def write_bin(
         write_tensors(file, source, entries, shapes, progress)
     head = header(source.config, dtype, extras, n_tensors, file_bytes)
     rest = b"".join(entry.pack() for entry in entries)
-    checked = rest + checked_part(extras.tokenizer)
+    texts = b"".join(extras.texts)
+    checked = rest + checked_part(extras.tokenizer) + texts
     file.seek(0)
-    file.write(head + struct.pack("<I", zlib.crc32(checked, zlib.crc32(head))) + rest + extras.tokenizer)
+    file.write(
+        head + struct.pack("<I", zlib.crc32(checked, zlib.crc32(head))) + rest + extras.tokenizer + texts
+    )
     return {entry.name: entry.errors.relative for entry in entries if entry.dtype != "fp32"}
 
 
@@ -242,8 +277,12 @@ def read_extras(data: np.ndarray) -> Extras:
     """What a file holds besides the weights, of one that the engine has checked."""
     head = bytes(data[:HEADER_BYTES])
     bos, n, *stops = struct.unpack_from("<10i", head, 76)
-    (template,), (begin, size) = struct.unpack_from("<i", head, 116), struct.unpack_from("<2Q", head, 128)
-    return Extras(bytes(data[begin : begin + size]), bos, tuple(stops[:n]), list(TEMPLATES)[template])
+    (kind,), (begin, size) = struct.unpack_from("<i", head, 116), struct.unpack_from("<2Q", head, 128)
+    flags, *lengths = struct.unpack_from("<4I", head, 152)
+    ends = list(itertools.accumulate(lengths, initial=begin + size))
+    texts = (bytes(data[at:end]).decode(errors="replace") for at, end in itertools.pairwise(ends))
+    chat, adds = Chat(KINDS[kind], *texts), (not flags & NO_BOS, bool(flags & EOS))
+    return Extras(bytes(data[begin : begin + size]), bos, tuple(stops[:n]), chat, *adds)
 
 
 class V3Tensors(Mapping[str, Tensor]):
@@ -306,6 +345,8 @@ def open_bin(path: Path) -> Source:
         V3Tensors(path, data, entries),
         bos=extras.bos,
         stops=extras.stops,
-        template=extras.template,
+        add_bos=extras.add_bos,
+        add_eos=extras.add_eos,
+        chat=extras.chat,
         vocabulary=cache(lambda: read_bin(path, extras.tokenizer) if extras.tokenizer else None),
     )

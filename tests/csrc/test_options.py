@@ -51,6 +51,7 @@ def test_every_option_in_the_help_is_taken(noise):
         "R": ["0.5", "1.5"],
         "TYPE": ["fp32", "fp16", "bf16"],
         "D": ["fp32", "bf16", "int8", "int4"],
+        "NAME": ["llama2", "llama3", "chatml", "zephyr", "mistral", "plain"],
         "": [None],
     }
     for names, kind in help_lines():

@@ -20,16 +20,18 @@ from checkpoints import Shape, reference_logits
 from helpers import DATA, PIECES, ROOT, assert_refused, run, write_ranked
 from test_export import config_of, named
 from test_forward import FP32_BOUND, INT8_BOUND, INT8_EXACT, INT8_FLIPS, Engine, isas, random_ids, relative
-from torch_formats import export_v3
+from torch_formats import export_v3, open_source
 
 import llama
 from llama import convert
+from llama._engine import lib
 from llama.errors import BadFileError
 from llama.formats import tokenizers
+from llama.formats.chat_templates import Chat
 from llama.formats.v3 import Extras
+from llama.native import c_text, model_open
 from model import Config, Llama, RopeScaling
 
-SAMPLE = DATA / "sample_v3.bin"
 TYPES = ("fp32", "bf16", "int8", "int4")
 SHAPES = {
     "gqa": Shape(),
@@ -113,17 +115,53 @@ def test_types_of_embedding_and_classifier_can_be_chosen(path):
     assert Engine(path).logits([1, 2]).shape == (2, shape.vocab_size)
 
 
-def test_the_stored_sample_is_what_is_written_today(path):
+CHAT = Chat("chatml", "{{ 'ž' }}", "Be kind.", "Day: \x02%d\x03\n")
+SAMPLES = {  # of every field; the first is from before files had texts of chats
+    "sample_v3.bin": Extras(b"", 1, (2, 3), Chat("llama3")),
+    "sample_v3_chat.bin": Extras(b"abc", -1, (), CHAT, add_bos=False, add_eos=True),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_stored_sample_is_what_is_written_today(path, name):
     """A change of the format shows here, and must come with a new version number."""
     shape = Shape(dim=32, hidden_dim=40, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=20, max_seq_len=16)
     weights = {
         name: torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * 0.7).float().view(tensor.shape)
         for name, tensor in named(shape, checkpoints.random_weights(shape)).items()
     }
-    extras = Extras(b"", 1, (2, 3), "llama3")
-    export_v3(path, config_of(shape), weights, "int4", "int8", extras)
-    assert path.read_bytes() == SAMPLE.read_bytes()
-    assert Engine(SAMPLE).logits([1, 2, 3]).shape == (3, 20)
+    export_v3(path, config_of(shape), weights, "int4", "int8", SAMPLES[name])
+    assert path.read_bytes() == (DATA / name).read_bytes()
+    assert Engine(DATA / name).logits([1, 2, 3]).shape == (3, 20)
+
+
+def test_what_a_stored_sample_says_of_texts_is_read(path):
+    old, new = (open_source(DATA / name) for name in SAMPLES)
+    assert (old.chat, old.add_bos, old.add_eos) == (Chat("llama3"), True, False)
+    assert (new.chat, new.add_bos, new.add_eos) == (CHAT, False, True)
+    model = model_open(DATA / "sample_v3_chat.bin")
+    chat, config = lib.llama_chat_of(model), lib.llama_config(model)
+    fields = ("text", "system", "preamble")
+    texts = [c_text(getattr(chat, name), getattr(chat, f"{name}_length")).decode() for name in fields]
+    assert (chat.kind, *texts) == (4, CHAT.text, CHAT.system, CHAT.preamble)
+    assert (config.add_bos, config.add_eos) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (Chat("other", "x" * (2**20 + 1)), "chat template has 1048577 bytes, allowed 1048576"),
+        (Chat("chatml", "x", "x" * (2**16 + 1)), "system text has 65537 bytes, allowed 65536"),
+        (
+            Chat("chatml", "x", "", "x" * 65537),
+            "text in front of a system text has 65537 bytes, allowed 65536",
+        ),
+    ],
+)
+def test_texts_that_a_file_has_no_room_for_are_refused(path, chat, message):
+    with pytest.raises(BadFileError, match=message):
+        write(path, Shape(), "int8", Extras(chat=chat))
+    assert not path.exists()
 
 
 # --- What is run
@@ -252,6 +290,26 @@ def test_the_header_has_a_bos_for_a_tokenizer_without_one(tmp_path, own, said, b
                 model.encode("a")
 
 
+@pytest.mark.parametrize("program", ["native", "python"])
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_a_text_begins_as_the_models_tokenizer_begins_one(tmp_path, program, add_bos):
+    extras = Extras(tokenizer_bytes(tmp_path), add_bos=add_bos)
+    path = tmp_path / "model.bin"
+    write(path, Shape(vocab_size=len(PIECES)), "fp32", extras)
+    with llama.Llama(path) as model:
+        bos, plain = [model.tokenizer.bos_id], model.encode("abc", bos=False)
+        assert model.config.add_bos is add_bos
+        assert model.encode("abc") == [*(bos if add_bos else []), *plain]
+        assert model.encode("abc", bos=True, eos=True) == [*bos, *plain, model.tokenizer.eos_id]
+        assert model.encode("") == (bos if add_bos else [])
+        for prompt, ids in (("abc", model.encode("abc")), ("", bos)):  # a text goes on from some token
+            text = "".join(model.generate(ids, max_tokens=12, temperature=0))
+            assert "".join(model.generate(prompt, max_tokens=12, temperature=0)) == text
+            options = ("-i", prompt, "-t", "0", "-n", str(len(ids) + 11), "--no-echo")
+            result = run(program, path, *options, cwd=tmp_path)
+            assert result.stdout.decode() == text + "\n"
+
+
 def test_a_tokenizer_of_another_size_is_refused(tmp_path):
     write(tmp_path / "model.bin", Shape(), "fp32", Extras(tokenizer_bytes(tmp_path)))
     message = f"model.bin: has {len(PIECES)} tokens, the model's vocab_size = 96"
@@ -281,7 +339,8 @@ def test_a_text_ends_at_each_stop_id(tmp_path):
 def sealed(data: bytearray) -> bytes:
     """The file with a right checksum, so that what it says is looked at."""
     begin, size = struct.unpack_from("<2Q", data, 128)
-    crc = zlib.crc32(bytes(data[256 : begin + size]), zlib.crc32(bytes(data[:252])))
+    end = begin + size + sum(struct.unpack_from("<3I", data, 156))
+    crc = zlib.crc32(bytes(data[256:end]), zlib.crc32(bytes(data[:252])))
     struct.pack_into("<I", data, 252, crc)
     return bytes(data)
 
@@ -315,7 +374,14 @@ ENTRY = 256 + 32 * 2  # of wq of layer 0
         ("<i", 76, 96, "bos = 96, allowed -1 to 95"),
         ("<i", 80, 9, "number of stop ids = 9, allowed 0 to 8"),
         ("<i", 80, 1, "stop id 0 = -1, allowed 0 to 95"),
-        ("<i", 116, 9, "chat template = 9, allowed 0 to 2"),
+        ("<i", 116, 9, "chat template = 9, allowed 0 to 7"),
+        ("<i", 116, 3, "bytes of the chat template = 0, allowed 1 to 1048576 with chat template = 3"),
+        ("<I", 152, 4, "flags of texts = 4, allowed 0 to 3"),
+        ("<I", 156, 1048577, "bytes of the chat template = 1048577, allowed 0 to 1048576"),
+        ("<I", 156, 1048576, "texts of chats at .* with 1048576 bytes, allowed in a file of"),
+        ("<I", 160, 65537, "bytes of the system text = 65537, allowed 0 to 65536"),
+        ("<I", 164, 2**32 - 1, "bytes in front of a system text = 4294967295, allowed 0 to 65536"),
+        ("<I", 164, 64, "tok_embeddings lies at .* with "),
         ("<Q", 144, 100, "its header says 100"),
         ("<i", ENTRY, 4, r"wq has type 4 and shape \(64, 64\), allowed \(64, 64\)"),
         ("<i", ENTRY, -1, "wq has type -1"),
@@ -370,9 +436,19 @@ def test_a_flipped_bit_before_the_tensors_is_found(path, tmp_path):
     write(path, Shape(), "int8", Extras(tokenizer_bytes(tmp_path)))
     data = path.read_bytes()
     end = sum(struct.unpack_from("<2Q", data, 128))
-    for at in (*range(44, 52), 160, 251, 255, *range(256, end, 101), end - 1):
+    for at in (*range(44, 52), 152, 156, 160, 164, 168, 251, 255, *range(256, end, 101), end - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(llama.BadFileError):
+            llama.Llama(path)
+
+
+def test_a_flipped_bit_in_a_text_of_chats_is_found(path, tmp_path):
+    write(path, Shape(), "int8", Extras(tokenizer_bytes(tmp_path), chat=CHAT))
+    data = path.read_bytes()
+    begin = sum(struct.unpack_from("<2Q", data, 128))
+    for at in range(begin, begin + sum(struct.unpack_from("<3I", data, 156))):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(llama.BadFileError, match="checksum of header, table, tokenizer and texts"):
             llama.Llama(path)
 
 

@@ -311,5 +311,5 @@ def test_a_models_checksum_covers_the_header_of_its_tokenizer(model):
     data = model.read_bytes()
     at = data.index(BYTES.indexed[:64])
     model.write_bytes(patch(at + 60, "<I", 0)(data))
-    with pytest.raises(BadFileError, match="checksum of header, table and tokenizer"):
+    with pytest.raises(BadFileError, match="checksum of header, table, tokenizer and texts"):
         llama.Llama(model)

@@ -12,6 +12,7 @@ from torch_formats import write_gguf
 from llama import BadFileError, UsageError, info
 from llama.formats import gguf_header
 from llama.formats import vocabulary as tokens
+from llama.formats.chat_templates import Chat
 from llama.formats.source import Source
 
 gguf = pytest.importorskip("gguf")
@@ -23,7 +24,7 @@ NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 def write(path, family="Llama 3.2", dtype="fp32"):
     """A model of a family as a GGUF file, and its configuration."""
     config = replace(FAMILIES[family], vocab_size=len(CHARACTERS.pieces))
-    source = Source("weights", config, fresh(config).state_dict(), bos=1, stops=(2,), template="llama2")
+    source = Source("weights", config, fresh(config).state_dict(), bos=1, stops=(2,), chat=Chat("llama2"))
     write_gguf(path, source, dtype, None if dtype == "fp32" else "int8", VOCABULARY)
     return config
 

@@ -19,6 +19,7 @@ from torch_formats import export_v3
 import llama
 from llama import headers, info
 from llama._engine import ffi, lib
+from llama.formats.chat_templates import Chat
 from llama.formats.v3 import Extras
 from llama.headers import Tensor
 from llama.native import call, context_init, model_open
@@ -37,7 +38,7 @@ def write_model(folder: Path, kind: str, shape: Shape) -> Path:
         checkpoints.write(path, shape, int(kind[1:]))
     else:
         config, weights = random_model(shape)
-        extras = Extras(pieces.read_bytes(), stops=(7, 9), template="llama3")
+        extras = Extras(pieces.read_bytes(), stops=(7, 9), chat=Chat("llama3"))
         export_v3(path, config, weights, kind, extras=extras)
         pieces.unlink()
     return path
@@ -161,7 +162,11 @@ def test_what_a_v3_file_says_is_said(tmp_path):
     weights = Llama(config).state_dict()
     tokenizer = write_pieces(tmp_path / "t.bin", [(piece, 0.0) for piece in PIECES]).read_bytes()
     export_v3(
-        tmp_path / "a.bin", config, weights, "bf16", extras=Extras(tokenizer, stops=(7, 9), template="llama3")
+        tmp_path / "a.bin",
+        config,
+        weights,
+        "bf16",
+        extras=Extras(tokenizer, stops=(7, 9), chat=Chat("llama3")),
     )
     found = info.info(str(tmp_path / "a.bin"))
     for name in (*headers.OURS, "tied", "norm_eps", "rope_theta"):

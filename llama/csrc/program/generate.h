@@ -12,16 +12,6 @@ static int read_prompt(const Run *run, Buffer *prompt, LlamaError *error) {
     return option_text(o, o->prompt ? o->prompt : "", prompt, error);
 }
 
-// Goes back to before the last of n ids, as if those before it had just been read.
-static int rewind_prompt(Run *run, const int32_t *ids, size_t n, LlamaError *error) {
-    int32_t last = (int32_t)n - 1;
-    int code = llama_generation_rewind(run->generation, last, error);
-    llama_sampler_reset(run->sampler);
-    for (int32_t i = 0; i < last && code == LLAMA_OK; i++)
-        code = llama_sampler_accept(run->sampler, ids[i], 0, error);
-    return code;
-}
-
 // One text after the other from the same prompt, which is run once: each later text goes back to its last token.
 static int write_samples(Run *run, const Buffer *prompt, const int32_t *ids, size_t n, LlamaError *error) {
     const LlamaRunOptions *o = run->options;
@@ -29,7 +19,7 @@ static int write_samples(Run *run, const Buffer *prompt, const int32_t *ids, siz
     for (int32_t sample = 0; sample < o->samples; sample++) {
         bool again = sample > 0;
         int code = again ? console_write(&run->console, "---\n", 4, error) : LLAMA_OK;
-        if (code == LLAMA_OK && again) code = rewind_prompt(run, ids, n, error);
+        if (code == LLAMA_OK && again) code = rewind_to(run, ids, n - 1, error);
         size_t from = again ? n - 1 : 0;
         if (code == LLAMA_OK) code = llama_generation_feed(run->generation, ids + from, n - from, 0, error);
         if (code == LLAMA_OK && o->echo) code = console_write(&run->console, prompt->bytes, prompt->length, error);
@@ -46,7 +36,8 @@ static int generate(Run *run, LlamaError *error) {
     int code = read_prompt(run, &prompt, error);
     size_t bytes = llama_encode_bound(prompt.length) * sizeof *ids;
     if (code == LLAMA_OK && !(ids = malloc(bytes))) code = fail_memory(error, bytes);
-    if (code == LLAMA_OK) code = llama_encode(run->tokenizer, prompt.bytes, prompt.length, 1, 0, ids, &n, error);
+    if (code == LLAMA_OK)
+        code = llama_encode_prompt(run->model, run->tokenizer, prompt.bytes, prompt.length, ids, &n, error);
     if (code == LLAMA_OK) code = run_check_room(run, n, error);
     if (code == LLAMA_OK) code = write_samples(run, &prompt, ids, n, error);
     if (code == LLAMA_OK) note_stats(run);

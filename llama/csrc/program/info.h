@@ -5,6 +5,7 @@
 
 #include "../kernels/context.h" // context_place
 #include "../weights/model.h"   // LlamaModel, Layer
+#include "../text/chat.h"       // llama_chat_template
 #include "../text/vocabulary.h" // llama_bos, llama_eos
 
 // ---------------------------------------------------------------------------------------------------------
@@ -163,7 +164,6 @@ static void say_config(Lines *lines, const LlamaModel *m) {
 }
 
 static void say_tokens(Lines *lines, const LlamaModel *m, const LlamaTokenizer *tokenizer) {
-    static const char *const templates[] = {"none", "llama2", "llama3"};
     const LlamaConfig *c = &m->config;
     if (tokenizer)
         say(lines, "%-13s %s: %s, %d tokens, bos %d, eos %d\n", "tokenizer",
@@ -171,7 +171,7 @@ static void say_tokens(Lines *lines, const LlamaModel *m, const LlamaTokenizer *
             llama_vocab_size(tokenizer), llama_bos(tokenizer), llama_eos(tokenizer));
     else
         say(lines, "%-13s not found\n", "tokenizer");
-    say(lines, "%-13s %s\n%-13s", "template", templates[c->chat_template], "stop ids");
+    say(lines, "%-13s %s\n%-13s", "template", llama_chat_template(c->chat_template)->name, "stop ids");
     for (int32_t i = 0; i < c->n_stops; i++) say(lines, " %d", c->stops[i]);
     say(lines, c->n_stops ? "\n" : " eos\n");
 }

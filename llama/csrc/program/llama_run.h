@@ -15,6 +15,7 @@ typedef struct {
     const char *prompt;      // -i, NULL: not given
     const char *prompt_file; // -f, "-" for standard input, NULL: not given
     const char *system;      // -y, NULL: not given
+    int32_t template_kind;   // --template, LLAMA_CHAT_LLAMA2 ..., LLAMA_CHAT_NONE: not given
     const char **stops;      // --stop, (n_stops)
     int32_t n_stops;
     int32_t escape;  // -e
@@ -39,8 +40,14 @@ int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError 
 void llama_run_options_free(LlamaRunOptions *options);
 const char *llama_run_help(void);
 
+typedef struct {
+    const char *role; // "system", "user", "assistant"
+    const char *text;
+    size_t length;
+} LlamaMessage;
+
 // What a run reads, writes and asks of the program around it. NULL for a function: that of the standard
-// descriptors; nothing interrupts.
+// descriptors; nothing interrupts; a template that is not built in is refused.
 typedef struct {
     void *user; // handed to each function
     // Writes text, which is to be seen at once. The bytes written, at least one, or a negative errno.
@@ -52,6 +59,10 @@ typedef struct {
     // 1: end the run with LLAMA_ERROR_INTERRUPTED. Asked before each piece of text and each read or write, so also
     // after one that came back with -EINTR.
     int (*interrupted)(void *user);
+    // The ids of n messages by the model's own template, up to where the next answer begins. Their number, of which
+    // the first `room` are written to ids; 0 or less: none, the run ends.
+    int64_t (*converse)(void *user, const LlamaModel *model, const LlamaTokenizer *tokenizer,
+                        const LlamaMessage *messages, size_t n, int32_t *ids, size_t room);
 } LlamaHost;
 
 // Does what the options say: writes help, what a model is, how well it predicts a file, a text or a chat. host:

@@ -7,7 +7,7 @@
 
 #include <math.h> // isfinite
 
-typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE, KV, DTYPE } OptionKind;
+typedef enum { TEXT, TEXTS, INT, SEED, FLOAT, ON, OFF, MODE, KV, TEMPLATE, DTYPE } OptionKind;
 
 typedef struct {
     const char *letter, *name; // -t, --temperature; letter "" for none
@@ -37,6 +37,7 @@ static const Option run_options[] = {
     {"-s", "--seed", SEED, FIELD(sampling.seed), 0, 0},
     {"-m", "--mode", MODE, FIELD(chat), 0, 0},
     {"-y", "--system", TEXT, FIELD(system), 0, 0},
+    {"", "--template", TEMPLATE, FIELD(template_kind), 0, 0},
     {"-z", "--tokenizer", TEXT, FIELD(tokenizer), 0, 0},
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
     {"", "--kv", KV, FIELD(kv), 0, 0},
@@ -95,6 +96,14 @@ static int set_dtype(const char *value, int32_t *dtype, LlamaError *error) {
     return fail(error, LLAMA_ERROR_USAGE, "--dtype = %.64s, allowed int8, int4, bf16 and fp32", value);
 }
 
+static int set_template(const char *value, int32_t *kind, LlamaError *error) {
+    const LlamaChatTemplate *t;
+    for (*kind = 0; (t = llama_chat_template(*kind)); ++*kind)
+        if (t->begin && strcmp(value, t->name) == 0) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_USAGE,
+                "--template = %.64s, allowed llama2, llama3, chatml, zephyr, mistral and plain", value);
+}
+
 static int set_option(const Option *option, LlamaRunOptions *options, const char *value, LlamaError *error) {
     void *field = (char *)options + option->field;
     switch (option->kind) {
@@ -104,6 +113,7 @@ static int set_option(const Option *option, LlamaRunOptions *options, const char
     case FLOAT: return set_number(option, value, field, error);
     case SEED: return set_seed(value, field, error);
     case KV: return set_kv(value, field, error);
+    case TEMPLATE: return set_template(value, field, error);
     case DTYPE: return set_dtype(value, field, error);
     case ON: *(int32_t *)field = 1; return LLAMA_OK;
     case OFF: *(int32_t *)field = 0; return LLAMA_OK;

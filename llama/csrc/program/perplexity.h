@@ -50,7 +50,7 @@ static int check_utf8(const char *path, const char *text, size_t length, LlamaEr
     return LLAMA_OK;
 }
 
-// Judges a text, which begins after BOS.
+// Judges a text, which begins as the model's tokenizer begins one.
 static int judge(const Run *run, Text text, Perplexity *result, LlamaError *error) {
     int32_t context = llama_context_options(run->ctx)->context;
     if (context < 2)
@@ -59,7 +59,7 @@ static int judge(const Run *run, Text text, Perplexity *result, LlamaError *erro
     int32_t *ids = malloc(bytes);
     if (!ids) return fail_memory(error, bytes);
     *result = (Perplexity){.bytes = text.length};
-    int code = llama_encode(run->tokenizer, text.text, text.length, 1, 0, ids, &n, error);
+    int code = llama_encode_prompt(run->model, run->tokenizer, text.text, text.length, ids, &n, error);
     if (code == LLAMA_OK && n > 1) {
         result->tokens = n - 1;
         code = sum_scores(run, ids, n, &result->log_probability, error);

@@ -14,6 +14,7 @@ typedef struct {
     LlamaContext *ctx;
     LlamaSampler *sampler;
     LlamaGeneration *generation;
+    Buffer *heard; // gets what is written of a text too, NULL: nobody does
     double open_seconds;
 } Run;
 
@@ -86,10 +87,19 @@ static int write_text(Run *run, int32_t *finish, LlamaError *error) {
         int code = console_check(&run->console, error);
         if (code == LLAMA_OK) code = llama_generation_next(run->generation, &piece, error);
         if (code == LLAMA_OK) code = console_write(&run->console, piece.text, piece.length, error);
+        if (code == LLAMA_OK && run->heard) code = buffer_append(run->heard, piece.text, piece.length, error);
         if (code != LLAMA_OK) return code;
     } while (piece.finish == LLAMA_RUNNING);
     *finish = piece.finish;
     return console_write(&run->console, "\n", 1, error);
+}
+
+// Goes back to behind the first n of ids, as if they had just been read.
+static int rewind_to(Run *run, const int32_t *ids, size_t n, LlamaError *error) {
+    int code = llama_generation_rewind(run->generation, (int32_t)n, error);
+    llama_sampler_reset(run->sampler);
+    for (size_t i = 0; i < n && code == LLAMA_OK; i++) code = llama_sampler_accept(run->sampler, ids[i], 0, error);
+    return code;
 }
 
 // What ran, for --stats.

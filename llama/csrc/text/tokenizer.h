@@ -120,30 +120,69 @@ static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError 
 // ---------------------------------------------------------------------------------------------------------
 // Special tokens: text is encoded in parts between them
 
+typedef struct {
+    const LlamaSpan *next;
+    size_t n;
+} Spans;
+
 // first: the part begins the text.
 typedef int PartEncoder(Encoder *e, const char *text, size_t length, bool first, LlamaError *error);
 
+// Whether a name is one that no plain text may mean: a control token's, or <|im_end|> and the like, which some
+// files call user-defined.
+static bool is_special_name(const LlamaTokenizer *t, const char *name, int32_t id) {
+    return t->types[id] == TOKEN_CONTROL || (name[0] == '<' && name[1] == '|');
+}
+
+// The bytes of the token that stands at a place of a text, 0 for none: of a span, or of a name that does not reach
+// into one. Spans that end before are dropped.
+static size_t token_match(const LlamaTokenizer *t, const Names *names, const char *text, size_t at, size_t length,
+                          uint32_t types, Spans *spans, int32_t *id) {
+    while (spans->n > 0 && spans->next->end <= at) spans->next++, spans->n--;
+    bool inside = spans->n > 0 && spans->next->begin <= at;
+    if (inside && (*id = spans->next->token) >= 0) return spans->next->end - at;
+    size_t end = spans->n > 0 && !inside ? MIN(length, spans->next->begin) : length;
+    if (inside) types &= ~(uint32_t)CONTROL_BIT;
+    size_t matched = names_match(t, names, text + at, end - at, types, id);
+    return inside && matched > 1 && is_special_name(t, text + at, *id) ? 0 : matched;
+}
+
+// Whether plain text in a part of a text has special names that are found late, when spans are forgotten.
+static bool part_forges(const LlamaTokenizer *t, const char *text, size_t begin, size_t end, Spans spans) {
+    int32_t id;
+    for (; t->late.n > 0 && spans.n > 0 && spans.next->begin < end; spans.next++, spans.n--)
+        for (size_t at = MAX(begin, spans.next->begin); at < MIN(end, spans.next->end); at++)
+            if (names_match(t, &t->late, text + at, end - at, CONTROL_BIT | USER_BIT, &id) > 1 &&
+                is_special_name(t, text + at, id))
+                return true;
+    return false;
+}
+
 // Encodes text, in which names of these types (bits) stand for themselves; what is between them by encode_part.
 static int parts_encode(Encoder *e, const char *text, size_t length, const Names *names, uint32_t types,
-                        PartEncoder *encode_part, LlamaError *error) {
+                        Spans spans, PartEncoder *encode_part, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
+    Spans of_part = spans;
     size_t space = names == &t->late && t->flags & FLAG_PREFIX ? 1 : 0; // in front of a name
-    size_t begin = 0, at = types & names->types ? 0 : length;
+    size_t begin = 0, at = types & names->types || spans.n > 0 ? 0 : length;
     while (at + space < length) {
         int32_t id = -1;
         size_t matched = 0;
         if (space == 0 || text[at] == ' ')
-            matched = names_match(t, names, text + at + space, length - at - space, types, &id);
+            matched = token_match(t, names, text, at + space, length, types, &spans, &id);
         if (matched == 0) {
             at++;
             continue;
         }
+        if (names == &t->specials) e->forged = part_forges(t, text, begin, at, of_part);
         int code = encode_part(e, text + begin, at - begin, begin == 0, error);
+        of_part = spans;
         if (code != LLAMA_OK) return code;
         emit(e, id);
         e->begin = e->n;
         begin = at += space + matched;
     }
+    if (names == &t->specials) e->forged = part_forges(t, text, begin, length, of_part);
     return encode_part(e, text + begin, length - begin, begin == 0, error);
 }
 
@@ -195,12 +234,13 @@ static size_t text_normalise(const LlamaTokenizer *t, const char *text, size_t l
 // Encodes text that is spelt as the pieces are.
 static int normal_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
+    if (t->late.n > 0 && e->forged) return plain_encode(e, text, length, error);
     if (t->late.n > 0) {
         uint32_t types = USER_BIT | (e->special ? CONTROL_BIT : 0u);
-        return parts_encode(e, text, length, &t->late, types, plain_part, error);
+        return parts_encode(e, text, length, &t->late, types, (Spans){0}, plain_part, error);
     }
     uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
-    return parts_encode(e, text, length, &t->specials, types, plain_part, error);
+    return parts_encode(e, text, length, &t->specials, types, (Spans){0}, plain_part, error);
 }
 
 static int part_encode(Encoder *e, const char *text, size_t length, bool first, LlamaError *error) {
@@ -210,7 +250,8 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
-    size_t n = text_normalise(t, text, length, part_has_prefix(t, text, length, first), normal);
+    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
+    size_t n = text_normalise(t, text, length, prefix, normal);
     int code = n >= INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                      "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX - 1)
                               : normal_encode(e, normal, n, error);
@@ -224,32 +265,53 @@ size_t llama_encode_bound(size_t length) {
     return length > (SIZE_MAX - 5) / 3 ? SIZE_MAX : 3 * length + 5;
 }
 
+// Appends the ids of text to those of an encoder.
+static int text_encode(Encoder *e, const char *text, size_t length, bool special, Spans spans, LlamaError *error) {
+    const LlamaTokenizer *t = e->tokenizer;
+    if (length == 0) return LLAMA_OK;
+    if (length > INT32_MAX)
+        return fail(error, LLAMA_ERROR_USAGE, "text has %zu bytes, allowed are %d", length, INT32_MAX);
+    e->index = vocabulary_index(t);
+    if (!e->index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
+    bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
+    uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
+    int code = parts_encode(e, text, length, &t->specials, types, spans, part_encode, error);
+    free(e->heap);
+    e->heap = NULL;
+    e->room = 0;
+    return code;
+}
+
 int llama_encode_special(const LlamaTokenizer *t, const char *text, size_t length, int bos, int eos, int special,
                          int32_t *ids, size_t *n, LlamaError *error) {
     *n = 0;
     if ((bos && t->bos < 0) || (eos && t->eos < 0))
         return fail(error, LLAMA_ERROR_USAGE, "the vocabulary has no %s", bos && t->bos < 0 ? "BOS" : "EOS");
-    if (length > INT32_MAX)
-        return fail(error, LLAMA_ERROR_USAGE, "text has %zu bytes, allowed are %d", length, INT32_MAX);
     Encoder e = {.tokenizer = t, .ids = ids, .special = special};
     if (bos) emit(&e, t->bos);
-    if (length > 0) {
-        e.index = vocabulary_index(t);
-        if (!e.index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
-        bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
-        uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
-        int code = parts_encode(&e, text, length, &t->specials, types, part_encode, error);
-        free(e.heap);
-        if (code != LLAMA_OK) return code;
-    }
+    int code = text_encode(&e, text, length, special, (Spans){0}, error);
+    if (code != LLAMA_OK) return code;
     if (eos) emit(&e, t->eos);
     *n = e.n;
     return LLAMA_OK;
 }
 
+int llama_encode_spans(const LlamaTokenizer *t, const char *text, size_t length, const LlamaSpan *spans,
+                       size_t n_spans, int32_t *ids, size_t *n, LlamaError *error) {
+    Encoder e = {.tokenizer = t, .ids = ids, .special = true};
+    int code = text_encode(&e, text, length, true, (Spans){spans, n_spans}, error);
+    *n = code == LLAMA_OK ? e.n : 0;
+    return code;
+}
+
 int llama_encode(const LlamaTokenizer *t, const char *text, size_t length, int bos, int eos, int32_t *ids,
                  size_t *n, LlamaError *error) {
     return llama_encode_special(t, text, length, bos, eos, 0, ids, n, error);
+}
+
+int llama_encode_prompt(const LlamaModel *model, const LlamaTokenizer *t, const char *text, size_t length,
+                        int32_t *ids, size_t *n, LlamaError *error) {
+    return llama_encode(t, text, length, llama_config(model)->add_bos || length == 0, 0, ids, n, error);
 }
 
 #endif

@@ -84,6 +84,7 @@ static int read_header(const char *path, const Mapping *file, LlamaConfig *c, Ll
     c->norm_eps = 1e-5f;
     c->rope_theta = 10000;
     c->bos = -1;
+    c->add_bos = 1;
     int code = c->version == 3 ? read_header_v3(path, file, c, error) : LLAMA_OK;
     return code == LLAMA_OK ? check_fields(path, c, error) : code;
 }

@@ -1,6 +1,6 @@
 // checkpoint_v3.h: version 3 of the .bin files, one file with all that a model needs. docs/format.md has it byte by
-// byte: a header of 256 bytes, a table of tensors, the tokenizer, then the tensors, aligned to 64 bytes and laid
-// out as the kernels read them (tiles.h).
+// byte: a header of 256 bytes, a table of tensors, the tokenizer, the texts of chats, then the tensors, aligned to
+// 64 bytes and laid out as the kernels read them (tiles.h).
 #ifndef LLAMA_CHECKPOINT_V3_H
 #define LLAMA_CHECKPOINT_V3_H
 
@@ -22,7 +22,7 @@ static const struct {
     {"weight type", 72, offsetof(LlamaConfig, weight_type), LLAMA_FP32, LLAMA_INT4},
     {"bos", 76, offsetof(LlamaConfig, bos), -1, 1 << 24},
     {"number of stop ids", 80, offsetof(LlamaConfig, n_stops), 0, LLAMA_MAX_STOPS},
-    {"chat template", 116, offsetof(LlamaConfig, chat_template), LLAMA_CHAT_NONE, LLAMA_CHAT_LLAMA3},
+    {"chat template", 116, offsetof(LlamaConfig, chat_template), LLAMA_CHAT_NONE, LLAMA_CHAT_PLAIN},
 };
 
 static const struct {
@@ -38,6 +38,19 @@ static const struct {
 };
 
 enum { STOPS_AT = 84, N_TENSORS_AT = 120, TOKENIZER_AT = 128, TOKENIZER_BYTES_AT = 136, FILE_BYTES_AT = 144 };
+enum { FLAGS_AT = 152, NO_BOS_V3 = 1, EOS_V3 = 2 }; // files from before the flags have zeros
+
+// Lengths of the texts of chats, which follow the tokenizer in this order.
+static const struct {
+    const char *name;
+    uint32_t at, max;
+    size_t text, length; // in LlamaChat
+} v3_texts[] = {
+    {"bytes of the chat template", 156, 1 << 20, offsetof(LlamaChat, text), offsetof(LlamaChat, text_length)},
+    {"bytes of the system text", 160, 1 << 16, offsetof(LlamaChat, system), offsetof(LlamaChat, system_length)},
+    {"bytes in front of a system text", 164, 1 << 16, offsetof(LlamaChat, preamble),
+     offsetof(LlamaChat, preamble_length)},
+};
 
 static inline uint64_t load_u64(const void *p) {
     uint64_t value;
@@ -91,6 +104,44 @@ static int read_integers_v3(const char *path, const uint8_t *header, LlamaConfig
     return LLAMA_OK;
 }
 
+static int read_flags_v3(const char *path, const uint8_t *header, LlamaConfig *c, LlamaError *error) {
+    uint32_t flags = (uint32_t)load_i32(header + FLAGS_AT);
+    if (flags > (NO_BOS_V3 | EOS_V3))
+        return fail(error, LLAMA_ERROR_FILE, "%s: flags of texts = %u, allowed 0 to %d", path, flags,
+                    NO_BOS_V3 | EOS_V3);
+    c->add_bos = !(flags & NO_BOS_V3);
+    c->add_eos = (flags & EOS_V3) != 0;
+    return LLAMA_OK;
+}
+
+// The bytes of the texts of chats together, each within its bounds.
+static int check_texts_v3(const char *path, const uint8_t *header, int32_t kind, uint64_t *bytes,
+                          LlamaError *error) {
+    *bytes = 0;
+    for (size_t i = 0; i < COUNT(v3_texts); i++) {
+        uint32_t length = (uint32_t)load_i32(header + v3_texts[i].at);
+        if (length > v3_texts[i].max)
+            return fail(error, LLAMA_ERROR_FILE, "%s: %s = %u, allowed 0 to %u", path, v3_texts[i].name, length,
+                        v3_texts[i].max);
+        *bytes += length;
+    }
+    if (kind == LLAMA_CHAT_OTHER && load_i32(header + v3_texts[0].at) == 0)
+        return fail(error, LLAMA_ERROR_FILE, "%s: %s = 0, allowed 1 to %u with chat template = %d", path,
+                    v3_texts[0].name, v3_texts[0].max, kind);
+    return LLAMA_OK;
+}
+
+// Points the texts into the file, in which they begin at `text`.
+static void map_texts_v3(const uint8_t *header, const uint8_t *text, LlamaChat *chat) {
+    for (size_t i = 0; i < COUNT(v3_texts); i++) {
+        size_t length = (uint32_t)load_i32(header + v3_texts[i].at);
+        const char *at = length > 0 ? (const char *)text : NULL;
+        memcpy((char *)chat + v3_texts[i].text, &at, sizeof at);
+        memcpy((char *)chat + v3_texts[i].length, &length, sizeof length);
+        text += length;
+    }
+}
+
 static int read_floats_v3(const char *path, const uint8_t *header, LlamaConfig *c, LlamaError *error) {
     for (size_t i = 0; i < COUNT(v3_floats); i++) {
         float value = load_f32(header + v3_floats[i].at);
@@ -116,8 +167,8 @@ static uint64_t tokenizer_checked_v3(const uint8_t *tokenizer, uint64_t bytes) {
     return indexed ? VOCABULARY_HEADER : bytes;
 }
 
-// The sections before the tensors: their bounds and their checksum.
-static int check_sections_v3(const char *path, const Mapping *file, LlamaError *error) {
+// The sections before the tensors: their bounds and their checksum. texts: bytes of the texts of chats.
+static int check_sections_v3(const char *path, const Mapping *file, uint64_t texts, LlamaError *error) {
     const uint8_t *header = file->data;
     uint64_t n_tensors = (uint32_t)load_i32(header + N_TENSORS_AT), at = load_u64(header + TOKENIZER_AT);
     uint64_t bytes = load_u64(header + TOKENIZER_BYTES_AT), size = load_u64(header + FILE_BYTES_AT);
@@ -130,18 +181,26 @@ static int check_sections_v3(const char *path, const Mapping *file, LlamaError *
                     "%s: tokenizer at %llu with %llu bytes, allowed at %llu in a file of %llu", path,
                     (unsigned long long)at, (unsigned long long)bytes, (unsigned long long)table_end,
                     (unsigned long long)size);
+    if (!lies_within(at + bytes, texts, at, size))
+        return fail(error, LLAMA_ERROR_FILE,
+                    "%s: texts of chats at %llu with %llu bytes, allowed in a file of %llu", path,
+                    (unsigned long long)(at + bytes), (unsigned long long)texts, (unsigned long long)size);
     uint32_t crc = crc32_of(0, header, CHECKSUM_AT), stored = (uint32_t)load_i32(header + CHECKSUM_AT);
     crc = crc32_of(crc, header + HEADER_V3, at - HEADER_V3 + tokenizer_checked_v3(header + at, bytes));
+    crc = crc32_of(crc, header + at + bytes, texts);
     if (crc != stored)
-        return fail(error, LLAMA_ERROR_FILE, "%s: checksum of header, table and tokenizer = %08x, stored is %08x",
-                    path, crc, stored);
+        return fail(error, LLAMA_ERROR_FILE,
+                    "%s: checksum of header, table, tokenizer and texts = %08x, stored is %08x", path, crc, stored);
     return LLAMA_OK;
 }
 
 static int read_header_v3(const char *path, const Mapping *file, LlamaConfig *c, LlamaError *error) {
     int code = read_integers_v3(path, file->data, c, error);
     if (code == LLAMA_OK) code = read_floats_v3(path, file->data, c, error);
-    return code == LLAMA_OK ? check_sections_v3(path, file, error) : code;
+    if (code == LLAMA_OK) code = read_flags_v3(path, file->data, c, error);
+    uint64_t texts = 0;
+    if (code == LLAMA_OK) code = check_texts_v3(path, file->data, c->chat_template, &texts, error);
+    return code == LLAMA_OK ? check_sections_v3(path, file, texts, error) : code;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -217,7 +276,10 @@ static int place_tensors_v3(const char *path, LlamaModel *m, LlamaError *error) 
         return fail(error, LLAMA_ERROR_FILE, "%s: has %lld tensors, allowed %lld", path, (long long)n_tensors,
                     (long long)expected);
     m->tokenizer = (Mapping){header + load_u64(header + TOKENIZER_AT), load_u64(header + TOKENIZER_BYTES_AT)};
-    uint64_t begin = HEADER_V3 + (uint64_t)n_tensors * ENTRY_V3 + m->tokenizer.size;
+    const uint8_t *texts = m->tokenizer.data + m->tokenizer.size;
+    map_texts_v3(header, texts, &m->chat);
+    uint64_t begin =
+        (uint64_t)(texts - header) + m->chat.text_length + m->chat.system_length + m->chat.preamble_length;
     TableV3 table = {path, &m->file, header + HEADER_V3, begin, false, error, LLAMA_OK};
     take_v3(&table, &m->tok_embeddings, "tok_embeddings", c->vocab_size, c->dim);
     for (int32_t l = 0; l < c->n_layers; l++) take_layer_v3(&table, &m->layers[l], c);

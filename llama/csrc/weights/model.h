@@ -20,6 +20,7 @@ struct LlamaModel {
     char *path; // for messages
     Mapping file;
     Mapping tokenizer;     // the part of the file that holds it, empty where none does
+    LlamaChat chat;        // its texts are parts of the file
     Tensor tok_embeddings; // (vocab_size, dim)
     Layer *layers;         // (n_layers)
     Tensor norm;           // (1, dim)
@@ -28,6 +29,13 @@ struct LlamaModel {
 
 const LlamaConfig *llama_config(const LlamaModel *m) {
     return &m->config;
+}
+
+LlamaChat llama_chat_of(const LlamaModel *m) {
+    LlamaChat chat = m->chat;
+    chat.kind = m->config.version < 3 ? LLAMA_CHAT_LLAMA2 : m->config.chat_template;
+    chat.bos = m->config.add_bos;
+    return chat;
 }
 
 // The tensors that every decoded token is multiplied with; an embedding of its own is not, it is looked up.

@@ -222,7 +222,7 @@ USAGE = {
     ("--group-size", "32"): "--group-size is for --version 2",
     ("--groups", "3"): "unrecognized arguments: --groups 3",
     ("--template", "llama3"): "--template is for --version 3",
-    ("--version", "3", "--template", "chatml"): "argument --template: invalid choice: 'chatml'",
+    ("--version", "3", "--template", "gemma"): "argument --template: invalid choice: 'gemma'",
 }
 
 

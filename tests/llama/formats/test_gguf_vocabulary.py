@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import jinja2
 import pytest
 from gguf_files import SMALL, LlamaCpp, library_file, random_source, refuses
@@ -18,7 +19,7 @@ from torch_formats import open_gguf, write_gguf
 from llama.errors import BadFileError
 from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tokenizers
-from llama.formats.chat_templates import TEMPLATES
+from llama.formats.chat_templates import TEMPLATES, Chat
 from llama.formats.gguf_file import GgufFile
 from llama.formats.source import Source
 from llama.formats.spelling import merges_of
@@ -73,10 +74,13 @@ def test_pairs_that_no_scores_stand_for_come_back_as_they_were(path, gpt2):
     assert there_and_back(path, vocabulary).vocabulary().indexed == replace(vocabulary, flags=0).indexed
 
 
-@pytest.mark.parametrize("template", ["none", "llama2", "llama3"])
-def test_what_is_said_of_texts_comes_back(path, trained, template):
-    back = there_and_back(path, trained.vocabulary, bos=5, stops=(2, 7, 9), template=template)
-    assert (back.bos, back.stops, back.template) == (5, (2, 7, 9), template)
+@pytest.mark.parametrize(
+    "chat", [Chat(), Chat("llama2"), Chat("zephyr", "as it is"), Chat("other", "{{ x }}")]
+)
+def test_what_is_said_of_texts_comes_back(path, trained, chat):
+    back = there_and_back(path, trained.vocabulary, bos=5, stops=(2, 7, 9), chat=chat)
+    text = TEMPLATES["llama2"] if chat.kind == "llama2" else chat.text
+    assert (back.bos, back.stops, back.chat) == (5, (2, 7, 9), Chat("other", text) if text else Chat())
     assert back.vocabulary() == replace(back.vocabulary(), bos=5, eos=2)
 
 
@@ -125,7 +129,7 @@ MESSAGES = [
     {"role": "user", "content": "Go on"},
 ]
 CHATS = {
-    "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi. </s><s>[INST] Go on [/INST]",
+    "llama2": "<s>[INST] <<SYS>>\n Be brief. \n<</SYS>>\n\nHello [/INST] Hi. </s><s>[INST] Go on [/INST]",
     "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\nHi.<|eot_id|>"
@@ -139,6 +143,34 @@ def test_a_chat_template_renders_as_its_model_was_trained(name):
     template = jinja2.Template(TEMPLATES[name])
     text = template.render(messages=MESSAGES, bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
     assert text == CHATS[name]
+
+
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_what_is_put_around_a_text_comes_back(path, trained, add_bos, add_eos):
+    back = there_and_back(path, trained.vocabulary, add_bos=add_bos, add_eos=add_eos)
+    assert (back.add_bos, back.add_eos) == (add_bos is not False, add_eos)
+    assert back.vocabulary().bos == trained.bos_id  # a text may still begin with it
+
+
+@pytest.mark.parametrize(
+    ("model", "pre", "expected"),
+    [
+        ("llama", "default", True),
+        ("gpt2", "llama-bpe", True),
+        ("gpt2", "smollm", False),
+        ("gpt2", "gpt-2", False),
+    ],
+)
+def test_a_file_that_does_not_say_begins_a_text_as_in_llama_cpp(path, model, pre, expected):
+    writer = gguf.GGUFWriter(None, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    assert vocabularies.find_add_bos(GgufFile(path)) is expected
 
 
 # --- llama.cpp

@@ -23,15 +23,11 @@ from torch_formats import checked_tensors, export_folder, open_source
 from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
+from llama.formats.chat_templates import Chat
 from llama.formats.source import Source
 from model import Config, Llama, RopeScaling
 
 TINY = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, vocab_size=61, tied=False)
-CHAT = {
-    "llama3": "{{ bos }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{% endfor %}",
-    "llama2": "{{ '[INST] <<SYS>>' + system }}{{ ' [/INST]' }}",
-    "none": "<|im_start|>{{ role }} [INST]",
-}
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -260,16 +256,58 @@ def test_stop_ids_are_those_of_the_generation_before_the_model(folder, ids):
     assert (source.bos, source.stops) == (-1, (3,))
 
 
-@pytest.mark.parametrize("kind", CHAT)
-def test_the_chat_template_is_told_by_its_text(folder, kind):
-    assert open_source(folder).template == "none"
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT[kind]}))
-    assert open_source(folder).template == kind
-    several = [{"name": "default", "template": CHAT[kind]}]
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
-    assert open_source(folder).template == kind
-    (folder / "chat_template.jinja").write_text(CHAT["llama3"])  # where transformers 5 writes it
-    assert open_source(folder).template == "llama3"
+def test_the_chat_template_is_found_wherever_a_folder_has_it(folder):
+    def settings(template: object) -> None:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+
+    assert open_source(folder).chat == Chat()
+    for none in (None, 5, [], [{"name": "tool_use", "template": "t"}], ["x"]):
+        settings(none)
+        assert open_source(folder).chat == Chat()
+    settings("a")
+    assert open_source(folder).chat == Chat("other", "a")
+    settings([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "b"}])
+    assert open_source(folder).chat == Chat("other", "b")
+    (folder / "chat_template.jinja").write_text("c")  # where transformers 5 writes it
+    assert open_source(folder).chat == Chat("other", "c")
+
+
+BOS, TEXT = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+ADDS = {  # the post_processor of a tokenizer.json, and what is put around a text
+    "null": (None, (False, False)),
+    "byte-level": ({"type": "ByteLevel"}, (False, False)),
+    "BOS": ({"type": "TemplateProcessing", "single": [BOS, TEXT]}, (True, False)),
+    "both": ({"type": "TemplateProcessing", "single": [BOS, TEXT, BOS]}, (True, True)),
+    "neither": ({"type": "TemplateProcessing", "single": [TEXT]}, (False, False)),
+    "no list": ({"type": "TemplateProcessing", "single": 5}, (False, False)),
+    "odd": ({"type": "TemplateProcessing", "single": [5]}, (False, False)),
+}
+STEPS = [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [BOS, TEXT]}]
+ADDS["sequence"] = ({"type": "Sequence", "processors": STEPS}, (True, False))
+
+
+@pytest.mark.parametrize("name", ADDS)
+def test_a_tokenizer_json_says_what_is_put_around_a_text(folder, name):
+    processor, expected = ADDS[name]
+    (folder / "tokenizer.json").write_text(json.dumps({"post_processor": processor}))
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}')  # which transformers 5 ignores
+    source = open_source(folder)
+    assert (source.add_bos, source.add_eos) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, (None, False)),
+        ({"add_bos_token": False}, (False, False)),
+        ({"add_bos_token": True, "add_eos_token": True}, (True, True)),
+        ({"add_bos_token": None, "add_eos_token": "yes"}, (None, False)),
+    ],
+)
+def test_beside_another_tokenizer_the_settings_say_it(folder, said, expected):
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    source = open_source(folder)
+    assert (source.add_bos, source.add_eos) == expected
 
 
 # --- What is refused

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from test_export import Lazy
 from test_export_program import interrupted, limited
 from test_huggingface import (
-    CHAT,
     TINY,
     assert_same,
     each_family,
@@ -36,6 +35,7 @@ from torch_formats import export_folder, open_source
 import llama
 from llama import convert
 from llama.errors import BadFileError, UsageError
+from llama.formats.chat_templates import TEMPLATES
 from llama.formats.source import Source
 from model import Config, Llama
 from training.tokenizers import train as train_tokenizer
@@ -197,8 +197,8 @@ def test_a_v3_file_has_the_stop_ids_bos_and_template_of_the_folder(story, tmp_pa
     folder, _ = story
     edit(folder, bos_token_id=1)
     edit(folder, "generation_config.json", eos_token_id=[2, 9])
-    (folder / "chat_template.jinja").write_text(CHAT["llama3"])
-    for options, template in (([], 2), (["--template", "llama2"], 1), (["--template", "none"], 0)):
+    (folder / "chat_template.jinja").write_text(TEMPLATES["mistral"])
+    for options, template in (([], 6), (["--template", "llama2"], 1), (["--template", "none"], 0)):
         assert convert.main([str(folder), str(tmp_path / "v3.bin"), "--dtype", "bf16", *options]) == 0
         data = (tmp_path / "v3.bin").read_bytes()
         assert struct.unpack_from("<5i", data, 76) == (1, 2, 2, 9, -1)
@@ -213,7 +213,7 @@ def test_transformers_tokenizes_as_the_model_that_goes_along(tmp_path):
     size = 3 + 256 + 50
     folder = save(fresh(replace(TINY, vocab_size=size)), tmp_path / "theirs")
     tokenizer = train_tokenizer(texts, size, folder / "tokenizer.model")
-    (folder / "chat_template.jinja").write_text(CHAT["llama2"])
+    (folder / "chat_template.jinja").write_text(TEMPLATES["llama2"])
     (folder / "notes.txt").write_text("of no use")
     assert convert.main([str(folder), str(tmp_path / "ours")]) == 0
     for name in ("tokenizer.model", "chat_template.jinja"):

@@ -25,6 +25,7 @@ from torch_formats import export_folder, open_source
 import llama
 from llama import convert
 from llama.errors import BadFileError
+from llama.formats.chat_templates import Chat
 from llama.formats.text import with_text
 from model import Config, Llama, RopeScaling
 
@@ -219,9 +220,9 @@ def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path, capsys):
 def test_stop_ids_and_template_of_a_folder_are_those_of_its_tokenizer(folder, tmp_path):
     given = llama3_tokenizer(tmp_path / "tokenizer.model").path
     source, _ = with_text(replace(open_source(folder), config=replace(TINY, vocab_size=512)), folder, given)
-    assert (source.bos, source.template) == (256, "llama3")
+    assert (source.bos, source.chat) == (256, Chat("llama3"))
     assert source.stops == (257, 256 + 8, 256 + 9)  # end_of_text, eom_id, eot_id
-    assert with_text(open_source(folder), folder)[0].template == "none"
+    assert with_text(open_source(folder), folder)[0].chat == Chat()
 
 
 def test_a_v3_file_of_a_llama_3_is_all_that_a_chat_needs(tmp_path):

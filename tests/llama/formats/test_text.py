@@ -38,7 +38,7 @@ def folder_for(path: Path, known: tokenizers.Tokenizer, n: int) -> Path:
     """A Hugging Face folder whose embedding has n rows, with a tokenizer.json; the last rows are likely."""
     source = random_source(Config(**SMALL | {"vocab_size": n, "tied": False}))
     source.tensors["output.weight"][known.vocab_size :] *= 3
-    files = write_tokenizer("model", known.vocabulary, "none")
+    files = write_tokenizer("model", known.vocabulary)
     export_folder(path, replace(source, bos=max(0, known.bos_id), stops=(known.eos_id,)), tokenizer=files)
     return path
 

@@ -26,7 +26,8 @@ from llama import convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.huggingface import read_template
+from llama.formats.chat_templates import TEMPLATES, Chat
+from llama.formats.huggingface import read_chat
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from llama.formats.vocabulary import Vocabulary
 from model import Config
@@ -49,7 +50,7 @@ def known(request) -> tokenizers.Tokenizer:
     return request.getfixturevalue(request.param)
 
 
-def write(folder: Path, vocabulary: Vocabulary, template: str = "none") -> Path:
+def write(folder: Path, vocabulary: Vocabulary, template: str = "") -> Path:
     folder.mkdir(exist_ok=True)
     for name, data in write_tokenizer("model", vocabulary, template).items():
         (folder / name).write_bytes(data)
@@ -170,7 +171,7 @@ def test_pairs_are_kept_in_their_order(tmp_path):
 def gguf_of(path: Path, known: tokenizers.Tokenizer) -> Path:
     """Writes a random model with this tokenizer as GGUF."""
     source = random_source(Config(**SMALL | {"vocab_size": known.vocab_size, "tied": False}))
-    source = replace(source, bos=known.bos_id, stops=(known.eos_id,), template="llama3")
+    source = replace(source, bos=known.bos_id, stops=(known.eos_id,), chat=Chat("llama3"))
     export_gguf(path, source, "fp32", vocabulary=known.vocabulary)
     return path
 
@@ -236,14 +237,14 @@ def test_what_the_file_cannot_say_is_refused_by_field(trained, message):
                 values[i] = value
         changes[name] = values
     with pytest.raises(BadFileError) as error:
-        write_tokenizer("model", replace(trained.vocabulary, **changes), "none")
+        write_tokenizer("model", replace(trained.vocabulary, **changes))
     assert str(error.value).startswith(f"model: a tokenizer.json can't hold the tokenizer: {message}")
 
 
 def test_the_template_goes_along(tmp_path, trained):
-    for template in ("llama2", "llama3", "none"):
-        folder = write(tmp_path / template, trained.vocabulary, template)
-        assert read_template(folder) == template
+    for name, template in (*TEMPLATES.items(), ("none", "")):
+        folder = write(tmp_path / name, trained.vocabulary, template)
+        assert read_chat(folder) == (Chat("other", template) if template else Chat())
     assert json.loads((tmp_path / "none" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
 
 

@@ -22,7 +22,8 @@ from torch_formats import checked_tensors, export_v3, open_source
 from llama import convert
 from llama.errors import BadFileError
 from llama.formats import v3
-from llama.formats.v3 import Extras
+from llama.formats.chat_templates import Chat
+from llama.formats.v3 import Extras, extras_of
 from model import Config, RopeScaling
 
 CONFIGS = {
@@ -48,7 +49,7 @@ def again(path: Path, dtype: str, **options: object) -> Path:
     """The file, read and written once more."""
     source, out = open_source(path), path.with_name("again.bin")
     vocabulary = source.vocabulary()
-    extras = Extras(vocabulary.indexed if vocabulary else b"", source.bos, source.stops, source.template)
+    extras = extras_of(source, vocabulary)
     export_v3(out, source.config, source.tensors, dtype, extras=extras, **options)
     return out
 
@@ -111,7 +112,7 @@ def whole(tmp_path, path) -> Path:
     config = Config(**SMALL, tied=False, rope_scaling=RopeScaling(factor=8.0, original_max_seq_len=64))
     data = tokenizer_bin(tmp_path)
     source = random_source(config)
-    extras = Extras(data, bos=1, stops=(2, 270), template="llama2")
+    extras = Extras(data, bos=1, stops=(2, 270), chat=Chat("llama2"))
     export_v3(path, config, source.tensors, "fp32", extras=extras)
     (tmp_path / "tokenizer.bin").unlink()
     return path
@@ -127,7 +128,7 @@ def text_part(path: Path) -> tuple[bytes, bytes]:
 def test_tokenizer_template_and_stop_ids_go_along(whole, tmp_path):
     """Also by way of GGUF, which has a place for all of them."""
     source = open_source(whole)
-    assert (source.bos, source.stops, source.template) == (1, (2, 270), "llama2")
+    assert (source.bos, source.stops, source.chat.kind) == (1, (2, 270), "llama2")
     run(whole, tmp_path / "direct.bin", "--version", "3")
     run(whole, tmp_path / "model.gguf")
     run(tmp_path / "model.gguf", tmp_path / "by gguf.bin", "--version", "3")
@@ -146,7 +147,7 @@ def test_options_say_otherwise(whole, tmp_path):
     options = ("--tokenizer", tmp_path / "tokenizer.bin", "--template", "none", "--max-seq-len", "64")
     run(whole, tmp_path / "out.bin", "--dtype", "int8", *options)
     source = open_source(tmp_path / "out.bin")
-    assert (source.template, source.config.max_seq_len) == ("none", 64)
+    assert (source.chat.kind, source.config.max_seq_len) == ("none", 64)
     assert text_part(tmp_path / "out.bin")[1] != tokenizer  # the engine's own form of it
     assert source.vocabulary().indexed == open_source(whole).vocabulary().indexed
 
