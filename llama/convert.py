@@ -41,6 +41,7 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
             found = f"max_seq_len = {options.max_seq_len}"
             raise UsageError(f"{found}, allowed up to {longest}, the model's sliding window")
         config["max_seq_len"] = options.max_seq_len
+        source = dataclasses.replace(source, notes=tuple(n for n in source.notes if "max_seq_len" not in n))
     if options.rope_theta is not None:
         config["rope_theta"] = options.rope_theta
     try:
@@ -197,17 +198,19 @@ def beside(path: Path) -> Path:
 def export_to_v3(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A v3 file with its tokenizer."""
     source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
-    print_notes(source.name, source.notes)
     wanted = (options.dtype, options.ends_dtype, extras_of(source, vocabulary))
-    return export_v3(options.out, source.config, source.tensors, *wanted, name=source.name, progress=progress)
+    said = {"name": source.name, "progress": progress}
+    report = export_v3(options.out, source.config, source.tensors, *wanted, **said)
+    print_notes(source.name, source.notes)  # once it is there: an error is one line
+    return report
 
 
 def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A GGUF file with its tokenizer."""
     source, vocabulary = with_text(source, beside(options.source), options.tokenizer, options.template)
-    print_notes(source.name, source.notes)
     wanted = (options.dtype, options.ends_dtype, vocabulary)
     report = export_gguf(options.out, source, *wanted, progress=progress)
+    print_notes(source.name, source.notes)
     print_notes(options.out, report.notes)
     return report
 
@@ -215,8 +218,9 @@ def export_to_gguf(options: argparse.Namespace, source: Source, progress: bool) 
 def export_to_folder(options: argparse.Namespace, source: Source, progress: bool) -> Report:
     """A Hugging Face folder with its tokenizer."""
     source, files = with_text_files(source, beside(options.source), options.tokenizer)
+    report = export_folder(options.out, source, options.dtype, files, progress=progress)
     print_notes(source.name, source.notes)
-    return export_folder(options.out, source, options.dtype, files, progress=progress)
+    return report
 
 
 def export(options: argparse.Namespace) -> None:
@@ -238,9 +242,8 @@ def export(options: argparse.Namespace) -> None:
         wanted = (options.version, options.group_size, options.force)
         said = {"name": source.name, "progress": progress}
         report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
+        print_notes(source.name, source.notes)
     print(describe(report, time.perf_counter() - start))
-    for note in source.notes if options.max_seq_len is None else ():
-        print(note)
     if source.config.max_seq_len == source.longest:
         print(f"max_seq_len = {source.longest}: its sliding window, up to which the model is a Llama")
 

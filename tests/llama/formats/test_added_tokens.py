@@ -10,12 +10,12 @@ import pytest
 import transformers
 from gguf_files import SMALL, random_source
 from helpers import TEXTS
+from torch_formats import export_folder
 
 from llama import Tokenizer, convert
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.export import export_folder
 from llama.formats.gguf_file import GgufFile
 from llama.formats.gguf_vocabulary import Keys
 from model import Config

@@ -144,7 +144,7 @@ def test_the_context_of_llama_1_is_half_that_of_llama_2(tmp_path, capsys, dtype,
     assert open_source(folder).config.max_seq_len == context
     assert convert.main([str(folder), str(tmp_path / "model.bin"), "--dtype", "int8"]) == 0
     note = f"max_seq_len = {context}: taken for {family}, params.json does not say it"
-    assert note in capsys.readouterr().out.splitlines()
+    assert capsys.readouterr().err == f"note: {folder}: {note}\n"
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -213,6 +213,7 @@ def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path, capsys):
     assert capsys.readouterr().err == message
     pieces(folder, 60).rename(folder / "tok60.bin")  # the first that fits is taken
     assert convert.main(arguments) == 0
+    capsys.readouterr()
     assert convert.main([*arguments, "--tokenizer", str(beside)]) == 3
     assert capsys.readouterr().err == message
 

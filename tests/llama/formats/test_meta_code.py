@@ -25,11 +25,11 @@ from references import llama3_tokenizer_path
 from test_tokenizer import SCRIPTS, TRICKY
 from test_tokenizer_bytes import EDGES, NAMES, texts
 from torch import distributed
+from torch_formats import open_source
 
 import llama
 from llama import convert
 from llama.formats import tokenizers
-from llama.formats.models import open_source
 from model import Llama
 
 # Heads of 8 have two pairs that turn as before, one that is stretched in part and one in full.

@@ -12,6 +12,7 @@ from helpers import ROOT, environment, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from torch_formats import export_bin
 
 import llama
 import tokenizer as program
@@ -19,7 +20,6 @@ from llama import command, files, names
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.export import export_bin
 from llama.formats.tokenizer_json import LLAMA3_PATTERN
 from llama.formats.tokenizer_json_writer import write_tokenizer as write_json
 from model import Config
