@@ -36,7 +36,7 @@ def start(arguments: list[str]) -> int | None:
     if command not in COMMANDS:
         raise UsageError(f"command = {command}, allowed {', '.join(COMMANDS)}; cria --help says more")
     if command == "chat":
-        command, rest = "run", [*rest, "--mode", "chat"]
+        command, rest = "run", ["--mode", "chat", "--system", "", *rest]  # no question before the first one
     return import_module(f"llama.{command}").main(rest)
 
 

@@ -1,0 +1,39 @@
+"""cria: the programs of the package under one name."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from llama import cli, run
+from llama.errors import UsageError
+
+
+@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"chat"}))
+def test_a_command_is_the_program_of_that_name(monkeypatch, command):
+    seen = []
+    monkeypatch.setattr(
+        importlib.import_module(f"llama.{command}"), "main", lambda rest: seen.append(rest) or 7
+    )
+    assert cli.start([command, "model.bin", "--flag"]) == 7
+    assert seen == [["model.bin", "--flag"]]
+
+
+def test_a_chat_begins_with_the_first_question(monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "main", seen.append)
+    cli.start(["chat", "model.bin", "-y", "Rhyme."])
+    assert seen == [["--mode", "chat", "--system", "", "model.bin", "-y", "Rhyme."]]  # the last one counts
+
+
+def test_what_is_no_command_is_refused():
+    with pytest.raises(UsageError, match="command = walk, allowed run, chat"):
+        cli.start(["walk"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_help_names_every_command(capsys, arguments):
+    assert cli.start(arguments) is None
+    text = capsys.readouterr().out
+    assert all(f"cria {command} " in text or f"cria {command}\n" in text for command in cli.COMMANDS)
