@@ -67,8 +67,8 @@ def start(device: str, parallel: str) -> Ranks:
     """Joins the process group that torchrun set up, if it did. Raises UsageError for a missing device."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = device or best_device()
-    if device == "cuda" and world_size > 1:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UsageError(f"device = {device!r}, but PyTorch finds no CUDA device")
