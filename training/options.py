@@ -53,7 +53,7 @@ class Options:
 
     # one step
     batch_size: int = 128  # sequences, over all ranks and micro batches
-    micro_batch_size: int = 0  # sequences that one rank runs at once; 0: batch_size / ranks
+    micro_batch_size: int = 0  # sequences that one rank runs at once, at most; 0: batch_size / ranks
     documents: bool = False  # tokens attend within their document only
 
     # optimizer

@@ -42,7 +42,8 @@ def make_run(model: Llama, options: Options, ranks: Ranks, batches: Batches) -> 
 
 def micro_batch_size(options: Options, world_size: int) -> int:
     """Sequences that a rank runs at once. Raises UsageError if steps can't be cut that way."""
-    size = options.micro_batch_size or options.batch_size // world_size
+    of_rank = options.batch_size // world_size
+    size = min(options.micro_batch_size or of_rank, of_rank)
     if size < 1 or options.batch_size % (size * world_size):
         found = f"batch_size = {options.batch_size}, micro_batch_size = {size}, {world_size} ranks"
         raise UsageError(f"{found}: batch_size must be a multiple of the other two")

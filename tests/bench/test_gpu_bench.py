@@ -39,10 +39,10 @@ def test_every_case_is_a_row_and_the_first_has_a_profile(monkeypatch, settings):
 
 
 def test_a_case_that_fails_is_one_line_and_the_others_go_on(monkeypatch, settings):
-    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 2, 60, (Case(3, compile=False), QUICK.cases[0])))
+    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 3, 60, (Case(2, compile=False), QUICK.cases[0])))
     failed, measured = found_rows(settings)
-    message = "batch_size = 2, micro_batch_size = 3, 1 ranks: batch_size must be a multiple of the other two"
-    assert failed == ["3", "eager", f"failed: UsageError: {message}"]
+    message = "batch_size = 3, micro_batch_size = 2, 1 ranks: batch_size must be a multiple of the other two"
+    assert failed == ["2", "eager", f"failed: UsageError: {message}"]
     assert len(measured) == len(gpu.COLUMNS)
 
 

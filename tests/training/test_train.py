@@ -206,7 +206,7 @@ def test_two_ranks_resume_what_one_began_and_the_other_way_round(data, alone, tm
     assert max(losses(out)) == 25
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, 4, 1000])  # the last is more than the batch: no more than all of it
 def test_accumulation_equals_one_large_batch(data, alone, tmp_path, size):
     out = tmp_path / "out"
     train(data, out, "--max_steps=20", f"--micro_batch_size={size}")
