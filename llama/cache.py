@@ -6,7 +6,9 @@
 
 A model that is no .bin (a .gguf, a folder of Hugging Face or Meta, a checkpoint) is converted the first time
 it is opened, and kept under the source's name, its files' sizes and times, and the options: a source that
-changes is converted anew. The folder is $CRIA_CACHE, else cria in the platform's folder of caches.
+changes is converted anew. The folder is $CRIA_CACHE, else cria in the platform's folder of caches. It
+becomes int8, or where it has fewer than half a billion parameters bf16: small models lose most by rounding,
+and are fast in any type.
 
 Left out on purpose: downloads, which the cache of the Hugging Face hub keeps (HF_HOME).
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -29,9 +32,9 @@ from llama.command import Parser, run_command
 from llama.errors import BadFileError, UsageError
 from llama.files import lock_file, write_aside
 
-VERSION = 2  # of what a conversion gives: a cached file of another one is made again
+VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
-DTYPE = "int8"  # what a model is converted to unless something else is asked for
+SMALL = 500_000_000  # parameters below which a model is kept in bf16
 LOGGER = logging.getLogger("llama")
 Say = Callable[[str], object]
 
@@ -79,6 +82,7 @@ class Entry:
     source: str
     dtype: str
     made: float
+    asked: str | None  # the type that was asked for
 
     @property
     def bytes(self) -> int:
@@ -96,7 +100,7 @@ def entries() -> list[Entry]:
     for notes in folder().glob("*.json"):
         try:
             values = json.loads(notes.read_text(encoding="utf-8"))
-            entry = Entry(notes.with_suffix(".bin"), values["source"], values["dtype"], values["made"])
+            entry = Entry(**{**values, "path": notes.with_suffix(".bin")})
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if entry.path.exists():
@@ -120,22 +124,24 @@ def absolute(source: Path) -> Path:
     return Path.cwd() / source
 
 
-def place(source: Path, dtype: str) -> Path:
-    """Where the converted file of a source belongs."""
+def place(source: Path, asked: str | None) -> Path:
+    """Where the converted file of a source belongs. asked: the type, None for the one that suits it."""
     source = absolute(source)
-    facts = [VERSION, str(source), dtype, *files_of(source)]
+    facts = [VERSION, str(source), asked, *files_of(source)]
     key = hashlib.sha256(json.dumps(facts).encode(errors="surrogateescape")).hexdigest()[:12]
-    return folder() / f"{source.name.removesuffix('.gguf')}-{dtype}-{key}.bin"
+    return folder() / f"{source.name.removesuffix('.gguf')}-{asked or 'usual'}-{key}.bin"
 
 
-def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
-    """Writes a v3 file of a model in any format, with its tokenizer and template.
+def convert(source: Path, out: Path, dtype: str | None, say: Say, fate: str) -> str:
+    """Writes a v3 file of a model in any format, with its tokenizer and template, and returns its type.
 
-    say: is told so once the source turned out to be a model. fate: what becomes of the file, in words.
+    dtype: None for the one that suits it. say: is told so once the source turned out to be a model. fate:
+    what becomes of the file, in words.
     Raises BadFileError, UsageError, OSError; nothing is left then.
     """
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
     from llama.formats.models import open_source
+    from llama.formats.source import tensor_shapes
     from llama.formats.text import with_text
     from llama.formats.v3 import extras_of
 
@@ -143,9 +149,13 @@ def convert(source: Path, out: Path, dtype: str, say: Say, fate: str) -> None:
     extras = extras_of(found, vocabulary)
     for assumed in found.notes:
         LOGGER.warning("%s: %s", found.name, assumed)
+    if dtype is None:
+        small = sum(math.prod(shape) for shape in tensor_shapes(found.config).values()) < SMALL
+        dtype = "bf16" if small else "int8"
     say(f"converting {source} to {dtype}, {fate}")
     progress = say is note and sys.stderr.isatty()
     export_v3(out, found.config, found.tensors, dtype, None, extras, name=found.name, progress=progress)
+    return dtype
 
 
 @contextmanager
@@ -159,19 +169,23 @@ def alone(path: Path) -> Iterator[None]:
                 break
             except (BlockingIOError, PermissionError):
                 time.sleep(0.1)
-        yield
-    with suppress(OSError):  # somebody waits for it, on systems that mind
-        lock.unlink()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it is open, on systems that mind
+                lock.unlink()
 
 
-def converted(source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOGGER.info) -> Path:
+def converted(
+    source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info
+) -> Path:
     """The .bin of a model in another format: the one that is kept, or a new one.
 
-    say: is told in one line what is converted, and where to. For note a bar shows how far it is.
+    dtype: None for the type that suits it: bf16 below SMALL parameters, else int8. say: is told in one line what is converted, and where to. For note a bar shows how far it is.
     Raises BadFileError (no model, or one that can't be read), UsageError, OSError.
     """
     source = Path(source)
-    if dtype not in DTYPES:
+    if dtype not in (None, *DTYPES):
         raise UsageError(f"dtype = {dtype}, allowed {', '.join(DTYPES)}")
     path = place(source, dtype)
     if path.exists():
@@ -180,8 +194,8 @@ def converted(source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOG
     with alone(path):
         if path.exists():  # somebody else was faster
             return path
-        convert(source, path, dtype, say, f"kept as {path}")
-        entry = Entry(path, str(absolute(source)), dtype, time.time())
+        made = convert(source, path, dtype, say, f"kept as {path}")
+        entry = Entry(path, str(absolute(source)), made, time.time(), dtype)
         with write_aside(entry.notes) as file:
             file.write(json.dumps({**asdict(entry), "path": path.name}, indent=1).encode())
     return path
@@ -189,7 +203,7 @@ def converted(source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOG
 
 @contextmanager
 def converted_for_now(
-    source: str | os.PathLike[str], dtype: str = DTYPE, say: Say = LOGGER.info
+    source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info
 ) -> Iterator[Path]:
     """The .bin of a model in another format, deleted at the end of the block. Raises as converted."""
     with tempfile.TemporaryDirectory(prefix="cria-") as aside:
@@ -212,7 +226,7 @@ def clear(pattern: str = "") -> list[Entry]:
 
 def describe(entry: Entry) -> str:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made))
-    state = "" if place(Path(entry.source), entry.dtype) == entry.path else " (changed since, or gone)"
+    state = "" if place(Path(entry.source), entry.asked) == entry.path else " (changed since, or gone)"
     return f"{entry.bytes / 1e6:10,.1f} MB  {entry.dtype:5} {made}  {entry.source}{state}"
 
 

@@ -259,7 +259,7 @@ class Generation(Iterator[str]):
             return c_text(piece.text, piece.length).decode()
 
 
-def engine_file(path: str, dtype: str) -> str:
+def engine_file(path: str, dtype: str | None) -> str:
     """The .bin of a model: the path itself, or the converted file of one in another format."""
     if path.endswith(".bin"):
         return path
@@ -281,7 +281,8 @@ class Llama:
     exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
     rope_theta: base of RoPE's angles; None: the file's. v0, v1 and v2 files can't say it: 1e6 for Code Llama.
     kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
-    dtype: of the weights of a model that has to be converted: "int8", "int4", "bf16" or "fp32".
+    dtype: of the weights of a model that has to be converted: "int8", "int4", "bf16" or "fp32". None: int8,
+        or bf16 for a small one (llama.cache).
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
     instruction set, as LLAMA_ISA names it) say what it came to. Raises
@@ -297,7 +298,7 @@ class Llama:
         exact: bool = False,
         rope_theta: float | None = None,
         kv: str = "fp32",
-        dtype: str = "int8",
+        dtype: str | None = None,
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
         self._model: Any = model_open(engine_file(self.path, dtype))
@@ -344,7 +345,7 @@ class Llama:
         """The ids of a turn of a chat, up to where the answer begins: a prompt for generate.
 
         By the template of the model's file, Llama 2's for v0, v1 and v2, if it is one that is built in.
-        system: only for the first turn. first: False closes the answer before, whose ids come in front.
+        system: only for the first turn; None: the template's own, if it has one. first: False closes the answer before, whose ids come in front.
         template: another one: "llama2", "llama3", "chatml", "zephyr", "mistral" or "plain".
         Raises UsageError without such a template, BadFileError if the tokenizer lacks a token of it.
         """

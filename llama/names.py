@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama.cache import DTYPE, DTYPES, converted, converted_for_now, is_foreign, note
+from llama.cache import DTYPES, converted, converted_for_now, is_foreign, note
 from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
 
@@ -42,12 +42,12 @@ def tokenizer_bin(path: str | None) -> Iterator[str | None]:
 def opened(
     model: str | bytes | os.PathLike[str],
     tokenizer: str | None = None,
-    dtype: str = DTYPE,
+    dtype: str | None = None,
     cache: bool = True,
 ) -> Iterator[Files]:
     """The files of a model of any name, good until the end of the block.
 
-    dtype: of one that has to be converted. cache: False: convert it for this block alone.
+    dtype: of one that has to be converted (cache.converted). cache: False: convert it for this block alone.
     Raises UsageError, BadFileError, ResourceError, OSError.
     """
     files = find(os.fspath(model), tokenizer)
@@ -63,5 +63,5 @@ def opened(
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--dtype and --no-cache, for a program that opens a model."""
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPE, help="of a model to convert (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of a model to convert (int8; bf16 for a small one)")
     parser.add_argument("--no-cache", action="store_true", help="convert it for this run alone")

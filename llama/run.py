@@ -88,7 +88,7 @@ def start(options: Any) -> None:
         return
     from llama import names  # most runs do without
 
-    dtype = ffi.string(lib.llama_type_name(options.dtype)).decode()
+    dtype = None if options.dtype < 0 else ffi.string(lib.llama_type_name(options.dtype)).decode()
     with names.opened(model, tokenizer and os.fsdecode(tokenizer), dtype, bool(options.cache)) as files:
         run(options, os.fsencode(files.model), files.tokenizer and os.fsencode(files.tokenizer))
 

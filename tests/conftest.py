@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 # --- A model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[Path]:
+    """Where models of other formats are kept, here and in programs that are started: not the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRIA_CACHE", str(path := tmp_path_factory.mktemp("cache")))
+        yield path
 
 
 @pytest.fixture(scope="session")

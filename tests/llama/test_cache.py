@@ -51,7 +51,7 @@ def test_the_second_time_nothing_is_converted(source, home):
     said: list[str] = []
     path = cache.converted(source, say=said.append)
     assert path.parent == home
-    assert said == [f"converting {source} to int8, kept as {path}"]
+    assert said == [f"converting {source} to bf16, kept as {path}"]
     before = path.stat()
     assert cache.converted(source, say=said.append) == path
     assert len(said) == 1
@@ -87,7 +87,7 @@ def test_the_command_line_converts_once(source, home):
         story = "Once" + "".join(shipped.generate("Once", temperature=0, max_tokens=11)) + "\n"
     first, second = run(source, "-i", "Once"), run(source, "-i", "Once")
     assert (first.returncode, first.stdout) == (second.returncode, second.stdout) == (0, story)
-    assert first.stderr.startswith(f"converting {source} to int8, kept as {home}/")
+    assert first.stderr.startswith(f"converting {source} to bf16, kept as {home}/")
     assert second.stderr.startswith("prompt: ")
 
 
@@ -119,13 +119,13 @@ def test_what_is_interrupted_leaves_nothing(source, home, monkeypatch):
         cache.converted(source)
     monkeypatch.undo()
     os.environ["CRIA_CACHE"] = str(home)  # undone too
-    assert [name for name in files(home) if not name.endswith(".lock")] == []
+    assert files(home) == []
     assert cache.entries() == []
     assert cache.converted(source).exists()
 
 
 def test_what_a_killed_program_left_is_removed(source, home):
-    path = cache.place(source, "int8")
+    path = cache.place(source, None)
     home.mkdir()
     left = home / f".{path.name}.999999.tmp"
     left.write_bytes(b"half")
@@ -151,7 +151,7 @@ def test_without_the_cache_nothing_is_kept(source, home):
     command += ["--prefill", "8", "--sequences", "1", "-j", "1"]
     result = subprocess.run(command, capture_output=True, env=environment(), check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == f"converting {source} to int8, for this run\n".encode()
+    assert result.stderr == f"converting {source} to bf16, for this run\n".encode()
     assert not home.exists()
 
 

@@ -56,7 +56,7 @@ static const LlamaRunOptions run_defaults = {
     .steps = -1,
     .samples = 1,
     .echo = 1,
-    .dtype = LLAMA_INT8,
+    .dtype = -1,
     .cache = 1,
     .sampling = {.temperature = 1, .top_p = 0.9f, .repeat_penalty = 1},
 };

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,3 +83,14 @@ def test_its_chat_has_the_ids_of_its_own_template(engine, tokenizer):
     answer = engine.encode(ANSWER, bos=False)
     expected = rendered(("user", QUESTION), ("assistant", ANSWER), ("user", SECOND))
     assert [*first, *answer, *later] == expected
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "fp32"), ("--dtype", "int8", "--exact")])
+def test_two_questions_on_standard_input_have_sensible_answers(options):
+    command = [sys.executable, "-m", "llama.cli", "chat", smollm2_path(), "-t", "0", *options]
+    questions = f"{QUESTION}\n{SECOND}\n".encode()
+    result = subprocess.run(command, input=questions, capture_output=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    first, second = re.findall(r"Assistant: (.*)", result.stdout.decode())
+    assert first == "The capital of France is Paris."
+    assert "Rome" in second
