@@ -18,14 +18,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from llama import Tokenizer
 from llama.command import Parser, run_command
 from llama.errors import BadFileError, UsageError
+from llama.formats.models import open_source
+from llama.formats.source import Source
+from llama.formats.text import with_text
 from training.generation import check_sampling, generate, stream
-from training.weights import load_model
+from training.weights import model_of
 
 
 def read_prompt(options: argparse.Namespace) -> str:
@@ -42,30 +45,16 @@ def read_prompt(options: argparse.Namespace) -> str:
     return data.decode(errors="replace").removesuffix("\n")
 
 
-def find_tokenizer(checkpoint: Path) -> Path:
-    """The tokenizer that train.py put beside the weights. Raises BadFileError."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    for name in ("tokenizer.model", "tokenizer.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise BadFileError(f"{folder}: has no tokenizer.model or tokenizer.bin, name one with --tokenizer")
+def open_model(path: Path, tokenizer: Path | None) -> tuple[Source, Tokenizer]:
+    """A model in a file or folder of any format, with its tokenizer, or the one given.
 
-
-def open_tokenizer(path: Path, vocab_size: int) -> Any:
-    """The tokenizer of a model. Raises BadFileError if the file is none, or one of another size."""
-    try:  # imported here, since train.py needs generate alone
-        if path.suffix == ".bin":
-            from llama import Tokenizer as load  # the engine's, which gives the ids that run.c would
-        else:
-            from llama.formats.tokenizers import load
-        tokenizer = load(path)
-    except ValueError as error:
-        raise BadFileError(str(error)) from None
-    except OSError as error:
-        raise BadFileError(f"{path}: {error.strerror}") from None
-    if tokenizer.vocab_size != vocab_size:
-        raise BadFileError(f"{path}: has {tokenizer.vocab_size} tokens, the model {vocab_size}")
-    return tokenizer
+    Raises BadFileError, also where there is none.
+    """
+    folder = path if path.is_dir() else path.parent
+    source, vocabulary = with_text(open_source(path), folder, tokenizer)
+    if vocabulary is None:
+        raise BadFileError(f"{path}: has no tokenizer, nor is one beside it: name one with --tokenizer")
+    return source, Tokenizer.from_bytes(vocabulary.indexed, tokenizer or source.name)
 
 
 # --- The program
@@ -101,7 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--top_p", type=float, default=0.9, metavar="P", help="from those that reach P (0.9; 0 or 1: off)")
     add("--seed", type=int, default=1337, metavar="S", help="the same one gives the same texts (1337)")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (cuda where there is one)")
-    add("--tokenizer", type=Path, metavar="FILE", help="default: beside the checkpoint")
+    add("--tokenizer", type=Path, metavar="FILE", help="default: in the model or beside it")
     options = parser.parse_args(arguments)
     options.checkpoint = options.place or options.checkpoint or NEWEST
     if options.start is not None and options.start.startswith(START_FILE):
@@ -143,13 +132,12 @@ def sample(options: argparse.Namespace) -> None:
     check(options)
     device = usable_device(options.device)
     prompt = read_prompt(options)
-    model = load_model(options.checkpoint, device)
-    path = options.tokenizer or find_tokenizer(options.checkpoint)
-    tokenizer = open_tokenizer(path, model.config.vocab_size)
-    ids = tokenizer.encode(prompt, bos=True)
+    source, tokenizer = open_model(options.checkpoint, options.tokenizer)
+    model = model_of(source, device)
+    ids = tokenizer.encode(prompt, bos=source.add_bos or not prompt)  # a text goes on from a token
     sampling = (options.temperature, options.top_k, options.top_p)
     generator = torch.Generator().manual_seed(options.seed)  # on the CPU: the same draws on every device
-    stop_ids = {tokenizer.bos_id, tokenizer.eos_id}
+    stop_ids = {tokenizer.bos_id, tokenizer.eos_id, *source.stops}
     for index in range(options.num_samples):
         write(("---\n" if index else "") + prompt)
         tokens = generate(model, ids, options.max_new_tokens, *sampling, generator, stop_ids)

@@ -176,12 +176,11 @@ def alone(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-def converted(
-    source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info
-) -> Path:
+def converted(source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info) -> Path:
     """The .bin of a model in another format: the one that is kept, or a new one.
 
-    dtype: None for the type that suits it: bf16 below SMALL parameters, else int8. say: is told in one line what is converted, and where to. For note a bar shows how far it is.
+    dtype: None for the type that suits it: bf16 below SMALL parameters, else int8. say: is told in one
+    line what is converted, and where to. For note a bar shows how far it is.
     Raises BadFileError (no model, or one that can't be read), UsageError, OSError.
     """
     source = Path(source)

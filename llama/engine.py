@@ -345,7 +345,8 @@ class Llama:
         """The ids of a turn of a chat, up to where the answer begins: a prompt for generate.
 
         By the template of the model's file, Llama 2's for v0, v1 and v2, if it is one that is built in.
-        system: only for the first turn; None: the template's own, if it has one. first: False closes the answer before, whose ids come in front.
+        system: only for the first turn; None: the template's own, if it has one. first: False closes the
+        answer before, whose ids come in front.
         template: another one: "llama2", "llama3", "chatml", "zephyr", "mistral" or "plain".
         Raises UsageError without such a template, BadFileError if the tokenizer lacks a token of it.
         """

@@ -50,7 +50,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory) -> Iterator[Path]:
-    """Where models of other formats are kept, here and in programs that are started: not the user's folder."""
+    """Where models of other formats are kept, also by programs that are started: not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CRIA_CACHE", str(path := tmp_path_factory.mktemp("cache")))
         yield path

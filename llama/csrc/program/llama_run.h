@@ -30,8 +30,8 @@ typedef struct {
     int32_t info;           // --info
     const char *perplexity; // --perplexity, "-" for standard input, NULL: not given
     float rope_theta;       // --rope-theta, 0: not given
-    int32_t dtype;          // --dtype, LLAMA_INT8 ...: what a host makes of a model of another format; -1: it chooses
-    int32_t cache;          // 0: --no-cache, it keeps none; llama_run opens checkpoints alone
+    int32_t dtype; // --dtype, LLAMA_INT8 ...: what a host makes of a model of another format; -1: it chooses
+    int32_t cache; // 0: --no-cache, it keeps none; llama_run opens checkpoints alone
     LlamaSampling sampling; // seed 0: take the clock
 } LlamaRunOptions;
 
