@@ -26,22 +26,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from llama.command import Parser, run_command
+from llama.command import Parser, note, run_command
 from llama.errors import BadFileError, UsageError
-from llama.files import lock_file, write_aside
+from llama.files import lock_file, remove_left_over, write_aside
 
 VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
 SMALL = 500_000_000  # parameters below which a model is kept in bf16
 LOGGER = logging.getLogger("llama")
 Say = Callable[[str], object]
-
-
-def note(text: str) -> None:
-    """Writes a line to standard error, for the person before it."""
-    print(text, file=sys.stderr)
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
@@ -127,7 +123,8 @@ def absolute(source: Path) -> Path:
 def place(source: Path, asked: str | None) -> Path:
     """Where the converted file of a source belongs. asked: the type, None for the one that suits it."""
     source = absolute(source)
-    facts = [VERSION, str(source), asked, *files_of(source)]
+    has_jinja = bool(find_spec("jinja2"))  # which tells what a chat template is
+    facts = [VERSION, str(source), asked, has_jinja, *files_of(source)]
     key = hashlib.sha256(json.dumps(facts).encode(errors="surrogateescape")).hexdigest()[:12]
     return folder() / f"{source.name.removesuffix('.gguf')}-{asked or 'usual'}-{key}.bin"
 
@@ -215,12 +212,23 @@ def converted_for_now(
 
 
 def clear(pattern: str = "") -> list[Entry]:
-    """Deletes the models whose source has pattern in its path; all of them without one."""
+    """Deletes the models whose source has pattern in its path; without one all, and what was left half."""
     gone = [entry for entry in entries() if pattern in entry.source]
     for entry in gone:
         entry.path.unlink(missing_ok=True)
         entry.notes.unlink(missing_ok=True)
+    if not pattern:
+        sweep()
     return gone
+
+
+def sweep() -> None:
+    """Deletes what killed programs left, but not what is being written now."""
+    for path in folder().glob("*.bin"):
+        if not path.with_suffix(".json").exists() and not path.with_suffix(".lock").exists():
+            path.unlink(missing_ok=True)
+    for scratch in folder().glob(".*.tmp"):  # .NAME.PID.tmp
+        remove_left_over(scratch.with_name(scratch.name[1:].rsplit(".", 2)[0]))
 
 
 def describe(entry: Entry) -> str:

@@ -42,10 +42,22 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def note(text: str) -> None:
+    """Writes a line to standard error, for the person before it. If that fails there is nobody to tell."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def print_notes(name: object, notes: Iterable[str]) -> None:
     """Says on standard error what the user should know of a file, a line each."""
-    for note in notes:
-        print(f"note: {name}: {note}", file=sys.stderr)
+    for said in notes:
+        note(f"note: {name}: {said}")
+
+
+def replace_closed_errors() -> None:
+    """Gives a program whose standard error is closed one that leads nowhere, so that print does not fail."""
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
 
 
 def use_utf8() -> None:
@@ -62,6 +74,7 @@ def run_command(work: Callable[[], object], interrupted: str = "interrupted") ->
 
     What its user can mend is one line on standard error. interrupted: that line after Ctrl-C.
     """
+    replace_closed_errors()
     try:
         if sys.stdout is None:
             raise ResourceError("standard output: is closed")

@@ -21,6 +21,7 @@ from typing import Any
 
 from llama.command import Parser, print_notes, run_command
 from llama.errors import UsageError
+from llama.formats import llama2c
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
@@ -120,6 +121,7 @@ def settle(options: argparse.Namespace, parser: Parser) -> None:
         options.dtype = options.dtype or ("int8" if options.version == 2 else "fp32")
         if not VERSIONS[options.dtype]:
             parser.error(f"--dtype = {options.dtype}, allowed fp32, bf16, int8 and int4 for OUT.bin")
+        options.said = options.version is not None or options.force  # what is to be written
         if options.version is None:
             options.version = VERSIONS[options.dtype][0]
         if options.version not in VERSIONS[options.dtype]:
@@ -164,7 +166,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("what is written")
     versions = (FOLDER_VERSION, 0, 1, 2, 3)
-    version = "of OUT.bin (0 for fp32, else 3); -1: a folder for transformers"
+    version = "of OUT.bin (0 for fp32 where it can hold the model, else 3); -1: a folder for transformers"
     group.add_argument("--version", type=int, choices=versions, help=version)
     group.add_argument(
         "--dtype",
@@ -230,6 +232,8 @@ def export(options: argparse.Namespace) -> None:
     options.source = Path(model)
     options.tokenizer = options.tokenizer or (Path(tokenizer) if tokenizer else None)
     source = changed(options.opener(options.source), options)
+    if options.format == "v0" and not options.said and llama2c.lost_fields(source.config):
+        options.format = "v3"  # which can hold it
     if options.out.exists() and options.out.samefile(source.name):
         raise UsageError(f"{options.out}: is the model itself")
     if options.format == "folder":

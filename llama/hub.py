@@ -257,12 +257,9 @@ def only(place: Place, files: list[str]) -> str:
 
 
 def fetched_folder(place: Place, files: list[str]) -> str:
-    """The path of a folder in the cache with these files of a repository. Raises BadFileError."""
-    with asking(place):
-        from huggingface_hub import snapshot_download
-
-        patterns = [glob.escape(file) for file in files]
-        return snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns)
+    """The path of a folder in the cache with these files of a repository. Raises as fetched."""
+    paths = [fetched(place._replace(file=file)) for file in files]
+    return str(Path(paths[0]).parent)
 
 
 def parts_of(file: str, files: list[str]) -> list[str]:

@@ -86,7 +86,9 @@ def start(options: Any) -> None:
     if options.help or (is_ours and os.access(model, os.F_OK)):
         run(options, model, tokenizer)
         return
-    from llama import names  # most runs do without
+    from llama import command, names  # most runs do without
+
+    command.replace_closed_errors()
 
     dtype = None if options.dtype < 0 else ffi.string(lib.llama_type_name(options.dtype)).decode()
     with names.opened(model, tokenizer and os.fsdecode(tokenizer), dtype, bool(options.cache)) as files:

@@ -7,6 +7,7 @@ conversations without one or in front of any, is found by the way and goes along
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -91,6 +92,12 @@ MISTRAL = """\
 {%- endfor -%}
 """
 TEMPLATES = {"llama2": LLAMA2, "llama3": LLAMA3, "chatml": CHATML, "zephyr": ZEPHYR, "mistral": MISTRAL}
+
+PUBLISHED = {  # by SHA-256: what published templates turned out to be, for where jinja2 is not installed
+    "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": Chat(  # SmolLM2
+        "chatml", system="You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    )
+}
 
 
 def template_text(chat: Chat) -> str:
@@ -212,14 +219,25 @@ def kinds_like(rendered: list[str], bos: str, eos: str, special: Collection[str]
             yield replace(own, kind=kind)
 
 
+def known(chat: Chat, bos: str, eos: str, special: Collection[str]) -> Chat:
+    """What recognised finds of a template that this project wrote, or of a PUBLISHED one; else the chat."""
+    written = {text: Chat(kind) for kind, text in TEMPLATES.items()}
+    found = written.get(chat.text) or PUBLISHED.get(hashlib.sha256(chat.text.encode()).hexdigest())
+    if found is None or built_in(found.kind, bos, eos, special) is None:
+        return chat
+    return replace(found, text=chat.text)
+
+
 def recognised(chat: Chat, bos: str, eos: str, special: Collection[str]) -> Chat:
     """A chat of kind "other" with the kind that its template turns out to be; any other as it is.
 
-    bos, eos: names of these tokens, "" for none. special: names of all special tokens. It stays "other" where
-    jinja2 is not installed.
+    bos, eos: names of these tokens, "" for none. special: names of all special tokens. Where jinja2 is not
+    installed it stays "other", unless it is known to the letter.
     """
     if chat.kind != "other":
         return chat
+    if not find_spec("jinja2"):
+        return known(chat, bos, eos, special)
     from llama.chat import render
 
     names: dict[str, Any] = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text}

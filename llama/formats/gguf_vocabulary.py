@@ -7,6 +7,7 @@ spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the nam
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llama.errors import BadFileError
@@ -116,8 +117,9 @@ def add_vocabulary(
     v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
     writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
-    writer.add_token_list(spellings(v))
-    writer.add_token_types(written_types(v))
+    types = written_types(v)
+    writer.add_token_list(spellings(replace(v, types=[TYPES[of] for of in types])))
+    writer.add_token_types(types)
     if byte_level:
         writer.add_token_merges(merges_of(v))
     else:

@@ -206,3 +206,19 @@ def test_what_the_engine_opens_is_not_converted(tmp_path, data, foreign):
     path.write_bytes(data)
     assert cache.is_foreign(path) == foreign
     assert not cache.is_foreign(tmp_path / "missing")
+
+
+def test_what_was_left_half_is_cleared(source, home):
+    path = cache.converted(source)
+    path.with_suffix(".json").unlink()
+    (home / f".{path.name}.999999.tmp").write_bytes(b"half")
+    cache.clear()
+    assert files(home) == []
+
+
+def test_with_standard_error_closed_the_text_is_the_same(source, home):
+    command = [sys.executable, "-m", "llama.run", str(source), "-t", "0", "-n", "5", "-i", "Once"]
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    result = subprocess.run(closed, capture_output=True, env=environment(), check=False)
+    told = subprocess.run(command, capture_output=True, env=environment(), check=False)
+    assert (result.returncode, result.stdout) == (0, told.stdout)

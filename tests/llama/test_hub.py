@@ -19,7 +19,9 @@ from helpers import PIECES, ROOT, assert_refused, environment, finish, write_ran
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 import llama
-from llama import bench, hub, info, perplexity
+from llama import bench, convert, hub, info, perplexity
+from llama.engine import SHIPPED
+from llama.formats.chat_templates import TEMPLATES
 
 pytest.importorskip("huggingface_hub")
 
@@ -317,6 +319,20 @@ def test_a_repository_without_a_model_is_refused(server, tmp_path):
 )
 def test_a_folder_is_its_config_one_kind_of_weights_and_its_tokenizer(files, taken):
     assert sorted(hub.folder_files(files)) == sorted(files[:taken])
+
+
+def test_a_chat_by_the_name_of_a_folder_is_downloaded_converted_and_answered(server, tmp_path):
+    assert convert.main([str(SHIPPED), str(tmp_path / "folder")]) == 0
+    (tmp_path / "folder" / "chat_template.jinja").write_text(TEMPLATES["llama2"])
+    for path in (tmp_path / "folder").iterdir():
+        server.files[HOME, path.name] = path.read_bytes()
+    options, kept = ("chat", HOME, "-t", "0", "-n", "60", "-i", "Hi!"), str(tmp_path / "kept")
+    first, second = (run("llama.cli", *options, server=server, cwd=tmp_path, CRIA_CACHE=kept) for _ in "12")
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert b"converting" in first.stderr
+    assert b"converting" not in second.stderr
+    assert first.stdout == second.stdout
+    assert b"Assistant: " in first.stdout
 
 
 def test_one_gguf_file_of_a_repository_is_taken_and_several_are_named(server, tmp_path):

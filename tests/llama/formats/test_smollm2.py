@@ -85,9 +85,13 @@ def test_its_chat_has_the_ids_of_its_own_template(engine, tokenizer):
     assert [*first, *answer, *later] == expected
 
 
+CHAT = "import sys; {}; from llama.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("before", ["pass", "sys.modules['jinja2'] = None"])
 @pytest.mark.parametrize("options", [(), ("--dtype", "fp32"), ("--dtype", "int8", "--exact")])
-def test_two_questions_on_standard_input_have_sensible_answers(options):
-    command = [sys.executable, "-m", "llama.cli", "chat", smollm2_path(), "-t", "0", *options]
+def test_two_questions_on_standard_input_have_sensible_answers(options, before):
+    command = [sys.executable, "-c", CHAT.format(before), "chat", smollm2_path(), "-t", "0", *options]
     questions = f"{QUESTION}\n{SECOND}\n".encode()
     result = subprocess.run(command, input=questions, capture_output=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
