@@ -22,7 +22,10 @@
 #include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
 #include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
+#include "llama/csrc/kernels/pages.h"      // Pool: which pages of the cache are whose
 #include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward
+#include "llama/csrc/kernels/sequence.h"   // llama_sequence_copy, llama_sequence_trim
+#include "llama/csrc/kernels/saved.h"      // llama_sequence_save, llama_sequence_restore
 #include "llama/csrc/text/utf8.h"          // utf8_length: where characters end
 #include "llama/csrc/text/pieces.h"        // the tokens of a model, and how a piece of text is found among them
 #include "llama/csrc/text/split.h"         // text into words, by the patterns of Llama 3 and GPT-2
@@ -57,15 +60,10 @@ typedef struct {
     const LlamaRow *rows; // (n)
     int32_t n;
     int32_t n_wanted;
+    int32_t n_shown;
     float *logits; // (n_wanted, vocab_size)
+    float *hidden; // (n_shown, dim)
 } Pass;
-
-// The part of ctx->keys or ctx->values that one head of a sequence has.
-static void *cached_head(const LlamaContext *ctx, void *cache, int32_t layer, int32_t sequence, int32_t head) {
-    const LlamaConfig *c = &ctx->model->config;
-    int64_t plane = ((int64_t)layer * ctx->options.sequences + sequence) * c->n_kv_heads + head;
-    return (uint8_t *)cache + plane * ctx->positions * c->head_dim * (int64_t)kv_size(ctx->options.kv);
-}
 
 static void embed(const Pass *pass, const Team *team) {
     LlamaContext *ctx = pass->ctx;
@@ -194,19 +192,20 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
     for (int32_t h = 0; h < share; h++) rotate(q + (int64_t)h * c->head_dim, rope, c->head_dim);
     int64_t at = ((int64_t)i * c->n_kv_heads + head) * c->head_dim;
     rotate(ctx->k + at, rope, c->head_dim);
-    void *keys = cached_head(ctx, ctx->keys, layer, row->sequence, head);
-    void *values = cached_head(ctx, ctx->values, layer, row->sequence, head);
-    int64_t block = row->position / KEY_BLOCK, lane = row->position % KEY_BLOCK;
+    const int32_t *pages = pool_table(&ctx->pool, row->sequence);
+    void *keys = cache_plane(ctx, ctx->keys, layer, head), *values = cache_plane(ctx, ctx->values, layer, head);
+    int64_t key = cached_keys(pages, row->position, c->head_dim) + row->position % KEY_BLOCK;
     Store *store = ctx->kernels->store[ctx->options.kv];
-    store(keys, block * KEY_BLOCK * c->head_dim + lane, KEY_BLOCK, ctx->k + at, c->head_dim);
-    store(values, (int64_t)row->position * c->head_dim, 1, ctx->v + at, c->head_dim);
+    store(keys, key, KEY_BLOCK, ctx->k + at, c->head_dim);
+    store(values, cached_row(pages, row->position) * c->head_dim, 1, ctx->v + at, c->head_dim);
 }
 
 static void attend_head(const LlamaContext *ctx, const Query *queries, int32_t n, int32_t layer, int32_t sequence,
                         int32_t head) {
-    const void *keys = cached_head(ctx, ctx->keys, layer, sequence, head);
-    const void *values = cached_head(ctx, ctx->values, layer, sequence, head);
-    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, ctx->model->config.head_dim);
+    const void *keys = cache_plane(ctx, ctx->keys, layer, head),
+               *values = cache_plane(ctx, ctx->values, layer, head);
+    const int32_t *pages = pool_table(&ctx->pool, sequence);
+    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, pages, ctx->model->config.head_dim);
 }
 
 // The outputs of `count` query heads from `head` on, which share keys and values, for rows [begin, end): a few rows
@@ -319,6 +318,16 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     add_matmul(pass, team, &ctx->hidden, &w->w2);
 }
 
+// Writes the hidden states that rows want: what the classifier is multiplied with, in fp32 whatever its type.
+static void show(const Pass *pass, const Team *team) {
+    const LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    Range range = team_range(team, pass->n_shown, 1);
+    for (int32_t i = range.begin; i < range.end; i++)
+        ctx->kernels->rmsnorm(pass->hidden + (int64_t)i * c->dim, ctx->x + (int64_t)ctx->shown[i] * c->dim,
+                              tensor_row_fp32(&ctx->model->norm, 0), c->dim, c->norm_eps);
+}
+
 static void forward_pass(void *job, const Team *team) {
     const Pass *pass = job;
     LlamaContext *ctx = pass->ctx;
@@ -328,6 +337,7 @@ static void forward_pass(void *job, const Team *team) {
         attention(pass, team, layer);
         feed_forward(pass, team, layer);
     }
+    show(pass, team);
     if (pass->n_wanted == 0) return;
     Rows x = normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
     Range range = team_range(team, m->output.rows, TILE_ROWS);
@@ -354,28 +364,47 @@ static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *e
     return LLAMA_OK;
 }
 
+// Whether the row may have the outputs that it wants.
+static int check_wants(const Pass *pass, const LlamaRow *row, LlamaError *error) {
+    if (row->wants_logits && !pass->logits)
+        return fail(error, LLAMA_ERROR_USAGE, "logits = NULL, but a row wants them");
+    if (row->wants_hidden && !pass->hidden)
+        return fail(error, LLAMA_ERROR_USAGE, "hidden = NULL, but a row wants it");
+    return LLAMA_OK;
+}
+
 // Takes as many of n rows into the pass as go through the layers together: at most B, and a sequence may not go
 // back to a position that it has in the same pass.
-static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
+static int pass_take_rows(Pass *pass, int32_t n, LlamaError *error) {
     LlamaContext *ctx = pass->ctx;
     ctx->pass++;
-    memcpy(ctx->before, ctx->lengths, (size_t)ctx->options.sequences * sizeof *ctx->before);
-    for (pass->n = pass->n_wanted = 0; pass->n < MIN(n, ctx->options.batch); pass->n++) {
+    for (pass->n = pass->n_wanted = pass->n_shown = 0; pass->n < MIN(n, ctx->options.batch); pass->n++) {
         const LlamaRow *row = &pass->rows[pass->n];
         int code = check_row(ctx, row, error);
-        if (code == LLAMA_OK && row->wants_logits && !pass->logits)
-            code = fail(error, LLAMA_ERROR_USAGE, "logits = NULL, but a row wants them");
-        if (code != LLAMA_OK) {
-            memcpy(ctx->lengths, ctx->before, (size_t)ctx->options.sequences * sizeof *ctx->before);
-            return code;
-        }
+        if (code == LLAMA_OK) code = check_wants(pass, row, error);
+        if (code != LLAMA_OK) return code;
         bool back = row->position < ctx->lengths[row->sequence];
         if (back && ctx->pass_of[row->sequence] == ctx->pass) break;
         ctx->pass_of[row->sequence] = ctx->pass;
         ctx->lengths[row->sequence] = row->position + 1;
         if (row->wants_logits) ctx->wanted[pass->n_wanted++] = pass->n;
+        if (row->wants_hidden) ctx->shown[pass->n_shown++] = pass->n;
     }
     return LLAMA_OK;
+}
+
+// Finds a page for each row, and gives back those of what sequences forget. After an error all are as before.
+static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
+    LlamaContext *ctx = pass->ctx;
+    size_t bytes = (size_t)ctx->options.sequences * sizeof *ctx->before;
+    memcpy(ctx->before, ctx->lengths, bytes);
+    int code = pass_take_rows(pass, n, error);
+    int32_t placed = 0;
+    for (; placed < pass->n && code == LLAMA_OK; placed++)
+        code = sequence_place(ctx, pass->rows[placed].sequence, pass->rows[placed].position, error);
+    if (code != LLAMA_OK) memcpy(ctx->lengths, ctx->before, bytes);
+    for (int32_t i = 0; i < placed; i++) sequence_fit(ctx, pass->rows[i].sequence);
+    return code;
 }
 
 static void run_pass(Pass *pass) {
@@ -385,14 +414,27 @@ static void run_pass(Pass *pass) {
     if (threads > 1) alone_note(&ctx->alone, seconds() - start, waited);
 }
 
-int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
-    for (Pass pass = {.ctx = ctx, .rows = rows, .logits = logits}; n > 0; n -= pass.n, pass.rows += pass.n) {
+static bool cancelled(const LlamaContext *ctx) {
+    return ctx->cancel && __atomic_load_n(ctx->cancel, __ATOMIC_RELAXED) != 0;
+}
+
+int llama_forward_hidden(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, float *hidden,
+                         LlamaError *error) {
+    const LlamaConfig *c = &ctx->model->config;
+    Pass pass = {.ctx = ctx, .rows = rows, .logits = logits, .hidden = hidden};
+    for (; n > 0; n -= pass.n, pass.rows += pass.n) {
+        if (cancelled(ctx)) return fail(error, LLAMA_ERROR_CANCELLED, "cancelled");
         int code = pass_take(&pass, n, error);
         if (code != LLAMA_OK) return code;
         run_pass(&pass);
-        if (logits) pass.logits += (int64_t)pass.n_wanted * ctx->model->config.vocab_size;
+        if (logits) pass.logits += (int64_t)pass.n_wanted * c->vocab_size;
+        if (hidden) pass.hidden += (int64_t)pass.n_shown * c->dim;
     }
     return LLAMA_OK;
+}
+
+int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
+    return llama_forward_hidden(ctx, rows, n, logits, NULL, error);
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 #include "api/error.h"      // LlamaError
 #include "api/model.h"      // LlamaModel: a checkpoint, mapped
 #include "api/context.h"    // LlamaContext: the cache, and rows of tokens through the model
+#include "api/sequence.h"   // what the cache holds of each sequence: sharing, saving
 #include "api/tokenizer.h"  // LlamaTokenizer: text to token ids and back
 #include "api/info.h"       // what a model is
 #include "api/stream.h"     // LlamaStream: bytes of tokens to whole characters

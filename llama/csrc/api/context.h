@@ -18,6 +18,7 @@ typedef struct {         // 0 in any field: the default
     const char *kernels; // "scalar", "avx2" ... (NULL: $LLAMA_ISA, else the best this CPU runs)
     float rope_theta;    // base of RoPE's angles (the file's, 10000 for v0, v1 and v2, which can't say it)
     int32_t kv;          // LLAMA_KV_FP32 ...
+    int32_t cache;       // positions that all sequences hold together, at least `context` (sequences x context)
 } LlamaContextOptions;
 
 int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
@@ -36,11 +37,19 @@ typedef struct {
                           // what is there and forgets what came after
     int32_t sequence;     // 0 <= sequence < options.sequences
     int32_t wants_logits; // 1: the next row of `logits` is for this row
+    int32_t wants_hidden; // 1: so is the next row of `hidden`
 } LlamaRow;
 
 // Runs n rows through the model. logits: (rows that want them, vocab_size), NULL if none does.
 // The result does not depend on the number of threads nor on how rows are grouped into calls.
 int llama_forward(LlamaContext *context, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error);
+// The same with hidden states. hidden: (rows that want it, dim), the residual stream after the last layer and its
+// norm, which the classifier turns into logits: what embeddings of texts are made of.
+int llama_forward_hidden(LlamaContext *context, const LlamaRow *rows, int32_t n, float *logits, float *hidden,
+                         LlamaError *error);
+// Has forward look at *cancel before each `batch` rows: where another thread has made it something else than 0, it
+// ends with LLAMA_ERROR_CANCELLED, and what was run before stays. NULL: it does not look any more.
+void llama_context_watch(LlamaContext *context, const int *cancel);
 
 // Runs one text of n ids as sequence 0. scores: (n - 1), the log-probability in nats of each id but the first after
 // those before it.

@@ -12,6 +12,7 @@ enum {
     LLAMA_ERROR_USAGE = 2,
     LLAMA_ERROR_FILE = 3,
     LLAMA_ERROR_RESOURCE = 4,
+    LLAMA_ERROR_CANCELLED = 5, // by the flag that llama_context_watch was given
     LLAMA_ERROR_INTERRUPTED = 130
 };
 

@@ -30,7 +30,8 @@ int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *sc
     int code = LLAMA_OK;
     for (int32_t i = 0; i < n - 1 && code == LLAMA_OK; i += n_rows) {
         n_rows = MIN(batch, n - 1 - i);
-        for (int32_t j = 0; j < n_rows; j++) rows[j] = (LlamaRow){ids[i + j], i + j, 0, 1};
+        for (int32_t j = 0; j < n_rows; j++)
+            rows[j] = (LlamaRow){.token = ids[i + j], .position = i + j, .wants_logits = 1};
         code = llama_forward(context, rows, n_rows, logits, error);
         for (int32_t j = i; j < i + n_rows && code == LLAMA_OK; j++)
             code = score_token(kernels, logits + (int64_t)(j - i) * vocab_size, vocab_size, ids[j + 1], scores + j,
