@@ -23,13 +23,23 @@ int llama_sampler_init(int32_t vocab_size, const LlamaSampling *sampling, LlamaS
 void llama_sampler_free(LlamaSampler *sampler);
 // Adds bias to the logit of a token before every sample; -INFINITY forbids the token.
 int llama_sampler_bias(LlamaSampler *sampler, int32_t token, float bias, LlamaError *error);
+// Allows only tokens whose bit is set, number token % 32 of word token / 32, in all samples to come. allowed:
+// ((vocab_size + 31) / 32), which stays the caller's and may change between samples; NULL: all tokens.
+void llama_sampler_mask(LlamaSampler *sampler, const uint32_t *allowed);
 // Draws a token from logits (vocab_size), which it overwrites with what it made of them. A NaN or an infinity is an
-// error.
+// error, as is a mask or a bias that leaves no token.
 int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaError *error);
 // Tells the penalties of a token: generated = 0 for the prompt's, 1 for those drawn.
 int llama_sampler_accept(LlamaSampler *sampler, int32_t token, int generated, LlamaError *error);
 // Forgets the tokens told; the generator goes on.
 void llama_sampler_reset(LlamaSampler *sampler);
+
+enum { LLAMA_MAX_TOP = 128 };
+
+typedef struct {
+    int32_t token;
+    float logprob; // natural logarithm of its probability
+} LlamaLogprob;
 // cdef end
 
 #endif
