@@ -7,10 +7,10 @@
             for event in batch.step():
                 print(event.request is one, event.text, event.finish)
 
-Requests join and leave at any time. A step is one call of C without the GIL: it runs the newest token of every
-text and a part of the prompts, draws, and turns tokens into text. What one writes is, to the bit, what it would
-write alone. A prompt that begins as another one did, running or finished, shares its pages of the cache and
-does not run the common tokens again.
+Requests join and leave at any time. A step is one call of C without the GIL: it runs the newest token of
+every text and a part of the prompts, draws, and turns tokens into text. What one writes is, to the bit, what
+it would write alone. A prompt that begins as another one did, running or finished, shares its pages of the
+cache and does not run the common tokens again.
 
 join and cancel may be called from any thread; all else belongs to the thread that calls step. Left out on
 purpose: limits, fairness and waiting, which are a server's.
@@ -21,14 +21,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama._engine import ffi, lib
 from llama.engine import FINISH, Llama, alive
 from llama.errors import ERRORS, LlamaError, ResourceError, UsageError
 from llama.native import (
     c_strings,
-    c_text,
     call,
     check,
     context_init,
@@ -38,7 +37,8 @@ from llama.native import (
     sequence_save,
 )
 
-# The tokens drawn so far to the tokens allowed next: a buffer of uint32 words, a bit a token (llama_sampler_mask).
+# The tokens drawn so far to the tokens allowed next: a buffer of uint32 words, a bit for each
+# (llama_sampler_mask).
 Mask = Callable[[list[int]], Any]
 PAGE = 16  # positions; fewer are not worth waiting for
 DEFAULTS = {"temperature": 1.0, "top_p": 0.9, "repeat_penalty": 1.0}  # of Llama.generate that are not 0
@@ -71,11 +71,9 @@ class Request:
     _allowed: Any = field(default=None, repr=False)  # the mask of the next token, which C reads
     _masked: int | None = None  # how many tokens had been drawn when it was asked for
     _handle: Any = field(default=None, repr=False)  # the LlamaGeneration, while it has a slot
-    _cancelled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What a step gave a request: a token, or the end.
 
     text: whole characters, may be empty. token: the one drawn, None where the end came without one. finish:
@@ -113,6 +111,18 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
+def drained(requests: deque[Request]) -> list[Request]:
+    """Takes all that is in a deque, to which other threads may append meanwhile."""
+    return [requests.popleft() for _ in range(len(requests))]
+
+
+def piece_error(piece: Any) -> LlamaError | None:
+    """Why no token could be drawn, if that is so."""
+    if piece.error == ffi.NULL:
+        return None
+    return ERRORS.get(piece.error.code, LlamaError)(ffi.string(piece.error.text).decode())
+
+
 class Batch:
     """Requests on one model that run together.
 
@@ -142,7 +152,9 @@ class Batch:
         self.vocab_size = llama.config.vocab_size
         self.prefill = prefill
         self.slots = [Slot(i) for i in range(sequences)]
-        self._joined: deque[Request] = deque()  # has no slot yet
+        self._joined: deque[Request] = deque()  # since the last step
+        self._cancelled: deque[Request] = deque()
+        self._waiting: list[Request] = []  # for a slot, or for what another one will hold
         self._running: list[Request] = []  # in the order in which they began
         self._clock = 0
         self._generations = ffi.new("LlamaGeneration *[]", sequences)
@@ -191,17 +203,17 @@ class Batch:
 
     def cancel(self, request: Request) -> None:
         """Ends a request with the next step. One that has ended stays as it is."""
-        request._cancelled = True
+        self._cancelled.append(request)
 
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._running or self._joined)
+        return bool(self._running or self._waiting or self._joined)
 
     # --- From the thread of step
 
     def step(self) -> list[Event]:
-        """Runs a token of every text, and a part of the prompts. What came of it, in the order of the requests.
+        """Runs a token of every text, and a part of the prompts, and says what came of it.
 
         Raises ClosedError. What goes wrong with a request ends that one.
         """
@@ -238,14 +250,14 @@ class Batch:
 
     @property
     def free(self) -> int:
-        """Positions that the cache has room for still, in whole pages; finished texts take some of the others."""
+        """Positions that the cache has room for, in whole pages. Texts that have ended take room too."""
         return lib.llama_cache_free(alive(self._context, "Batch"))
 
     def close(self) -> None:
         """Lets go of the context. Requests that run stay unfinished. May be called twice."""
         self._context = None
-        self._running.clear()
-        self._joined.clear()
+        for requests in (self._running, self._waiting, self._joined):
+            requests.clear()
 
     def __enter__(self) -> Batch:
         return self
@@ -273,8 +285,8 @@ class Batch:
         slot.ids = []
 
     def _donor(self, prompt: list[int]) -> tuple[Slot, int] | None:
-        """The slot that holds most of the beginning of a prompt, and how much, but for the last token, which has
-        to run. None: wait, as another prompt that is running will soon hold a page more.
+        """The slot that holds most of the beginning of a prompt, and how much: not the last token, which has
+        to run. None: wait, as another request, whose prompt is being run, will soon hold a page more.
         """
         best, most, soon = self.slots[0], 0, 0
         for slot in self.slots:
@@ -305,20 +317,24 @@ class Batch:
             self._generations[i] = request._handle
 
     def _leave(self) -> list[Event]:
-        """Ends the requests that were cancelled."""
-        gone = [r for r in (*self._running, *self._joined) if r._cancelled]
-        for request in gone:
-            if request.slot is None:
-                self._joined.remove(request)
-        return [self._end(request, "cancelled") for request in gone]
+        """Takes in what join and cancel left, and ends the requests that were cancelled."""
+        cancelled = drained(self._cancelled)  # first: each of them has joined before
+        self._waiting += drained(self._joined)
+        events = []
+        for request in cancelled:
+            if request.finish is None:
+                if request.slot is None:
+                    self._waiting.remove(request)
+                events.append(self._end(request, "cancelled"))
+        return events
 
     def _begin(self) -> None:
         """Gives slots to the requests that have none, in their order, as far as there are any."""
-        for request in list(self._joined):
+        for request in list(self._waiting):
             if not (idle := self._idle()):
                 break
             if found := self._donor(request.prompt):
-                self._joined.remove(request)
+                self._waiting.remove(request)
                 self._start(request, idle[0], *found)
 
     def _start(self, request: Request, slot: Slot, donor: Slot, shared: int) -> None:
@@ -346,6 +362,8 @@ class Batch:
         """Asks for the masks of the next tokens. One that fails ends its request."""
         events = []
         for request in [r for r in self._running if r._mask and r._masked != len(r.tokens)]:
+            if len(request.prompt) + len(request.tokens) > (request._limit or self.context):
+                continue  # the end comes next
             try:
                 words = ffi.from_buffer("uint32_t[]", request._mask(request.tokens))
                 if len(words) < (needed := (self.vocab_size + 31) // 32):
@@ -382,23 +400,24 @@ class Batch:
     def _events(self) -> list[Event]:
         """What C has said of each request that runs, but for those whose prompt is still being read."""
         events = []
-        for i, request in enumerate(list(self._running)):
-            piece = self._pieces[i]
-            token, finish = piece.token, piece.finish
-            if token < 0 and finish == lib.LLAMA_RUNNING:
+        for request, piece in zip(self._running[:], self._pieces, strict=False):
+            token, finish = piece.token, FINISH[piece.finish]
+            if token < 0 and finish is None:
                 continue
-            text = c_text(piece.text, piece.length).decode()
-            if token >= 0:
+            text = ffi.unpack(piece.text, piece.length).decode()
+            if token < 0:
+                events.append(Event(request, text, None, finish))
+            else:
                 request.tokens.append(token)
                 self.slots[request.slot].ids.append(token)
-            logprob, top = None, ()
-            if request._logprobs >= 0 and token >= 0:
-                logprob = piece.logprob
-                top = tuple((entry.token, entry.logprob) for entry in piece.top[0 : piece.n_top])
-            error = None
-            if finish == lib.LLAMA_STOP_ERROR:
-                error = ERRORS.get(piece.error.code, LlamaError)(ffi.string(piece.error.text).decode())
-            events.append(Event(request, text, token if token >= 0 else None, FINISH[finish], logprob, top))
-            if finish != lib.LLAMA_RUNNING:
-                self._end(request, FINISH[finish], error)
+                events.append(Event(request, text, token, finish, *self._logprobs(request, piece)))
+            if finish is not None:
+                self._end(request, finish, piece_error(piece))
         return events
+
+    def _logprobs(self, request: Request, piece: Any) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+        """logprob and top of an Event."""
+        if request._logprobs < 0:
+            return None, ()
+        top = ffi.unpack(piece.top, piece.n_top) if piece.n_top else ()
+        return piece.logprob, tuple((entry.token, entry.logprob) for entry in top)

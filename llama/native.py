@@ -160,7 +160,10 @@ def sequence_save(context: Any, sequence: int, ids: Sequence[int]) -> bytes:
 
 
 def sequence_restore(context: Any, sequence: int, data: bytes) -> list[int]:
-    """Puts saved bytes in the place of a sequence and returns its tokens. Raises BadFileError, ResourceError."""
+    """Puts saved bytes in the place of a sequence, whose tokens it returns.
+
+    Raises BadFileError for what was not saved so, ResourceError.
+    """
     ids = NEW_UNCLEARED("int32_t[]", lib.llama_context_options(context).context)
     n = ffi.new("int32_t *")
     call(lib.llama_sequence_restore, context, sequence, ffi.from_buffer(data), len(data), ids, n)
