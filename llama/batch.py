@@ -116,6 +116,14 @@ def drained(requests: deque[Request]) -> list[Request]:
     return [requests.popleft() for _ in range(len(requests))]
 
 
+def logprobs_of(request: Request, piece: Any) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """logprob and top of an Event."""
+    if request._logprobs < 0:
+        return None, ()
+    top = ffi.unpack(piece.top, piece.n_top) if piece.n_top else ()
+    return piece.logprob, tuple((entry.token, entry.logprob) for entry in top)
+
+
 def piece_error(piece: Any) -> LlamaError | None:
     """Why no token could be drawn, if that is so."""
     if piece.error == ffi.NULL:
@@ -410,14 +418,7 @@ class Batch:
             else:
                 request.tokens.append(token)
                 self.slots[request.slot].ids.append(token)
-                events.append(Event(request, text, token, finish, *self._logprobs(request, piece)))
+                events.append(Event(request, text, token, finish, *logprobs_of(request, piece)))
             if finish is not None:
                 self._end(request, finish, piece_error(piece))
         return events
-
-    def _logprobs(self, request: Request, piece: Any) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-        """logprob and top of an Event."""
-        if request._logprobs < 0:
-            return None, ()
-        top = ffi.unpack(piece.top, piece.n_top) if piece.n_top else ()
-        return piece.logprob, tuple((entry.token, entry.logprob) for entry in top)
