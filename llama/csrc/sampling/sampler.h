@@ -186,13 +186,17 @@ void llama_sampler_mask(LlamaSampler *sampler, const uint32_t *allowed) {
     sampler->allowed = allowed;
 }
 
-// Forbids the tokens that the mask leaves out, mostly all of a word or none.
+// Forbids the tokens that the mask leaves out. Without a branch for each token: masks may be as irregular as coins.
 static void sampler_forbid(const LlamaSampler *s, float *logits) {
+    const uint32_t least = select_bits(-INFINITY);
     for (int32_t i = 0; i < s->vocab_size; i += 32) {
-        uint32_t forbidden = ~s->allowed[i / 32];
-        if (forbidden == 0) continue;
+        uint32_t allowed = s->allowed[i / 32];
+        if (allowed == UINT32_MAX) continue;
         int32_t n = MIN(32, s->vocab_size - i);
-        for (int32_t j = 0; j < n; j++) logits[i + j] = forbidden >> j & 1 ? -INFINITY : logits[i + j];
+        for (int32_t j = 0; j < n; j++) {
+            uint32_t keep = -(uint32_t)((allowed & 1u << j) != 0);
+            logits[i + j] = select_float((select_bits(logits[i + j]) & keep) | (least & ~keep));
+        }
     }
 }
 
