@@ -29,7 +29,7 @@ class ResourceError(LlamaError, MemoryError):
     code = 4  # LLAMA_ERROR_RESOURCE
 
 
-class CancelledError(LlamaError):
+class CancelledError(LlamaError, InterruptedError):
     """The flag that llama_context_watch was given said to stop."""
 
     code = 5  # LLAMA_ERROR_CANCELLED
