@@ -22,7 +22,10 @@
 #include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
 #include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
+#include "llama/csrc/kernels/pages.h"      // Pool: which pages of the cache are whose
 #include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward
+#include "llama/csrc/kernels/sequence.h"   // llama_sequence_copy, llama_sequence_trim
+#include "llama/csrc/kernels/saved.h"      // llama_sequence_save, llama_sequence_restore
 #include "llama/csrc/text/utf8.h"          // utf8_length: where characters end
 #include "llama/csrc/text/pieces.h"        // the tokens of a model, and how a piece of text is found among them
 #include "llama/csrc/text/split.h"         // text into words, by the patterns of Llama 3 and GPT-2
@@ -57,15 +60,10 @@ typedef struct {
     const LlamaRow *rows; // (n)
     int32_t n;
     int32_t n_wanted;
+    int32_t n_shown;
     float *logits; // (n_wanted, vocab_size)
+    float *hidden; // (n_shown, dim)
 } Pass;
-
-// The part of ctx->keys or ctx->values that one head of a sequence has.
-static void *cached_head(const LlamaContext *ctx, void *cache, int32_t layer, int32_t sequence, int32_t head) {
-    const LlamaConfig *c = &ctx->model->config;
-    int64_t plane = ((int64_t)layer * ctx->options.sequences + sequence) * c->n_kv_heads + head;
-    return (uint8_t *)cache + plane * ctx->positions * c->head_dim * (int64_t)kv_size(ctx->options.kv);
-}
 
 static void embed(const Pass *pass, const Team *team) {
     LlamaContext *ctx = pass->ctx;
@@ -194,19 +192,20 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
     for (int32_t h = 0; h < share; h++) rotate(q + (int64_t)h * c->head_dim, rope, c->head_dim);
     int64_t at = ((int64_t)i * c->n_kv_heads + head) * c->head_dim;
     rotate(ctx->k + at, rope, c->head_dim);
-    void *keys = cached_head(ctx, ctx->keys, layer, row->sequence, head);
-    void *values = cached_head(ctx, ctx->values, layer, row->sequence, head);
-    int64_t block = row->position / KEY_BLOCK, lane = row->position % KEY_BLOCK;
+    const int32_t *pages = pool_table(&ctx->pool, row->sequence);
+    void *keys = cache_plane(ctx, ctx->keys, layer, head), *values = cache_plane(ctx, ctx->values, layer, head);
+    int64_t key = cached_keys(pages, row->position, c->head_dim) + row->position % KEY_BLOCK;
     Store *store = ctx->kernels->store[ctx->options.kv];
-    store(keys, block * KEY_BLOCK * c->head_dim + lane, KEY_BLOCK, ctx->k + at, c->head_dim);
-    store(values, (int64_t)row->position * c->head_dim, 1, ctx->v + at, c->head_dim);
+    store(keys, key, KEY_BLOCK, ctx->k + at, c->head_dim);
+    store(values, cached_row(pages, row->position) * c->head_dim, 1, ctx->v + at, c->head_dim);
 }
 
 static void attend_head(const LlamaContext *ctx, const Query *queries, int32_t n, int32_t layer, int32_t sequence,
                         int32_t head) {
-    const void *keys = cached_head(ctx, ctx->keys, layer, sequence, head);
-    const void *values = cached_head(ctx, ctx->values, layer, sequence, head);
-    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, ctx->model->config.head_dim);
+    const void *keys = cache_plane(ctx, ctx->keys, layer, head),
+               *values = cache_plane(ctx, ctx->values, layer, head);
+    const int32_t *pages = pool_table(&ctx->pool, sequence);
+    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, pages, ctx->model->config.head_dim);
 }
 
 // The outputs of `count` query heads from `head` on, which share keys and values, for rows [begin, end): a few rows
@@ -319,6 +318,16 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     add_matmul(pass, team, &ctx->hidden, &w->w2);
 }
 
+// Writes the hidden states that rows want: what the classifier is multiplied with, in fp32 whatever its type.
+static void show(const Pass *pass, const Team *team) {
+    const LlamaContext *ctx = pass->ctx;
+    const LlamaConfig *c = &ctx->model->config;
+    Range range = team_range(team, pass->n_shown, 1);
+    for (int32_t i = range.begin; i < range.end; i++)
+        ctx->kernels->rmsnorm(pass->hidden + (int64_t)i * c->dim, ctx->x + (int64_t)ctx->shown[i] * c->dim,
+                              tensor_row_fp32(&ctx->model->norm, 0), c->dim, c->norm_eps);
+}
+
 static void forward_pass(void *job, const Team *team) {
     const Pass *pass = job;
     LlamaContext *ctx = pass->ctx;
@@ -328,6 +337,7 @@ static void forward_pass(void *job, const Team *team) {
         attention(pass, team, layer);
         feed_forward(pass, team, layer);
     }
+    show(pass, team);
     if (pass->n_wanted == 0) return;
     Rows x = normalise(pass, team, &m->norm, &m->output, ctx->wanted, pass->n_wanted);
     Range range = team_range(team, m->output.rows, TILE_ROWS);
@@ -354,28 +364,47 @@ static int check_row(const LlamaContext *ctx, const LlamaRow *row, LlamaError *e
     return LLAMA_OK;
 }
 
+// Whether the row may have the outputs that it wants.
+static int check_wants(const Pass *pass, const LlamaRow *row, LlamaError *error) {
+    if (row->wants_logits && !pass->logits)
+        return fail(error, LLAMA_ERROR_USAGE, "logits = NULL, but a row wants them");
+    if (row->wants_hidden && !pass->hidden)
+        return fail(error, LLAMA_ERROR_USAGE, "hidden = NULL, but a row wants it");
+    return LLAMA_OK;
+}
+
 // Takes as many of n rows into the pass as go through the layers together: at most B, and a sequence may not go
 // back to a position that it has in the same pass.
-static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
+static int pass_take_rows(Pass *pass, int32_t n, LlamaError *error) {
     LlamaContext *ctx = pass->ctx;
     ctx->pass++;
-    memcpy(ctx->before, ctx->lengths, (size_t)ctx->options.sequences * sizeof *ctx->before);
-    for (pass->n = pass->n_wanted = 0; pass->n < MIN(n, ctx->options.batch); pass->n++) {
+    for (pass->n = pass->n_wanted = pass->n_shown = 0; pass->n < MIN(n, ctx->options.batch); pass->n++) {
         const LlamaRow *row = &pass->rows[pass->n];
         int code = check_row(ctx, row, error);
-        if (code == LLAMA_OK && row->wants_logits && !pass->logits)
-            code = fail(error, LLAMA_ERROR_USAGE, "logits = NULL, but a row wants them");
-        if (code != LLAMA_OK) {
-            memcpy(ctx->lengths, ctx->before, (size_t)ctx->options.sequences * sizeof *ctx->before);
-            return code;
-        }
+        if (code == LLAMA_OK) code = check_wants(pass, row, error);
+        if (code != LLAMA_OK) return code;
         bool back = row->position < ctx->lengths[row->sequence];
         if (back && ctx->pass_of[row->sequence] == ctx->pass) break;
         ctx->pass_of[row->sequence] = ctx->pass;
         ctx->lengths[row->sequence] = row->position + 1;
         if (row->wants_logits) ctx->wanted[pass->n_wanted++] = pass->n;
+        if (row->wants_hidden) ctx->shown[pass->n_shown++] = pass->n;
     }
     return LLAMA_OK;
+}
+
+// Finds a page for each row, and gives back those of what sequences forget. After an error all are as before.
+static int pass_take(Pass *pass, int32_t n, LlamaError *error) {
+    LlamaContext *ctx = pass->ctx;
+    size_t bytes = (size_t)ctx->options.sequences * sizeof *ctx->before;
+    memcpy(ctx->before, ctx->lengths, bytes);
+    int code = pass_take_rows(pass, n, error);
+    int32_t placed = 0;
+    for (; placed < pass->n && code == LLAMA_OK; placed++)
+        code = sequence_place(ctx, pass->rows[placed].sequence, pass->rows[placed].position, error);
+    if (code != LLAMA_OK) memcpy(ctx->lengths, ctx->before, bytes);
+    for (int32_t i = 0; i < placed; i++) sequence_fit(ctx, pass->rows[i].sequence);
+    return code;
 }
 
 static void run_pass(Pass *pass) {
@@ -385,18 +414,32 @@ static void run_pass(Pass *pass) {
     if (threads > 1) alone_note(&ctx->alone, seconds() - start, waited);
 }
 
-int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
-    for (Pass pass = {.ctx = ctx, .rows = rows, .logits = logits}; n > 0; n -= pass.n, pass.rows += pass.n) {
+static bool cancelled(const LlamaContext *ctx) {
+    return ctx->cancel && __atomic_load_n(ctx->cancel, __ATOMIC_RELAXED) != 0;
+}
+
+int llama_forward_hidden(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, float *hidden,
+                         LlamaError *error) {
+    const LlamaConfig *c = &ctx->model->config;
+    Pass pass = {.ctx = ctx, .rows = rows, .logits = logits, .hidden = hidden};
+    for (; n > 0; n -= pass.n, pass.rows += pass.n) {
+        if (cancelled(ctx)) return fail(error, LLAMA_ERROR_CANCELLED, "cancelled");
         int code = pass_take(&pass, n, error);
         if (code != LLAMA_OK) return code;
         run_pass(&pass);
-        if (logits) pass.logits += (int64_t)pass.n_wanted * ctx->model->config.vocab_size;
+        if (logits) pass.logits += (int64_t)pass.n_wanted * c->vocab_size;
+        if (hidden) pass.hidden += (int64_t)pass.n_shown * c->dim;
     }
     return LLAMA_OK;
 }
 
+int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error) {
+    return llama_forward_hidden(ctx, rows, n, logits, NULL, error);
+}
+
 // ---------------------------------------------------------------------------------------------------------
-// Generation: tokens wait in a queue until they are run; the logits of the last one give the next token.
+// Generation: tokens wait in a queue until they are run; the logits of the last one give the next token. A step
+// takes rows of many generations through one forward, then draws for all whose queue is empty.
 
 struct LlamaGeneration {
     LlamaContext *ctx;
@@ -408,16 +451,20 @@ struct LlamaGeneration {
     int32_t previous; // the newest token, which the next one's text depends on
     LlamaRow *queue;  // (n_queue) tokens that are to run, from `next` on
     int32_t n_queue, next;
-    float *logits; // (vocab_size)
+    int32_t running; // rows of the queue that run in this step
+    float *logits;   // (vocab_size) of the newest token, in ctx->logits
+    LlamaLogprob *top;
+    int32_t n_top; // -1: no log-probabilities
     double start, first;
     LlamaStats stats;
+    LlamaError error; // why finish is LLAMA_STOP_ERROR
 };
 
 void llama_generation_free(LlamaGeneration *g) {
     if (!g) return;
     llama_stream_free(g->stream);
     free(g->queue);
-    free(g->logits);
+    free(g->top);
     free(g);
 }
 
@@ -425,19 +472,29 @@ int llama_generation_init(LlamaContext *ctx, const LlamaTokenizer *tokenizer, Ll
                           int32_t sequence, const char *const *stops, int32_t n_stops, LlamaGeneration **generation,
                           LlamaError *error) {
     *generation = NULL;
-    size_t vocab_size = (size_t)ctx->model->config.vocab_size;
+    int code = check_sequence(ctx, sequence, error);
+    if (code != LLAMA_OK) return code;
     LlamaGeneration *g = calloc(1, sizeof *g);
     if (!g) return fail_memory(error, sizeof *g);
     *g = (LlamaGeneration){.ctx = ctx, .tokenizer = tokenizer, .sampler = sampler, .sequence = sequence};
     g->finish = LLAMA_STOP_LENGTH; // until it is fed
-    g->logits = malloc(vocab_size * sizeof *g->logits);
-    int code = g->logits ? LLAMA_OK : fail_memory(error, vocab_size * sizeof *g->logits);
-    if (code == LLAMA_OK) code = llama_stream_init(stops, n_stops, &g->stream, error);
+    g->n_top = -1;
+    code = llama_stream_init(stops, n_stops, &g->stream, error);
     if (code == LLAMA_OK)
         *generation = g;
     else
         llama_generation_free(g);
     return code;
+}
+
+int llama_generation_logprobs(LlamaGeneration *g, int32_t n, LlamaError *error) {
+    if (n < -1 || n > LLAMA_MAX_TOP)
+        return fail(error, LLAMA_ERROR_USAGE, "logprobs = %d, allowed 0 to %d, or -1 for none", n, LLAMA_MAX_TOP);
+    LlamaLogprob *top = realloc(g->top, (size_t)(MAX(n, 0) + 1) * sizeof *top);
+    if (!top) return fail_memory(error, LLAMA_MAX_TOP * sizeof *top);
+    g->top = top;
+    g->n_top = n;
+    return LLAMA_OK;
 }
 
 int32_t llama_generation_position(const LlamaGeneration *g) {
@@ -464,6 +521,20 @@ static void queue_push(LlamaGeneration *g, int32_t token) {
     g->previous = token;
 }
 
+int llama_generation_reuse(LlamaGeneration *g, const int32_t *ids, size_t n, LlamaError *error) {
+    int32_t length = llama_sequence_length(g->ctx, g->sequence);
+    if (n > (size_t)length)
+        return fail(error, LLAMA_ERROR_USAGE, "%zu tokens to reuse, sequence %d holds %d", n, g->sequence, length);
+    for (size_t i = 0; i < n; i++) {
+        int code = llama_sampler_accept(g->sampler, ids[i], 0, error);
+        if (code != LLAMA_OK) return code;
+    }
+    g->position = (int32_t)n;
+    g->n_queue = g->next = 0;
+    g->finish = LLAMA_STOP_LENGTH;
+    return LLAMA_OK;
+}
+
 int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int32_t limit, LlamaError *error) {
     int32_t context = g->ctx->options.context;
     if (limit == 0) limit = context;
@@ -486,17 +557,6 @@ int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int3
     return LLAMA_OK;
 }
 
-// Runs the next tokens of the queue. The last one of all has its logits computed.
-static int queue_run(LlamaGeneration *g, LlamaError *error) {
-    int32_t waiting = g->n_queue - g->next, n = MIN(waiting, g->ctx->options.batch);
-    g->queue[g->n_queue - 1].wants_logits = 1;
-    int code = llama_forward(g->ctx, g->queue + g->next, n, g->logits, error);
-    if (code != LLAMA_OK) return code;
-    g->position += n;
-    g->next += n;
-    return LLAMA_OK;
-}
-
 // Whether a token ends the text: EOS, BOS of the next one, or what the model's file says.
 static bool ends_text(const LlamaGeneration *g, int32_t token) {
     const LlamaConfig *c = &g->ctx->model->config;
@@ -505,21 +565,31 @@ static bool ends_text(const LlamaGeneration *g, int32_t token) {
     return ends;
 }
 
-// Draws a token from the logits and puts it into the queue, unless it ends the text.
-static int draw(LlamaGeneration *g, int32_t *token, LlamaError *error) {
-    int code = llama_sample(g->sampler, g->logits, token, error);
-    if (code == LLAMA_ERROR_FILE && error) {
+// Draws a token from the logits. raw: (vocab_size) scratch, for their log-probabilities before anything is done to
+// them.
+static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *error) {
+    int32_t vocab_size = g->ctx->model->config.vocab_size;
+    if (g->n_top >= 0) memcpy(raw, g->logits, (size_t)vocab_size * sizeof *raw);
+    int code = llama_sample(g->sampler, g->logits, &piece->token, error);
+    if (code == LLAMA_OK && g->n_top >= 0) {
+        piece->top = g->top;
+        piece->n_top = g->n_top;
+        code = logprobs(g->ctx->kernels, raw, vocab_size, piece, error);
+    }
+    if (code == LLAMA_ERROR_FILE) {
         LlamaError why = *error;
         fail(error, code, "%s: %s", g->ctx->model->path, why.text);
     }
-    if (code == LLAMA_OK) code = llama_sampler_accept(g->sampler, *token, 1, error);
-    if (code != LLAMA_OK) return code;
+    return code == LLAMA_OK ? llama_sampler_accept(g->sampler, piece->token, 1, error) : code;
+}
+
+// Takes note of a token drawn: the queue is empty, and time has passed.
+static void note_token(LlamaGeneration *g, int32_t token) {
     double now = seconds();
     if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
     g->stats.generate_seconds = now - g->first;
     g->n_queue = g->next = 0;
-    if (ends_text(g, *token)) g->finish = LLAMA_STOP_TOKEN;
-    return LLAMA_OK;
+    if (ends_text(g, token)) g->finish = LLAMA_STOP_TOKEN;
 }
 
 // Turns the token drawn into text and decides whether the text goes on.
@@ -536,18 +606,123 @@ static int write_token(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error)
     return code;
 }
 
-int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
-    *piece = (LlamaPiece){.text = "", .token = -1};
-    if (g->start == 0) g->start = seconds();
+// The piece of a generation after the rows of a step have run: nothing while its prompt is read.
+static int write_piece(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *error) {
     if (g->finish == LLAMA_RUNNING) {
-        int code = queue_run(g, error);
-        if (code != LLAMA_OK || g->next < g->n_queue) return code;
-        code = draw(g, &piece->token, error);
+        if (g->next < g->n_queue) return LLAMA_OK;
+        int code = draw(g, piece, raw, error);
         if (code != LLAMA_OK) return code;
+        note_token(g, piece->token);
         if (g->finish == LLAMA_RUNNING) return write_token(g, piece, error);
     }
     piece->finish = g->finish;
     return llama_stream_flush(g->stream, &piece->text, &piece->length, error);
+}
+
+typedef struct {
+    LlamaGeneration *const *generations; // (n)
+    LlamaPiece *pieces;                  // (n)
+    int32_t n;
+} Step;
+
+// Every thread takes some of the generations. One that fails ends, and the others go on.
+static void write_pieces(void *job, const Team *team) {
+    const Step *step = job;
+    for (int32_t i = team->thread; i < step->n; i += team->threads) {
+        LlamaGeneration *g = step->generations[i];
+        LlamaPiece *piece = &step->pieces[i];
+        float *raw = g->ctx->raw + (int64_t)team->thread * g->ctx->model->config.vocab_size;
+        *piece = (LlamaPiece){.text = "", .token = -1};
+        if (g->finish != LLAMA_STOP_ERROR && write_piece(g, piece, raw, &g->error) != LLAMA_OK) {
+            *piece = (LlamaPiece){.text = "", .token = -1};
+            g->finish = LLAMA_STOP_ERROR;
+        }
+        if (g->finish == LLAMA_STOP_ERROR) {
+            piece->finish = LLAMA_STOP_ERROR;
+            piece->error = &g->error;
+        }
+    }
+}
+
+// Whether the generations go together: of one context, each with a sequence of its own.
+static int check_step(LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
+    LlamaContext *ctx = generations[0]->ctx;
+    ctx->pass++; // marks the sequences of this step
+    for (int32_t i = 0; i < n; i++) {
+        int32_t sequence = generations[i]->sequence;
+        if (generations[i]->ctx != ctx)
+            return fail(error, LLAMA_ERROR_USAGE, "generation %d is of another context than the first", i);
+        if (ctx->pass_of[sequence] == ctx->pass)
+            return fail(error, LLAMA_ERROR_USAGE, "generation %d: another one has its sequence %d", i, sequence);
+        ctx->pass_of[sequence] = ctx->pass;
+    }
+    return LLAMA_OK;
+}
+
+// How many tokens a generation has waiting; none when its text has ended.
+static int32_t waiting(const LlamaGeneration *g) {
+    return g->finish == LLAMA_RUNNING ? g->n_queue - g->next : 0;
+}
+
+// Says which rows run: the newest token of every text, and of prompts, in their order, as many as `prefill` allows.
+static void plan_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill) {
+    int32_t single = 0;
+    for (int32_t i = 0; i < n; i++) single += waiting(generations[i]) == 1;
+    if (prefill == 0) prefill = MAX(1, generations[0]->ctx->options.batch - single);
+    for (int32_t i = 0; i < n; i++) {
+        LlamaGeneration *g = generations[i];
+        g->running = waiting(g) == 1 ? 1 : MIN(waiting(g), prefill);
+        if (waiting(g) > 1) prefill -= g->running;
+    }
+}
+
+// Runs the rows of the plan. The last one of a queue has its logits computed.
+static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
+    int32_t n_rows = 0;
+    float *logits = ctx->logits;
+    for (int32_t i = 0; i < n; i++) {
+        LlamaGeneration *g = generations[i];
+        if (g->start == 0) g->start = seconds();
+        if (g->running == 0) continue;
+        memcpy(ctx->rows + n_rows, g->queue + g->next, (size_t)g->running * sizeof *g->queue);
+        n_rows += g->running;
+        if (g->running < waiting(g)) continue;
+        ctx->rows[n_rows - 1].wants_logits = 1;
+        g->logits = logits;
+        logits += ctx->model->config.vocab_size;
+    }
+    int code = llama_forward(ctx, ctx->rows, n_rows, ctx->logits, error);
+    if (code != LLAMA_OK) return code;
+    for (int32_t i = 0; i < n; i++) {
+        generations[i]->position += generations[i]->running;
+        generations[i]->next += generations[i]->running;
+    }
+    return LLAMA_OK;
+}
+
+int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill, LlamaPiece *pieces,
+                          LlamaError *error) {
+    if (n == 0) return LLAMA_OK;
+    LlamaContext *ctx = generations[0]->ctx;
+    if (prefill < 0 || prefill > ctx->options.batch)
+        return fail(error, LLAMA_ERROR_USAGE, "prefill = %d, allowed 0 to %d, the batch", prefill,
+                    ctx->options.batch);
+    int code = check_step(generations, n, error);
+    if (code != LLAMA_OK) return code;
+    plan_step(generations, n, prefill);
+    code = run_step(ctx, generations, n, error);
+    if (code != LLAMA_OK) return code;
+    Step step = {generations, pieces, n};
+    // all threads or one: OpenMP makes a team of another size anew
+    team_run(n > 1 ? alone_or(&ctx->alone, ctx->options.threads) : 1, ctx->processors, write_pieces, &step);
+    return LLAMA_OK;
+}
+
+int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
+    int code = llama_generation_step(&g, 1, 0, piece, error);
+    if (code != LLAMA_OK || !piece->error) return code;
+    if (error) *error = *piece->error;
+    return piece->error->code;
 }
 
 int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {

@@ -13,7 +13,7 @@ call of `Llama.logits`. Training is not here: it works from a checkout of the pr
 
 from typing import TYPE_CHECKING, Any
 
-from llama.errors import BadFileError, ClosedError, LlamaError, ResourceError, UsageError
+from llama.errors import BadFileError, CancelledError, ClosedError, LlamaError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from llama.engine import Config, Generation, Llama, Tokenizer
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadFileError",
+    "CancelledError",
     "ClosedError",
     "Config",
     "Generation",

@@ -1,8 +1,9 @@
 """Builds llama._engine, the C engine as a Python extension.
 
 Run by setup.py (`pip install .`, `python setup.py build_ext --inplace`), never by hand. cffi in API mode
-compiles run.c with its main left out; the declarations are cut from llama.h and llama_run.h in llama/csrc, so
-they cannot drift from the code. The limited ABI makes one binary serve every Python from 3.10 on.
+compiles run.c with its main left out; the declarations are cut from the headers that llama/csrc/llama.h
+includes and from llama_run.h, so they cannot drift from the code. The limited ABI makes one binary serve
+every Python from 3.10 on.
 
 Left out on purpose: -march=native (a wheel must run on the next machine, so the engine picks its kernels when
 it starts) and compilers that are neither gcc nor clang.
@@ -12,6 +13,7 @@ it starts) and compilers that are neither gcc nor clang.
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -32,7 +34,6 @@ SANITIZE_COMPILE = [*SANITIZE, "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-con
 
 # (compile, link) arguments, in order of preference. The second pair is for the clang that macOS ships.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
-HEADERS = ("llama.h", "program/llama_run.h")  # what Python calls
 CALLBACKS = """  // of LlamaHost, in llama/run.py
 extern "Python" int llama_python_interrupted(void *user);
 extern "Python" int64_t llama_python_converse(void *user, const LlamaModel *model,
@@ -49,6 +50,12 @@ def declarations(path: Path) -> str:
     if begin not in header or end not in header:
         raise ValueError(f"{path}: the lines {begin!r} and {end!r} are missing")
     return header.split(begin, 1)[1].split(end, 1)[0]
+
+
+def headers() -> list[Path]:
+    """The headers of what Python calls, in the order in which llama.h includes them."""
+    included = re.findall(r'^#include "(.*)"', (CSRC / "llama.h").read_text(encoding="utf-8"), re.MULTILINE)
+    return [CSRC / name for name in (*included, "program/llama_run.h")]
 
 
 def compiles(arguments: list[str], program: str) -> bool:
@@ -78,8 +85,8 @@ def builder() -> FFI:
     compile_args, link_args = openmp_arguments()
     sanitize = os.environ.get("LLAMA_SANITIZE") == "1"
     ffi = FFI()
-    for header in HEADERS:
-        ffi.cdef(declarations(CSRC / header))
+    for header in headers():
+        ffi.cdef(declarations(header))
     ffi.cdef(CALLBACKS)
     ffi.set_source(
         "llama._engine",

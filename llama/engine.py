@@ -46,7 +46,13 @@ from llama.native import (
 if TYPE_CHECKING:
     import numpy as np
 
-FINISH = (None, "stop_token", "stop_string", "length")  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+FINISH = (
+    None,
+    "stop_token",
+    "stop_string",
+    "length",
+    "error",
+)  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
 SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
 
 

@@ -29,4 +29,10 @@ class ResourceError(LlamaError, MemoryError):
     code = 4  # LLAMA_ERROR_RESOURCE
 
 
-ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError)}
+class CancelledError(LlamaError, InterruptedError):
+    """The flag that llama_context_watch was given said to stop."""
+
+    code = 5  # LLAMA_ERROR_CANCELLED
+
+
+ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError, CancelledError)}

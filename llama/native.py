@@ -147,6 +147,29 @@ def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, *
     return sampler
 
 
+# --- Sequences
+
+
+def sequence_save(context: Any, sequence: int, ids: Sequence[int]) -> bytes:
+    """What a C context holds of a sequence, and its tokens, as bytes. Raises UsageError."""
+    if len(ids) != (n := lib.llama_sequence_length(context, sequence)):
+        raise UsageError(f"{len(ids)} ids, sequence {sequence} holds {n} positions")
+    data = NEW_UNCLEARED("char[]", lib.llama_sequence_bytes(context, sequence))
+    call(lib.llama_sequence_save, context, sequence, ids, data)
+    return ffi.buffer(data)[:]
+
+
+def sequence_restore(context: Any, sequence: int, data: bytes) -> list[int]:
+    """Puts saved bytes in the place of a sequence, whose tokens it returns.
+
+    Raises BadFileError for what was not saved so, ResourceError.
+    """
+    ids = NEW_UNCLEARED("int32_t[]", lib.llama_context_options(context).context)
+    n = ffi.new("int32_t *")
+    call(lib.llama_sequence_restore, context, sequence, ffi.from_buffer(data), len(data), ids, n)
+    return ffi.unpack(ids, n[0])
+
+
 # --- Tokenizers
 
 

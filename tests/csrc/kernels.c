@@ -363,15 +363,29 @@ static void check_store(const Kernels *kernels, int32_t n, int32_t stride, int32
     free_arrays(0);
 }
 
-// Keys of positions that are not there yet are NaN, as array() leaves them.
+// The pages of n positions in any order.
+static const int32_t *shuffled_pages(int32_t n) {
+    int32_t *pages = array((int64_t)pages_for(n) * 4);
+    for (int32_t i = 0; i < pages_for(n); i++) {
+        int32_t j = (int32_t)(random_bits() % (uint32_t)(i + 1));
+        pages[i] = pages[j];
+        pages[j] = i;
+    }
+    return pages;
+}
+
+// Keys of positions that are not there yet are NaN, as array() leaves them, and so are values.
 // Queries of n, n - 1 ... positions, which share keys and values: as scalar, and together as alone.
 static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim, int32_t kv) {
-    int64_t blocks = ((int64_t)n + KEY_BLOCK - 1) / KEY_BLOCK, n_keys = blocks * KEY_BLOCK * head_dim;
-    float *fp32_keys = array(n_keys * 4), *fp32_values = floats((int64_t)n * head_dim, -1, 1);
+    int64_t blocks = pages_for(n), n_keys = blocks * KEY_BLOCK * head_dim;
+    const int32_t *pages = shuffled_pages(n);
+    float *fp32_keys = array(n_keys * 4), *fp32_values = array(n_keys * 4);
     for (int32_t t = 0; t < n; t++)
-        for (int32_t d = 0; d < head_dim; d++)
-            fp32_keys[(t / KEY_BLOCK * head_dim + d) * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
-    void *keys = cache_of(fp32_keys, n_keys, kv), *values = cache_of(fp32_values, (int64_t)n * head_dim, kv);
+        for (int32_t d = 0; d < head_dim; d++) {
+            fp32_keys[cached_keys(pages, t, head_dim) + d * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
+            fp32_values[cached_row(pages, t) * head_dim + d] = uniform(-1, 1);
+        }
+    void *keys = cache_of(fp32_keys, n_keys, kv), *values = cache_of(fp32_values, n_keys, kv);
     float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0), *q = floats(head_dim, -2, 2);
     int32_t count = 1 + (int32_t)(random_bits() % MAX_QUERIES);
     Query queries[MAX_QUERIES];
@@ -379,20 +393,20 @@ static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim, in
         float *room = array(blocks * KEY_BLOCK * 4), *out = floats(head_dim, 0, 0);
         queries[i] = (Query){out, i == 0 ? q : floats(head_dim, -2, 2), room, MAX(1, n - (i * 5 + 3) % 7 % n)};
     }
-    kernels->attend[kv](queries, count, keys, values, head_dim);
+    kernels->attend[kv](queries, count, keys, values, pages, head_dim);
     for (int32_t i = 0; i < count; i++) {
         Query query = queries[i];
         query.out = expected;
-        kernels_scalar.attend[kv](&query, 1, keys, values, head_dim);
+        kernels_scalar.attend[kv](&query, 1, keys, values, pages, head_dim);
         check(near(queries[i].out, expected, head_dim, 32 * ROUNDING, 0), kernels->name,
               "attend differs: type, positions, head_dim", kv, query.n, head_dim);
         query.out = alone;
-        kernels->attend[kv](&query, 1, keys, values, head_dim);
+        kernels->attend[kv](&query, 1, keys, values, pages, head_dim);
         check(same_bits(alone, queries[i].out, head_dim), kernels->name,
               "attend depends on the queries beside it: type, positions, head_dim", kv, query.n, head_dim);
     }
     q[random_bits() % (uint32_t)head_dim] = NAN;
-    kernels->attend[kv](queries, count, keys, values, head_dim);
+    kernels->attend[kv](queries, count, keys, values, pages, head_dim);
     for (int32_t d = 0; d < head_dim; d++)
         check(isnan(queries[0].out[d]), kernels->name, "attend loses a NaN: type, positions, head_dim", kv, n,
               head_dim);

@@ -96,10 +96,11 @@ def test_errors_are_also_the_builtin_ones():
     assert issubclass(llama.ClosedError, llama.UsageError)
     assert issubclass(llama.BadFileError, OSError)
     assert issubclass(llama.ResourceError, MemoryError)
+    assert issubclass(llama.CancelledError, InterruptedError)
     errors = [
         value for value in vars(llama).values() if inspect.isclass(value) and issubclass(value, Exception)
     ]
-    assert len(errors) == 5
+    assert len(errors) == 6
     assert all(issubclass(error, llama.LlamaError) for error in errors)
 
 

@@ -30,10 +30,10 @@ AVX2_INLINE __m256 load_cached_avx2(const void *cache, int64_t at, int64_t n, co
 }
 
 // Scores of c queries against b halves of a block of keys from position t on, and the maximum of each lane.
-AVX2_INLINE void score_avx2(__m256 *most, const Query *queries, const void *keys, int32_t t, int32_t head_dim,
-                            const int c, const int b, const int kv) {
+AVX2_INLINE void score_avx2(__m256 *most, const Query *queries, const void *keys, const int32_t *pages, int32_t t,
+                            int32_t head_dim, const int c, const int b, const int kv) {
     const __m256 scale = _mm256_set1_ps(1 / sqrtf((float)head_dim));
-    int64_t block = (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+    int64_t block = cached_keys(pages, t, head_dim) + t % KEY_BLOCK;
     __m256 even[MAX_QUERIES][2], odd[MAX_QUERIES][2]; // head_dim is even
     EACH (i, c)
         EACH (j, b) even[i][j] = odd[i][j] = _mm256_setzero_ps();
@@ -55,37 +55,42 @@ AVX2_INLINE void score_avx2(__m256 *most, const Query *queries, const void *keys
 }
 
 // Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
-AVX2_INLINE void scores_avx2(const Query *queries, float *max, const void *keys, int32_t head_dim, const int c,
-                             const int kv) {
+AVX2_INLINE void scores_avx2(const Query *queries, float *max, const void *keys, const int32_t *pages,
+                             int32_t head_dim, const int c, const int kv) {
     const int b = c <= 2 ? 2 : 1;
     int32_t n = most_positions(queries, c);
     __m256 most[MAX_QUERIES];
     EACH (i, c) most[i] = _mm256_set1_ps(-INFINITY);
-    for (int32_t t = 0; t < n; t += b * 8) score_avx2(most, queries, keys, t, head_dim, c, b, kv);
+    for (int32_t t = 0; t < n; t += b * 8) score_avx2(most, queries, keys, pages, t, head_dim, c, b, kv);
     EACH (i, c) max[i] = reduce_max_avx2(most[i]);
 }
 
-// Adds position t to sums of c queries: v vectors each of `lanes` values, from number d on.
-AVX2_INLINE void mix_avx2(__m256 sum[MAX_QUERIES][2], const Query *queries, const void *values, int32_t t,
-                          int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v, const int kv) {
+// Adds position t, row number `row` of the values, to sums of c queries: v vectors each of `lanes` values, from
+// number d on.
+AVX2_INLINE void mix_avx2(__m256 sum[MAX_QUERIES][2], const Query *queries, const void *values, int64_t row,
+                          int32_t t, int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v,
+                          const int kv) {
     EACH (k, v) {
-        __m256 value = load_cached_avx2(values, (int64_t)t * head_dim + d + 8 * k, lanes, kv);
+        __m256 value = load_cached_avx2(values, row * head_dim + d + 8 * k, lanes, kv);
         EACH (i, c) sum[i][k] = _mm256_fmadd_ps(_mm256_set1_ps(queries[i].scores[t]), value, sum[i][k]);
     }
 }
 
 // Four sums for each of c queries, over positions 0, 1, 2 and 3 modulo 4 of the first n, a multiple of 4. Registers
 // hold g of the four at a time.
-AVX2_INLINE void mix_all_avx2(__m256 sum[MAX_QUERIES][4][2], const Query *queries, const void *values, int32_t n,
-                              int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v, const int kv) {
+AVX2_INLINE void mix_all_avx2(__m256 sum[MAX_QUERIES][4][2], const Query *queries, const void *values,
+                              const int32_t *pages, int32_t n, int32_t d, int32_t head_dim, int64_t lanes,
+                              const int c, const int v, const int kv) {
     const int g = c * v <= 2 ? 4 : c * v <= 4 ? 2 : 1;
     for (int32_t part = 0; part < 4; part += g) { // not EACH: sums that are done wait in memory
         __m256 some[4][MAX_QUERIES][2];
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) some[j][i][k] = _mm256_setzero_ps();
-        for (int32_t t = part; t < n; t += 4)
-            EACH (j, g) mix_avx2(some[j], queries, values, t + j, d, head_dim, lanes, c, v, kv);
+        for (int32_t t = part; t < n; t += 4) {
+            const int64_t row = cached_row(pages, t); // the g positions are of one page
+            EACH (j, g) mix_avx2(some[j], queries, values, row + j, t + j, d, head_dim, lanes, c, v, kv);
+        }
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) sum[i][part + j][k] = some[j][i][k];
@@ -94,11 +99,12 @@ AVX2_INLINE void mix_all_avx2(__m256 sum[MAX_QUERIES][4][2], const Query *querie
 
 // Adds what is left of the positions to the four sums of a query, those that are no whole four to the first, and
 // writes its outputs.
-AVX2_INLINE void finish_avx2(__m256 sum[4][2], const Query *query, float inverse, const void *values, int32_t t,
-                             int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+AVX2_INLINE void finish_avx2(__m256 sum[4][2], const Query *query, float inverse, const void *values,
+                             const int32_t *pages, int32_t t, int32_t d, int32_t head_dim, int64_t lanes,
+                             const int v, const int kv) {
     for (; t < query->n; t++) {
         int32_t j = t < query->n / 4 * 4 ? t % 4 : 0;
-        mix_avx2(&sum[j], query, values, t, d, head_dim, lanes, 1, v, kv);
+        mix_avx2(&sum[j], query, values, cached_row(pages, t), t, d, head_dim, lanes, 1, v, kv);
     }
     EACH (k, v) {
         __m256 first = _mm256_add_ps(sum[0][k], sum[1][k]), last = _mm256_add_ps(sum[2][k], sum[3][k]);
@@ -109,32 +115,34 @@ AVX2_INLINE void finish_avx2(__m256 sum[4][2], const Query *query, float inverse
 
 // v vectors of `lanes` values of the outputs of all queries, from number d on.
 AVX2_INLINE void outputs_avx2(const Query *queries, int32_t count, const float *inverse, const void *values,
-                              int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+                              const int32_t *pages, int32_t d, int32_t head_dim, int64_t lanes, const int v,
+                              const int kv) {
     int32_t n = fewest_positions(queries, count) / 4 * 4;
     __m256 sum[MAX_QUERIES][4][2];
     switch (count) {
-    case 1: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 1, v, kv); break;
-    case 2: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 2, v, kv); break;
-    case 3: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 3, v, kv); break;
-    default: mix_all_avx2(sum, queries, values, n, d, head_dim, lanes, 4, v, kv);
+    case 1: mix_all_avx2(sum, queries, values, pages, n, d, head_dim, lanes, 1, v, kv); break;
+    case 2: mix_all_avx2(sum, queries, values, pages, n, d, head_dim, lanes, 2, v, kv); break;
+    case 3: mix_all_avx2(sum, queries, values, pages, n, d, head_dim, lanes, 3, v, kv); break;
+    default: mix_all_avx2(sum, queries, values, pages, n, d, head_dim, lanes, 4, v, kv);
     }
     for (int32_t i = 0; i < count; i++)
-        finish_avx2(sum[i], &queries[i], inverse[i], values, n, d, head_dim, lanes, v, kv);
+        finish_avx2(sum[i], &queries[i], inverse[i], values, pages, n, d, head_dim, lanes, v, kv);
 }
 
 AVX2_INLINE void attend_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
-                             int32_t head_dim, const int kv) {
+                             const int32_t *pages, int32_t head_dim, const int kv) {
     float inverse[MAX_QUERIES];
     switch (count) {
-    case 1: scores_avx2(queries, inverse, keys, head_dim, 1, kv); break;
-    case 2: scores_avx2(queries, inverse, keys, head_dim, 2, kv); break;
-    case 3: scores_avx2(queries, inverse, keys, head_dim, 3, kv); break;
-    default: scores_avx2(queries, inverse, keys, head_dim, 4, kv);
+    case 1: scores_avx2(queries, inverse, keys, pages, head_dim, 1, kv); break;
+    case 2: scores_avx2(queries, inverse, keys, pages, head_dim, 2, kv); break;
+    case 3: scores_avx2(queries, inverse, keys, pages, head_dim, 3, kv); break;
+    default: scores_avx2(queries, inverse, keys, pages, head_dim, 4, kv);
     }
     for (int32_t i = 0; i < count; i++) inverse[i] = 1 / softmax_avx2(queries[i].scores, queries[i].n, inverse[i]);
     int32_t d = 0;
-    for (; d + 16 <= head_dim; d += 16) outputs_avx2(queries, count, inverse, values, d, head_dim, 8, 2, kv);
-    for (; d < head_dim; d += 8) outputs_avx2(queries, count, inverse, values, d, head_dim, head_dim - d, 1, kv);
+    for (; d + 16 <= head_dim; d += 16) outputs_avx2(queries, count, inverse, values, pages, d, head_dim, 8, 2, kv);
+    for (; d < head_dim; d += 8)
+        outputs_avx2(queries, count, inverse, values, pages, d, head_dim, head_dim - d, 1, kv);
 }
 
 AVX2 static void store_fp16_avx2(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
@@ -147,18 +155,18 @@ AVX2 static void store_fp16_avx2(void *cache, int64_t at, int64_t stride, const 
 }
 
 AVX2 static void attend_fp32_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
-                                  int32_t head_dim) {
-    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_FP32);
+                                  const int32_t *pages, int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
 AVX2 static void attend_bf16_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
-                                  int32_t head_dim) {
-    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_BF16);
+                                  const int32_t *pages, int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
 AVX2 static void attend_fp16_avx2(const Query *queries, int32_t count, const void *keys, const void *values,
-                                  int32_t head_dim) {
-    attend_avx2(queries, count, keys, values, head_dim, LLAMA_KV_FP16);
+                                  const int32_t *pages, int32_t head_dim) {
+    attend_avx2(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP16);
 }
 
 #endif

@@ -26,15 +26,17 @@ AVX512_INLINE __m512 load_cached_avx512(const void *cache, int64_t at, __mmask16
 }
 
 // Scores of c queries against b blocks of keys from position t on, and the maximum of each lane.
-AVX512_INLINE void score_avx512(__m512 *most, const Query *queries, const void *keys, int32_t t, int32_t head_dim,
-                                const int c, const int b, const int kv) {
+AVX512_INLINE void score_avx512(__m512 *most, const Query *queries, const void *keys, const int32_t *pages,
+                                int32_t t, int32_t head_dim, const int c, const int b, const int kv) {
     const __m512 scale = _mm512_set1_ps(1 / sqrtf((float)head_dim));
+    int64_t block[4];
+    EACH (j, b) block[j] = cached_keys(pages, t + j * KEY_BLOCK, head_dim);
     __m512 even[MAX_QUERIES][4], odd[MAX_QUERIES][4]; // head_dim is even
     EACH (i, c)
         EACH (j, b) even[i][j] = odd[i][j] = _mm512_setzero_ps();
     for (int32_t d = 0; d < head_dim; d += 2)
         EACH (j, b) {
-            int64_t at = ((int64_t)t + j * KEY_BLOCK) * head_dim + d * KEY_BLOCK;
+            int64_t at = block[j] + d * KEY_BLOCK;
             __m512 first = load_cached_avx512(keys, at, 0xffff, kv);
             __m512 second = load_cached_avx512(keys, at + KEY_BLOCK, 0xffff, kv);
             EACH (i, c) even[i][j] = _mm512_fmadd_ps(_mm512_set1_ps(queries[i].q[d]), first, even[i][j]);
@@ -50,24 +52,25 @@ AVX512_INLINE void score_avx512(__m512 *most, const Query *queries, const void *
 }
 
 // Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
-AVX512_INLINE void scores_avx512(const Query *queries, float *max, const void *keys, int32_t head_dim, const int c,
-                                 const int kv) {
+AVX512_INLINE void scores_avx512(const Query *queries, float *max, const void *keys, const int32_t *pages,
+                                 int32_t head_dim, const int c, const int kv) {
     const int b = c == 1 ? 4 : 2; // accumulators enough to hide the latency of a sum
     int32_t t = 0, n = most_positions(queries, c);
     __m512 most[MAX_QUERIES];
     EACH (i, c) most[i] = _mm512_set1_ps(-INFINITY);
     for (; t + (b - 1) * KEY_BLOCK < n; t += b * KEY_BLOCK)
-        score_avx512(most, queries, keys, t, head_dim, c, b, kv);
-    for (; t < n; t += KEY_BLOCK) score_avx512(most, queries, keys, t, head_dim, c, 1, kv);
+        score_avx512(most, queries, keys, pages, t, head_dim, c, b, kv);
+    for (; t < n; t += KEY_BLOCK) score_avx512(most, queries, keys, pages, t, head_dim, c, 1, kv);
     EACH (i, c) max[i] = _mm512_reduce_max_ps(most[i]);
 }
 
-// Adds position t to sums of c queries: v vectors each; mask is that of the last vector, from number d on.
-AVX512_INLINE void mix_avx512(__m512 sum[MAX_QUERIES][4], const Query *queries, const void *values, int32_t t,
-                              int32_t d, int32_t head_dim, __mmask16 mask, const int c, const int v, const int kv) {
+// Adds position t, row number `row` of the values, to sums of c queries: v vectors each; mask is that of the last
+// vector, from number d on.
+AVX512_INLINE void mix_avx512(__m512 sum[MAX_QUERIES][4], const Query *queries, const void *values, int64_t row,
+                              int32_t t, int32_t d, int32_t head_dim, __mmask16 mask, const int c, const int v,
+                              const int kv) {
     EACH (k, v) {
-        __m512 value =
-            load_cached_avx512(values, (int64_t)t * head_dim + d + 16 * k, k + 1 < v ? 0xffff : mask, kv);
+        __m512 value = load_cached_avx512(values, row * head_dim + d + 16 * k, k + 1 < v ? 0xffff : mask, kv);
         EACH (i, c) sum[i][k] = _mm512_fmadd_ps(_mm512_set1_ps(queries[i].scores[t]), value, sum[i][k]);
     }
 }
@@ -75,16 +78,18 @@ AVX512_INLINE void mix_avx512(__m512 sum[MAX_QUERIES][4], const Query *queries, 
 // Four sums for each of c queries, over positions 0, 1, 2 and 3 modulo 4 of the first n, a multiple of 4. Registers
 // hold g of the four at a time.
 AVX512_INLINE void mix_all_avx512(__m512 sum[MAX_QUERIES][4][4], const Query *queries, const void *values,
-                                  int32_t n, int32_t d, int32_t head_dim, __mmask16 mask, const int c, const int v,
-                                  const int kv) {
+                                  const int32_t *pages, int32_t n, int32_t d, int32_t head_dim, __mmask16 mask,
+                                  const int c, const int v, const int kv) {
     const int g = c * v <= 4 ? 4 : c * v <= 8 ? 2 : 1;
     for (int32_t part = 0; part < 4; part += g) { // not EACH: sums that are done wait in memory
         __m512 some[4][MAX_QUERIES][4];
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) some[j][i][k] = _mm512_setzero_ps();
-        for (int32_t t = part; t < n; t += 4)
-            EACH (j, g) mix_avx512(some[j], queries, values, t + j, d, head_dim, mask, c, v, kv);
+        for (int32_t t = part; t < n; t += 4) {
+            const int64_t row = cached_row(pages, t); // the g positions are of one page
+            EACH (j, g) mix_avx512(some[j], queries, values, row + j, t + j, d, head_dim, mask, c, v, kv);
+        }
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) sum[i][part + j][k] = some[j][i][k];
@@ -93,11 +98,12 @@ AVX512_INLINE void mix_all_avx512(__m512 sum[MAX_QUERIES][4][4], const Query *qu
 
 // Adds what is left of the positions to the four sums of a query, those that are no whole four to the first, and
 // writes its outputs.
-AVX512_INLINE void finish_avx512(__m512 sum[4][4], const Query *query, float inverse, const void *values, int32_t t,
-                                 int32_t d, int32_t head_dim, __mmask16 mask, const int v, const int kv) {
+AVX512_INLINE void finish_avx512(__m512 sum[4][4], const Query *query, float inverse, const void *values,
+                                 const int32_t *pages, int32_t t, int32_t d, int32_t head_dim, __mmask16 mask,
+                                 const int v, const int kv) {
     for (; t < query->n; t++) {
         int32_t j = t < query->n / 4 * 4 ? t % 4 : 0;
-        mix_avx512(&sum[j], query, values, t, d, head_dim, mask, 1, v, kv);
+        mix_avx512(&sum[j], query, values, cached_row(pages, t), t, d, head_dim, mask, 1, v, kv);
     }
     EACH (k, v) {
         __m512 first = _mm512_add_ps(sum[0][k], sum[1][k]), last = _mm512_add_ps(sum[2][k], sum[3][k]);
@@ -108,52 +114,52 @@ AVX512_INLINE void finish_avx512(__m512 sum[4][4], const Query *query, float inv
 
 // v vectors of the outputs of all queries, from number d on.
 AVX512_INLINE void outputs_avx512(const Query *queries, int32_t count, const float *inverse, const void *values,
-                                  int32_t d, int32_t head_dim, const int v, const int kv) {
+                                  const int32_t *pages, int32_t d, int32_t head_dim, const int v, const int kv) {
     int32_t n = fewest_positions(queries, count) / 4 * 4;
     __mmask16 mask = mask_avx512(head_dim - d - 16 * (v - 1));
     __m512 sum[MAX_QUERIES][4][4];
     switch (count) {
-    case 1: mix_all_avx512(sum, queries, values, n, d, head_dim, mask, 1, v, kv); break;
-    case 2: mix_all_avx512(sum, queries, values, n, d, head_dim, mask, 2, v, kv); break;
-    case 3: mix_all_avx512(sum, queries, values, n, d, head_dim, mask, 3, v, kv); break;
-    default: mix_all_avx512(sum, queries, values, n, d, head_dim, mask, 4, v, kv);
+    case 1: mix_all_avx512(sum, queries, values, pages, n, d, head_dim, mask, 1, v, kv); break;
+    case 2: mix_all_avx512(sum, queries, values, pages, n, d, head_dim, mask, 2, v, kv); break;
+    case 3: mix_all_avx512(sum, queries, values, pages, n, d, head_dim, mask, 3, v, kv); break;
+    default: mix_all_avx512(sum, queries, values, pages, n, d, head_dim, mask, 4, v, kv);
     }
     for (int32_t i = 0; i < count; i++)
-        finish_avx512(sum[i], &queries[i], inverse[i], values, n, d, head_dim, mask, v, kv);
+        finish_avx512(sum[i], &queries[i], inverse[i], values, pages, n, d, head_dim, mask, v, kv);
 }
 
 AVX512_INLINE void attend_avx512(const Query *queries, int32_t count, const void *keys, const void *values,
-                                 int32_t head_dim, const int kv) {
+                                 const int32_t *pages, int32_t head_dim, const int kv) {
     float inverse[MAX_QUERIES];
     switch (count) {
-    case 1: scores_avx512(queries, inverse, keys, head_dim, 1, kv); break;
-    case 2: scores_avx512(queries, inverse, keys, head_dim, 2, kv); break;
-    case 3: scores_avx512(queries, inverse, keys, head_dim, 3, kv); break;
-    default: scores_avx512(queries, inverse, keys, head_dim, 4, kv);
+    case 1: scores_avx512(queries, inverse, keys, pages, head_dim, 1, kv); break;
+    case 2: scores_avx512(queries, inverse, keys, pages, head_dim, 2, kv); break;
+    case 3: scores_avx512(queries, inverse, keys, pages, head_dim, 3, kv); break;
+    default: scores_avx512(queries, inverse, keys, pages, head_dim, 4, kv);
     }
     for (int32_t i = 0; i < count; i++)
         inverse[i] = 1 / softmax_avx512(queries[i].scores, queries[i].n, inverse[i]);
     for (int32_t d = 0; d < head_dim; d += 64) switch ((head_dim - d + 15) / 16) {
-        case 1: outputs_avx512(queries, count, inverse, values, d, head_dim, 1, kv); break;
-        case 2: outputs_avx512(queries, count, inverse, values, d, head_dim, 2, kv); break;
-        case 3: outputs_avx512(queries, count, inverse, values, d, head_dim, 3, kv); break;
-        default: outputs_avx512(queries, count, inverse, values, d, head_dim, 4, kv);
+        case 1: outputs_avx512(queries, count, inverse, values, pages, d, head_dim, 1, kv); break;
+        case 2: outputs_avx512(queries, count, inverse, values, pages, d, head_dim, 2, kv); break;
+        case 3: outputs_avx512(queries, count, inverse, values, pages, d, head_dim, 3, kv); break;
+        default: outputs_avx512(queries, count, inverse, values, pages, d, head_dim, 4, kv);
         }
 }
 
 AVX512 static void attend_fp32_avx512(const Query *queries, int32_t count, const void *keys, const void *values,
-                                      int32_t head_dim) {
-    attend_avx512(queries, count, keys, values, head_dim, LLAMA_KV_FP32);
+                                      const int32_t *pages, int32_t head_dim) {
+    attend_avx512(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
 AVX512 static void attend_bf16_avx512(const Query *queries, int32_t count, const void *keys, const void *values,
-                                      int32_t head_dim) {
-    attend_avx512(queries, count, keys, values, head_dim, LLAMA_KV_BF16);
+                                      const int32_t *pages, int32_t head_dim) {
+    attend_avx512(queries, count, keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
 AVX512 static void attend_fp16_avx512(const Query *queries, int32_t count, const void *keys, const void *values,
-                                      int32_t head_dim) {
-    attend_avx512(queries, count, keys, values, head_dim, LLAMA_KV_FP16);
+                                      const int32_t *pages, int32_t head_dim) {
+    attend_avx512(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP16);
 }
 
 #endif

@@ -29,10 +29,10 @@ NEON_INLINE float32x4_t load_cached_neon(const void *cache, int64_t at, int64_t 
 }
 
 // Scores of c queries against b quarters of a block of keys from position t on, and the maximum of each lane.
-NEON_INLINE void score_neon(float32x4_t *most, const Query *queries, const void *keys, int32_t t, int32_t head_dim,
-                            const int c, const int b, const int kv) {
+NEON_INLINE void score_neon(float32x4_t *most, const Query *queries, const void *keys, const int32_t *pages,
+                            int32_t t, int32_t head_dim, const int c, const int b, const int kv) {
     const float scale = 1 / sqrtf((float)head_dim);
-    int64_t block = (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+    int64_t block = cached_keys(pages, t, head_dim) + t % KEY_BLOCK;
     float32x4_t even[MAX_QUERIES][4], odd[MAX_QUERIES][4]; // head_dim is even
     EACH (i, c)
         EACH (j, b) even[i][j] = odd[i][j] = vdupq_n_f32(0);
@@ -54,21 +54,23 @@ NEON_INLINE void score_neon(float32x4_t *most, const Query *queries, const void 
 }
 
 // Scores of c queries against the keys of all positions up to the last one's, and each one's maximum.
-NEON_INLINE void scores_neon(const Query *queries, float *max, const void *keys, int32_t head_dim, const int c,
-                             const int kv) {
+NEON_INLINE void scores_neon(const Query *queries, float *max, const void *keys, const int32_t *pages,
+                             int32_t head_dim, const int c, const int kv) {
     const int b = c <= 2 ? 4 : 2;
     int32_t n = most_positions(queries, c);
     float32x4_t most[MAX_QUERIES];
     EACH (i, c) most[i] = vdupq_n_f32(-INFINITY);
-    for (int32_t t = 0; t < n; t += b * 4) score_neon(most, queries, keys, t, head_dim, c, b, kv);
+    for (int32_t t = 0; t < n; t += b * 4) score_neon(most, queries, keys, pages, t, head_dim, c, b, kv);
     EACH (i, c) max[i] = vmaxvq_f32(most[i]);
 }
 
-// Adds position t to sums of c queries: v vectors each of `lanes` values, from number d on.
-NEON_INLINE void mix_neon(float32x4_t sum[MAX_QUERIES][4], const Query *queries, const void *values, int32_t t,
-                          int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v, const int kv) {
+// Adds position t, row number `row` of the values, to sums of c queries: v vectors each of `lanes` values, from
+// number d on.
+NEON_INLINE void mix_neon(float32x4_t sum[MAX_QUERIES][4], const Query *queries, const void *values, int64_t row,
+                          int32_t t, int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v,
+                          const int kv) {
     EACH (k, v) {
-        float32x4_t value = load_cached_neon(values, (int64_t)t * head_dim + d + 4 * k, lanes, kv);
+        float32x4_t value = load_cached_neon(values, row * head_dim + d + 4 * k, lanes, kv);
         EACH (i, c) sum[i][k] = vfmaq_n_f32(sum[i][k], value, queries[i].scores[t]);
     }
 }
@@ -76,16 +78,18 @@ NEON_INLINE void mix_neon(float32x4_t sum[MAX_QUERIES][4], const Query *queries,
 // Four sums for each of c queries, over positions 0, 1, 2 and 3 modulo 4 of the first n, a multiple of 4. Registers
 // hold g of the four at a time.
 NEON_INLINE void mix_all_neon(float32x4_t sum[MAX_QUERIES][4][4], const Query *queries, const void *values,
-                              int32_t n, int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v,
-                              const int kv) {
+                              const int32_t *pages, int32_t n, int32_t d, int32_t head_dim, int64_t lanes,
+                              const int c, const int v, const int kv) {
     const int g = c * v <= 4 ? 4 : c * v <= 8 ? 2 : 1;
     for (int32_t part = 0; part < 4; part += g) { // not EACH: sums that are done wait in memory
         float32x4_t some[4][MAX_QUERIES][4];
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) some[j][i][k] = vdupq_n_f32(0);
-        for (int32_t t = part; t < n; t += 4)
-            EACH (j, g) mix_neon(some[j], queries, values, t + j, d, head_dim, lanes, c, v, kv);
+        for (int32_t t = part; t < n; t += 4) {
+            const int64_t row = cached_row(pages, t); // the g positions are of one page
+            EACH (j, g) mix_neon(some[j], queries, values, row + j, t + j, d, head_dim, lanes, c, v, kv);
+        }
         EACH (j, g)
             EACH (i, c)
                 EACH (k, v) sum[i][part + j][k] = some[j][i][k];
@@ -95,10 +99,11 @@ NEON_INLINE void mix_all_neon(float32x4_t sum[MAX_QUERIES][4][4], const Query *q
 // Adds what is left of the positions to the four sums of a query, those that are no whole four to the first, and
 // writes its outputs.
 NEON_INLINE void finish_neon(float32x4_t sum[4][4], const Query *query, float inverse, const void *values,
-                             int32_t t, int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+                             const int32_t *pages, int32_t t, int32_t d, int32_t head_dim, int64_t lanes,
+                             const int v, const int kv) {
     for (; t < query->n; t++) {
         int32_t j = t < query->n / 4 * 4 ? t % 4 : 0;
-        mix_neon(&sum[j], query, values, t, d, head_dim, lanes, 1, v, kv);
+        mix_neon(&sum[j], query, values, cached_row(pages, t), t, d, head_dim, lanes, 1, v, kv);
     }
     EACH (k, v) {
         float32x4_t first = vaddq_f32(sum[0][k], sum[1][k]), last = vaddq_f32(sum[2][k], sum[3][k]);
@@ -108,32 +113,34 @@ NEON_INLINE void finish_neon(float32x4_t sum[4][4], const Query *query, float in
 
 // v vectors of `lanes` values of the outputs of all queries, from number d on.
 NEON_INLINE void outputs_neon(const Query *queries, int32_t count, const float *inverse, const void *values,
-                              int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
+                              const int32_t *pages, int32_t d, int32_t head_dim, int64_t lanes, const int v,
+                              const int kv) {
     int32_t n = fewest_positions(queries, count) / 4 * 4;
     float32x4_t sum[MAX_QUERIES][4][4];
     switch (count) {
-    case 1: mix_all_neon(sum, queries, values, n, d, head_dim, lanes, 1, v, kv); break;
-    case 2: mix_all_neon(sum, queries, values, n, d, head_dim, lanes, 2, v, kv); break;
-    case 3: mix_all_neon(sum, queries, values, n, d, head_dim, lanes, 3, v, kv); break;
-    default: mix_all_neon(sum, queries, values, n, d, head_dim, lanes, 4, v, kv);
+    case 1: mix_all_neon(sum, queries, values, pages, n, d, head_dim, lanes, 1, v, kv); break;
+    case 2: mix_all_neon(sum, queries, values, pages, n, d, head_dim, lanes, 2, v, kv); break;
+    case 3: mix_all_neon(sum, queries, values, pages, n, d, head_dim, lanes, 3, v, kv); break;
+    default: mix_all_neon(sum, queries, values, pages, n, d, head_dim, lanes, 4, v, kv);
     }
     for (int32_t i = 0; i < count; i++)
-        finish_neon(sum[i], &queries[i], inverse[i], values, n, d, head_dim, lanes, v, kv);
+        finish_neon(sum[i], &queries[i], inverse[i], values, pages, n, d, head_dim, lanes, v, kv);
 }
 
 NEON_INLINE void attend_neon(const Query *queries, int32_t count, const void *keys, const void *values,
-                             int32_t head_dim, const int kv) {
+                             const int32_t *pages, int32_t head_dim, const int kv) {
     float inverse[MAX_QUERIES];
     switch (count) {
-    case 1: scores_neon(queries, inverse, keys, head_dim, 1, kv); break;
-    case 2: scores_neon(queries, inverse, keys, head_dim, 2, kv); break;
-    case 3: scores_neon(queries, inverse, keys, head_dim, 3, kv); break;
-    default: scores_neon(queries, inverse, keys, head_dim, 4, kv);
+    case 1: scores_neon(queries, inverse, keys, pages, head_dim, 1, kv); break;
+    case 2: scores_neon(queries, inverse, keys, pages, head_dim, 2, kv); break;
+    case 3: scores_neon(queries, inverse, keys, pages, head_dim, 3, kv); break;
+    default: scores_neon(queries, inverse, keys, pages, head_dim, 4, kv);
     }
     for (int32_t i = 0; i < count; i++) inverse[i] = 1 / softmax_neon(queries[i].scores, queries[i].n, inverse[i]);
     int32_t d = 0;
-    for (; d + 16 <= head_dim; d += 16) outputs_neon(queries, count, inverse, values, d, head_dim, 4, 4, kv);
-    for (; d < head_dim; d += 4) outputs_neon(queries, count, inverse, values, d, head_dim, head_dim - d, 1, kv);
+    for (; d + 16 <= head_dim; d += 16) outputs_neon(queries, count, inverse, values, pages, d, head_dim, 4, 4, kv);
+    for (; d < head_dim; d += 4)
+        outputs_neon(queries, count, inverse, values, pages, d, head_dim, head_dim - d, 1, kv);
 }
 
 static void store_fp16_neon(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
@@ -145,18 +152,18 @@ static void store_fp16_neon(void *cache, int64_t at, int64_t stride, const float
 }
 
 static void attend_fp32_neon(const Query *queries, int32_t count, const void *keys, const void *values,
-                             int32_t head_dim) {
-    attend_neon(queries, count, keys, values, head_dim, LLAMA_KV_FP32);
+                             const int32_t *pages, int32_t head_dim) {
+    attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
 static void attend_bf16_neon(const Query *queries, int32_t count, const void *keys, const void *values,
-                             int32_t head_dim) {
-    attend_neon(queries, count, keys, values, head_dim, LLAMA_KV_BF16);
+                             const int32_t *pages, int32_t head_dim) {
+    attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
 static void attend_fp16_neon(const Query *queries, int32_t count, const void *keys, const void *values,
-                             int32_t head_dim) {
-    attend_neon(queries, count, keys, values, head_dim, LLAMA_KV_FP16);
+                             const int32_t *pages, int32_t head_dim) {
+    attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP16);
 }
 
 #endif

@@ -1,8 +1,10 @@
 // cache.h: the layout of the KV cache, and the types that its values may have.
 //
-// The keys of a head lie in blocks of 16 positions, (head_dim, 16) each, so that the scores of 16 positions are
-// computed side by side without a horizontal sum. Its values are rows, (positions, head_dim). fp32 keeps them as
-// they were computed; bf16 and fp16 take half the memory and half the time to read.
+// A page is 16 positions of a sequence. Each head has a plane of pages for its keys, (head_dim, 16) each, so that
+// the scores of 16 positions are computed side by side without a horizontal sum, and one for its values, rows of
+// (16, head_dim) each. Which pages are a sequence's, in the order of its positions, a table says (pages.h); pages
+// that follow each other lie side by side. fp32 keeps keys and values as they were computed; bf16 and fp16 take
+// half the memory and half the time to read.
 #ifndef LLAMA_CACHE_H
 #define LLAMA_CACHE_H
 
@@ -13,6 +15,17 @@ enum { KEY_BLOCK = 16, N_KV = LLAMA_KV_FP16 + 1 };
 const char *llama_kv_name(int32_t kv) {
     static const char *const names[] = {"fp32", "bf16", "fp16"};
     return kv >= 0 && kv < (int32_t)COUNT(names) ? names[kv] : "unknown";
+}
+
+// Number of the row that a position's values have in the plane of a head.
+static inline int64_t cached_row(const int32_t *pages, int32_t position) {
+    uint32_t at = (uint32_t)position; // a signed one is not divided by a shift
+    return (int64_t)pages[at / KEY_BLOCK] * KEY_BLOCK + at % KEY_BLOCK;
+}
+
+// Number of the first key of a position's page in the plane of a head.
+static inline int64_t cached_keys(const int32_t *pages, int32_t position, int32_t head_dim) {
+    return (int64_t)pages[(uint32_t)position / KEY_BLOCK] * KEY_BLOCK * head_dim;
 }
 
 // Bytes of one value.

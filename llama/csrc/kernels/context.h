@@ -3,6 +3,7 @@
 #define LLAMA_CONTEXT_H
 
 #include "kernels.h"          // Kernels
+#include "pages.h"            // Pool
 #include "../weights/model.h" // LlamaModel
 #include "../base/threads.h"  // processors
 
@@ -15,12 +16,13 @@ struct LlamaContext {
     Alone alone;                 // whether other programs have some of them
     int32_t positions;           // options.context, rounded up to whole blocks of keys
     float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
-    // the cache: (n_layers, sequences, n_kv_heads, positions, head_dim) of options.kv, keys in blocks (cache.h)
-    void *keys, *values;
-    int32_t *lengths; // (sequences) positions that the cache holds
-    int32_t *before;  // (sequences) the same before the pass
-    int32_t *pass_of; // (sequences) number of the last pass with a row of this sequence
-    int32_t pass;
+    const int *cancel;           // ends forward between passes once it is not 0; NULL: nobody asks
+    void *keys, *values;         // the cache: (n_layers, n_kv_heads) planes of all pages, of options.kv (cache.h)
+    Pool pool;                   // who holds which pages
+    int32_t *lengths;            // (sequences) positions that the cache holds
+    int32_t *before;             // (sequences) the same before the pass
+    uint32_t *pass_of;           // (sequences) number of the last pass with a row of this sequence
+    uint32_t pass;
     float *x;        // (B, dim) the residual stream
     float *q;        // (B, n_heads, head_dim)
     float *k, *v;    // (B, n_kv_heads, head_dim)
@@ -31,7 +33,12 @@ struct LlamaContext {
     float *scores;   // (threads, MAX_QUERIES, positions)
     float *weights;  // (threads, TILE_ROWS, input.cols or hidden.cols) as floats, where options.exact says so
     int32_t *wanted; // (B) rows whose logits are wanted
-    void *memory;    // all of the above
+    int32_t *shown;  // (B) rows whose hidden state is
+    // of a step of generations
+    LlamaRow *rows; // (B + sequences)
+    float *logits;  // (sequences, vocab_size)
+    float *raw;     // (threads, vocab_size) logits as the model gave them, for log-probabilities
+    void *memory;   // all of the above
     uint64_t n_bytes;
 };
 
@@ -66,13 +73,17 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     const LlamaConfig *c = &ctx->model->config;
     const LlamaContextOptions *o = &ctx->options;
     int64_t B = o->batch, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
-    int64_t cache = (int64_t)c->n_layers * o->sequences * ctx->positions * kv_dim;
+    int64_t cache = (int64_t)c->n_layers * ctx->pool.n * KEY_BLOCK * kv_dim;
     ctx->rope = arena_take(arena, (int64_t)o->context * c->head_dim, sizeof(float));
     ctx->keys = arena_take(arena, cache, kv_size(o->kv));
     ctx->values = arena_take(arena, cache, kv_size(o->kv));
+    ctx->pool.free = arena_take(arena, ctx->pool.n, sizeof(int32_t));
+    ctx->pool.holders = arena_take(arena, ctx->pool.n, sizeof(int32_t));
+    ctx->pool.tables = arena_take(arena, (int64_t)o->sequences * ctx->pool.per_sequence, sizeof(int32_t));
+    ctx->pool.held = arena_take(arena, o->sequences, sizeof(int32_t));
     ctx->lengths = arena_take(arena, o->sequences, sizeof(int32_t));
     ctx->before = arena_take(arena, o->sequences, sizeof(int32_t));
-    ctx->pass_of = arena_take(arena, o->sequences, sizeof(int32_t));
+    ctx->pass_of = arena_take(arena, o->sequences, sizeof(uint32_t));
     ctx->x = arena_take(arena, B * c->dim, sizeof(float));
     ctx->q = arena_take(arena, B * c->n_heads * c->head_dim, sizeof(float));
     ctx->k = arena_take(arena, B * kv_dim, sizeof(float));
@@ -85,6 +96,10 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     int64_t exact = o->exact ? (int64_t)o->threads * TILE_ROWS : 0;
     ctx->weights = arena_take(arena, exact * MAX(ctx->input.cols, ctx->hidden.cols), sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
+    ctx->shown = arena_take(arena, B, sizeof(int32_t));
+    ctx->rows = arena_take(arena, B + o->sequences, sizeof(LlamaRow));
+    ctx->logits = arena_take(arena, (int64_t)o->sequences * c->vocab_size, sizeof(float));
+    ctx->raw = arena_take(arena, (int64_t)o->threads * c->vocab_size, sizeof(float));
 }
 
 // Angle j of a position is position x theta^(-2 j / head_dim); see Su et al., RoFormer, 2021. Scaling stretches it:
@@ -115,6 +130,23 @@ static void rope_table(LlamaContext *ctx) {
 // Below this size the weights of a token are read faster than two threads meet.
 enum { ONE_THREAD_BYTES = 3 << 20 };
 
+// How many positions all sequences hold together: as many as each may have, or fewer where an option says so.
+static int resolve_cache(LlamaContext *ctx, LlamaError *error) {
+    LlamaContextOptions *o = &ctx->options;
+    ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
+    ctx->pool.per_sequence = ctx->positions / KEY_BLOCK;
+    int64_t all = (int64_t)o->sequences * ctx->positions;
+    if (o->cache != 0 && (o->cache < o->context || o->cache > all))
+        return fail(error, LLAMA_ERROR_USAGE, "cache = %d, allowed %d, the context, to %lld, that of all sequences",
+                    o->cache, o->context, (long long)all);
+    if (o->cache == 0)
+        o->cache = (int32_t)MIN(all, INT32_MAX);
+    else
+        all = o->cache;
+    ctx->pool.n = (all + KEY_BLOCK - 1) / KEY_BLOCK;
+    return LLAMA_OK;
+}
+
 static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, LlamaError *error) {
     const LlamaConfig *c = &ctx->model->config;
     LlamaContextOptions *o = &ctx->options;
@@ -143,8 +175,8 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
                     (double)o->rope_theta);
     if (o->kv < 0 || o->kv >= N_KV)
         return fail(error, LLAMA_ERROR_USAGE, "kv = %d, allowed 0 to %d", o->kv, N_KV - 1);
-    ctx->positions = (int32_t)round_up((uint64_t)o->context, KEY_BLOCK);
-    int code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
+    int code = resolve_cache(ctx, error);
+    if (code == LLAMA_OK) code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
     if (code == LLAMA_OK) o->kernels = ctx->kernels->name;
     return code;
 }
@@ -158,7 +190,7 @@ void llama_context_free(LlamaContext *ctx) {
 // Of the keys and values, which many sequences take beyond 64 bits.
 static double cache_bytes(const LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
-    return 2.0 * c->n_layers * ctx->options.sequences * ctx->positions * c->n_kv_heads * c->head_dim *
+    return 2.0 * c->n_layers * (double)ctx->pool.n * KEY_BLOCK * c->n_kv_heads * c->head_dim *
            (double)kv_size(ctx->options.kv);
 }
 
@@ -167,13 +199,15 @@ static int context_allocate(LlamaContext *ctx, LlamaError *error) {
     context_place(ctx, &arena);
     ctx->n_bytes = arena.used;
     double limit = (double)physical_memory(), needed = MAX((double)ctx->n_bytes, cache_bytes(ctx));
-    arena = (Arena){.base = needed > limit ? NULL : pages_alloc(ctx->n_bytes)};
+    bool fits = needed <= limit && ctx->pool.n <= INT32_MAX;
+    arena = (Arena){.base = fits ? pages_alloc(ctx->n_bytes) : NULL};
     if (!arena.base)
         return fail(error, LLAMA_ERROR_RESOURCE,
                     "a context of %d positions needs %.1f GiB, this machine has %.1f GiB", ctx->options.context,
                     needed / (1 << 30), limit / (1 << 30));
     ctx->memory = arena.base;
     context_place(ctx, &arena);
+    pool_init(&ctx->pool);
     rope_table(ctx);
     return LLAMA_OK;
 }
@@ -199,6 +233,9 @@ const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
 }
 uint64_t llama_context_bytes(const LlamaContext *ctx) {
     return ctx->n_bytes;
+}
+void llama_context_watch(LlamaContext *ctx, const int *cancel) {
+    ctx->cancel = cancel;
 }
 
 #endif

@@ -28,9 +28,9 @@ typedef void MatmulKernel(float *out, int64_t stride, const Rows *x, int32_t n, 
                           int32_t end);
 
 // out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries. keys
-// and values: those of one head in the cache.
+// and values: those of one head in the cache, of which the sequence has these pages.
 typedef void AttendKernel(const Query *queries, int32_t count, const void *keys, const void *values,
-                          int32_t head_dim);
+                          const int32_t *pages, int32_t head_dim);
 
 typedef struct {
     const char *name;
@@ -134,10 +134,11 @@ static void swiglu_scalar(float *h1, const float *h3, int32_t n) {
     for (int32_t i = 0; i < n; i++) h1[i] = h1[i] / (1 + exp_scalar(-h1[i])) * h3[i];
 }
 
-static void attend_one_scalar(const Query *query, const void *keys, const void *values, int32_t head_dim, int kv) {
+static void attend_one_scalar(const Query *query, const void *keys, const void *values, const int32_t *pages,
+                              int32_t head_dim, int kv) {
     float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0, *scores = query->scores;
     for (int32_t t = 0; t < query->n; t++) {
-        int64_t at = (int64_t)(t / KEY_BLOCK) * KEY_BLOCK * head_dim + t % KEY_BLOCK;
+        int64_t at = cached_keys(pages, t, head_dim) + t % KEY_BLOCK;
         float dot = 0;
         for (int32_t d = 0; d < head_dim; d++) dot += query->q[d] * cached(keys, at + d * KEY_BLOCK, kv);
         scores[t] = dot * scale;
@@ -146,24 +147,28 @@ static void attend_one_scalar(const Query *query, const void *keys, const void *
     for (int32_t t = 0; t < query->n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
     for (int32_t d = 0; d < head_dim; d++) {
         float dot = 0;
-        for (int32_t t = 0; t < query->n; t++) dot += scores[t] * cached(values, (int64_t)t * head_dim + d, kv);
+        for (int32_t t = 0; t < query->n; t++)
+            dot += scores[t] * cached(values, cached_row(pages, t) * head_dim + d, kv);
         query->out[d] = dot / sum;
     }
 }
 
 static void attend_fp32_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
-                               int32_t head_dim) {
-    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_FP32);
+                               const int32_t *pages, int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++)
+        attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
 static void attend_bf16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
-                               int32_t head_dim) {
-    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_BF16);
+                               const int32_t *pages, int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++)
+        attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
 static void attend_fp16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
-                               int32_t head_dim) {
-    for (int32_t i = 0; i < count; i++) attend_one_scalar(&queries[i], keys, values, head_dim, LLAMA_KV_FP16);
+                               const int32_t *pages, int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++)
+        attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_FP16);
 }
 
 // Positions that all queries attend to, and those of the one that attends to most.

@@ -5,20 +5,21 @@
 //   2. bias          logit + bias; -INFINITY forbids the token
 //   3. penalties     repeat: logit > 0 ? logit / r : logit * r for every token told, the prompt's too; then, as in
 //                    the OpenAI API, for tokens generated: logit - presence - frequency * times
-//   4. temperature   0: the largest logit wins, the lowest index among equals, and no coin is used
+//   4. mask          tokens that it does not allow are forbidden, as by a bias of -INFINITY
+//   5. temperature   0: the largest logit wins, the lowest index among equals, and no coin is used
 //                    else p = softmax(logits / temperature)
-//   5. top-k, top-p, min-p, each on what the one before has left: the k most likely tokens; the shortest run of
+//   6. top-k, top-p, min-p, each on what the one before has left: the k most likely tokens; the shortest run of
 //                    them from the most likely down that exceeds top_p of what top-k left; those at least min_p
 //                    times as likely as the most likely one
-//   6. draw          one coin in [0, 1): the first token whose running total exceeds coin * (what is left)
+//   7. draw          one coin in [0, 1): the first token whose running total exceeds coin * (what is left)
 //
 // Tokens are walked from the most likely down, equals in the order of their index; with top-k, top-p and min-p all
 // off they are walked in the order of their index. With only a temperature and a top-p this rule, the generator and
 // the coin are those of llama2.c: the same seed gives the same text, up to the rounding of sums.
 //
-// All three filters of step 5 keep a run from the top. So they and the draw ask the same question, at which token a
+// All three filters of step 6 keep a run from the top. So they and the draw ask the same question, at which token a
 // running count or mass exceeds a target, and select_run answers it by histograms. The logits are left as adjusted
-// by steps 2 and 3 at temperature 0, else as likelihoods relative to the most likely token.
+// by steps 2 to 4 at temperature 0, else as likelihoods relative to the most likely token.
 //
 // Left out on purpose: beam search, grammars and the other filters (typical-p, mirostat, ...). A caller that wants
 // them changes the logits before llama_sample.
@@ -44,8 +45,9 @@ struct LlamaSampler {
     LlamaSampling sampling; // filters that keep everything are 0; seed is the state of the generator
     const Kernels *kernels;
     int32_t vocab_size, n_notes;
-    SamplerNote *notes; // (vocab_size), the first n_notes are in use, one for each token
-    int32_t *note_of;   // (vocab_size), 1 + index into notes, 0: none
+    SamplerNote *notes;      // (vocab_size), the first n_notes are in use, one for each token
+    int32_t *note_of;        // (vocab_size), 1 + index into notes, 0: none
+    const uint32_t *allowed; // ((vocab_size + 31) / 32), a bit a token; NULL: all
     Selection selection;
 };
 
@@ -180,6 +182,24 @@ static void sampler_adjust(const LlamaSampler *s, float *logits) {
     }
 }
 
+void llama_sampler_mask(LlamaSampler *sampler, const uint32_t *allowed) {
+    sampler->allowed = allowed;
+}
+
+// Forbids the tokens that the mask leaves out. Without a branch for each token: masks may be as irregular as coins.
+static void sampler_forbid(const LlamaSampler *s, float *logits) {
+    const uint32_t least = select_bits(-INFINITY);
+    for (int32_t i = 0; i < s->vocab_size; i += 32) {
+        uint32_t allowed = s->allowed[i / 32];
+        if (allowed == UINT32_MAX) continue;
+        int32_t n = MIN(32, s->vocab_size - i);
+        for (int32_t j = 0; j < n; j++) {
+            uint32_t keep = -(uint32_t)((allowed & 1u << j) != 0);
+            logits[i + j] = select_float((select_bits(logits[i + j]) & keep) | (least & ~keep));
+        }
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // The draw
 
@@ -233,12 +253,13 @@ int llama_sample(LlamaSampler *sampler, float *logits, int32_t *token, LlamaErro
     const LlamaSampling *o = &sampler->sampling;
     Extremes found = sampler->kernels->extremes(logits, sampler->vocab_size);
     if (!isfinite(found.min) || !isfinite(found.max)) return sampler_refuse(logits, error);
-    if (sampler->n_notes) {
-        sampler_adjust(sampler, logits);
-        found = sampler->kernels->extremes(logits, sampler->vocab_size);
-    }
+    if (sampler->n_notes) sampler_adjust(sampler, logits);
+    if (sampler->allowed) sampler_forbid(sampler, logits);
+    if (sampler->n_notes || sampler->allowed) found = sampler->kernels->extremes(logits, sampler->vocab_size);
     if (found.max == -INFINITY)
-        return fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
+        return sampler->allowed
+                   ? fail(error, LLAMA_ERROR_USAGE, "the mask allows no token, or none without a bias of -inf")
+                   : fail(error, LLAMA_ERROR_USAGE, "every token has a bias of -inf, allowed all but one");
     *token = found.argmax;
     if (o->temperature == 0.0f) return LLAMA_OK;
     // A temperature below 5e-39 gives a scale beyond floats, which counts as the largest one.

@@ -1,0 +1,25 @@
+// error.h: what a function that can fail returns, and the line that says why. The codes are the exit codes of the
+// command line; it alone is interrupted.
+#ifndef LLAMA_API_ERROR_H
+#define LLAMA_API_ERROR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// cdef begin
+enum {
+    LLAMA_OK = 0,
+    LLAMA_ERROR_USAGE = 2,
+    LLAMA_ERROR_FILE = 3,
+    LLAMA_ERROR_RESOURCE = 4,
+    LLAMA_ERROR_CANCELLED = 5, // by the flag that llama_context_watch was given
+    LLAMA_ERROR_INTERRUPTED = 130
+};
+
+typedef struct {
+    int code;
+    char text[1024]; // one line, no newline
+} LlamaError;
+// cdef end
+
+#endif
