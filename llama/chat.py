@@ -149,6 +149,31 @@ def render_guarded(
     return text.replace(mark, ""), list(plain_spans(text, mark))
 
 
+# --- Of a model
+
+
+def template_of(model: Any) -> str:
+    """The template of a C model in Jinja. Raises UsageError for a model without one."""
+    chat = chat_of(model)
+    text = c_text(chat.text, chat.text_length).decode(errors="replace")
+    if not (template := template_text(Chat(KINDS[chat.kind], text))):
+        raise UsageError("the model has no chat template")
+    return template
+
+
+def end_names(tokenizer: Any) -> dict[str, str]:
+    """bos_token and eos_token of a C tokenizer, as templates ask for them."""
+    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
+    return {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
+
+
+def render_chat(
+    model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
+) -> str:
+    """The text of a conversation by the template of a C model. Raises as encode_chat."""
+    return render(template_of(model), messages, add_generation_prompt, **end_names(tokenizer))
+
+
 def encode_chat(
     model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
 ) -> list[int]:
@@ -156,13 +181,6 @@ def encode_chat(
 
     Raises UsageError without a template, or where it refuses the conversation, BadFileError.
     """
-    chat = chat_of(model)
-    text = c_text(chat.text, chat.text_length).decode(errors="replace")
-    template = template_text(Chat(KINDS[chat.kind], text))
-    if not template:
-        raise UsageError("the model has no chat template")
-    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
-    names = {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
-    specials = special_names(tokenizer)
-    text, spans = render_guarded(template, messages, specials, add_generation_prompt, **names)
+    specials, names = special_names(tokenizer), end_names(tokenizer)
+    text, spans = render_guarded(template_of(model), messages, specials, add_generation_prompt, **names)
     return encode_spans(tokenizer, c_bytes(text), spans)

@@ -1,0 +1,161 @@
+"""Events of the engine as texts, with the tokens that they are made of.
+
+A text is held back where it may be the beginning of a stop string, and tokens with it: a token is told once
+the text reaches beyond where it begins, and those of a stop string never are.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from llama.batch import Event, Request
+from llama.engine import Tokenizer
+from llama.native import c_bytes, token_bytes
+from llama.server.reading import Scored
+
+REASONS = {
+    "stop_token": "stop",
+    "stop_string": "stop",
+    "length": "length",
+}  # finish of Batch to finish_reason
+
+
+class Piece(NamedTuple):
+    """A token of a text. previous: the one before it, -1 for none. begin: its first byte. offset: its first
+    character. logprob, top: as of Event; None for the first token of a prompt.
+    """
+
+    token: int
+    previous: int
+    begin: int
+    offset: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Pieces:
+    """Places tokens in a text, one after the other."""
+
+    def __init__(self, tokenizer: Tokenizer, previous: int = -1, offset: int = 0) -> None:
+        self._tokenizer, self.previous, self._bytes, self._characters = tokenizer, previous, 0, offset
+
+    def next(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> Piece:
+        data = token_bytes(self._tokenizer.handle, self.previous, token)
+        inside = bool(data) and data[0] & 0xC0 == 0x80  # of a character that has begun before
+        piece = Piece(token, self.previous, self._bytes, self._characters - inside, logprob, top)
+        self._bytes += len(data)
+        self._characters += sum(byte & 0xC0 != 0x80 for byte in data)
+        self.previous = token
+        return piece
+
+
+@dataclass(eq=False)
+class Choice:
+    """One text of a request, as far as it has been told."""
+
+    tokenizer: Tokenizer
+    previous: int  # the last token of the prompt
+    text: str = ""
+    pieces: list[Piece] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # without the one that ended the text
+    finish: str | None = None  # as of Event
+    request: Request | None = None
+    _held: list[Piece] = field(default_factory=list)
+    _told: int = 0  # bytes
+
+    def __post_init__(self) -> None:
+        self.place(0)
+
+    def place(self, offset: int) -> None:
+        """Says how many characters are told in front of the text."""
+        self._pieces = Pieces(self.tokenizer, self.previous, offset)
+
+    @property
+    def reason(self) -> str | None:
+        """finish_reason as OpenAI has it."""
+        return REASONS.get(self.finish or "")
+
+    def take(self, event: Event) -> tuple[str, list[Piece]]:
+        """The text and the tokens that an event adds."""
+        self.finish, self.request = event.finish, event.request
+        if event.token is not None and event.finish != "stop_token":
+            self.tokens.append(event.token)
+            if event.logprob is not None:
+                self._held.append(self._pieces.next(event.token, event.logprob, event.top))
+        self.text += event.text
+        self._told += len(event.text.encode())
+        whole = event.finish is not None and event.finish != "stop_string"
+        told = [piece for piece in self._held if whole or piece.begin < self._told]
+        self._held = self._held[len(told) :]
+        self.pieces += told
+        return event.text, told
+
+
+def placed(tokenizer: Tokenizer, ids: Sequence[int], scored: Iterable[Scored]) -> list[Piece]:
+    """The tokens of a prompt with what reading.scores says of them."""
+    pieces = Pieces(tokenizer)
+    return [pieces.next(token, *score) for token, score in zip(ids, scored, strict=True)]
+
+
+# --- Tokens as text
+
+
+def spelt(tokenizer: Tokenizer, previous: int, token: int) -> bytes:
+    """The bytes of a token after another one; of a special one its name."""
+    if tokenizer.is_special(token):
+        return c_bytes(tokenizer.name(token))
+    return token_bytes(tokenizer.handle, previous, token)
+
+
+def shown(data: bytes) -> str:
+    """Bytes of a token as text, or as OpenAI spells what is none: "bytes:\\xe2\\x80"."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece], top: int) -> dict[str, Any]:
+    """Tokens as /v1/completions has them. token_ids is not of OpenAI: two tokens may have the same text."""
+
+    def text(piece: Piece, token: int) -> str:
+        return shown(spelt(tokenizer, piece.previous, token))
+
+    likely = [
+        None
+        if piece.logprob is None
+        else {text(piece, token): logprob for token, logprob in reversed(piece.top)}
+        for piece in pieces
+    ]
+    return {
+        "tokens": [text(piece, piece.token) for piece in pieces],
+        "token_logprobs": [piece.logprob for piece in pieces],
+        "top_logprobs": likely if top else None,
+        "text_offset": [piece.offset for piece in pieces],
+        "token_ids": [piece.token for piece in pieces],
+    }
+
+
+def token_logprob(tokenizer: Tokenizer, previous: int, token: int, logprob: float | None) -> dict[str, Any]:
+    """A token as /v1/chat/completions has it, with the id, as llama.cpp has it."""
+    data = spelt(tokenizer, previous, token)
+    return {"id": token, "token": shown(data), "bytes": list(data), "logprob": logprob}
+
+
+def chat_logprobs(
+    tokenizer: Tokenizer, pieces: Sequence[Piece], name: str = "top_logprobs"
+) -> list[dict[str, Any]]:
+    """Tokens as /v1/chat/completions has them."""
+    return [
+        token_logprob(tokenizer, piece.previous, piece.token, piece.logprob)
+        | {name: [token_logprob(tokenizer, piece.previous, token, logprob) for token, logprob in piece.top]}
+        for piece in pieces
+    ]
+
+
+def as_base64(values: Any) -> str:
+    """A float32 array as OpenAI's clients take it."""
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
