@@ -115,18 +115,8 @@ def serve(options: argparse.Namespace, llama: Llama) -> None:
     service = Service(engine, alias, bool(keys), options.slot_save_path)
     if not keys and not limits.is_local(options.host):
         print(f"note: without --api-key everybody who reaches {options.host} may ask", file=sys.stderr)
-    config = uvicorn.Config(
-        create_app(service, keys, hosts_of(options), options.cors),
-        host=options.host,
-        port=options.port,
-        http=limits.Connection,
-        ws="none",
-        log_level=options.log_level,
-        h11_max_incomplete_event_size=limits.HEADER_BYTES,
-        timeout_keep_alive=limits.KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=limits.SHUTDOWN_SECONDS,
-        server_header=False,
-    )
+    app = create_app(service, keys, hosts_of(options), options.cors)
+    config = limits.config(app, host=options.host, port=options.port, log_level=options.log_level)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: None)  # uvicorn takes them, and raises them again when it has ended
     uvicorn.Server(config).run()

@@ -124,16 +124,19 @@ def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece], top: int)
     def text(piece: Piece, token: int) -> str:
         return shown(spelt(tokenizer, piece.previous, token))
 
-    likely = [
-        None
-        if piece.logprob is None
-        else {text(piece, token): logprob for token, logprob in reversed(piece.top)}
-        for piece in pieces
-    ]
+    def likely(piece: Piece) -> dict[str, float] | None:
+        """The most likely tokens and the one that is there, the first of those with the same text."""
+        if piece.logprob is None:
+            return None
+        found: dict[str, float] = {}
+        for token, logprob in (*piece.top, (piece.token, piece.logprob)):
+            found.setdefault(text(piece, token), logprob)
+        return found
+
     return {
         "tokens": [text(piece, piece.token) for piece in pieces],
         "token_logprobs": [piece.logprob for piece in pieces],
-        "top_logprobs": likely if top else None,
+        "top_logprobs": [likely(piece) for piece in pieces] if top else None,
         "text_offset": [piece.offset for piece in pieces],
         "token_ids": [piece.token for piece in pieces],
     }

@@ -15,7 +15,6 @@ from llama.engine import Llama, Tokenizer
 from llama.errors import UsageError
 from llama.native import token_bytes
 
-OBJECT = {"type": "object"}  # response_format json_object
 # One way to write each value: small models fill what is left with white space where they may.
 FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -62,7 +61,7 @@ class Grammars:
         return LLTokenizer(TokenizerWrapper(Vocabulary(self._llama.tokenizer, stops)), eos_token=stops)
 
     def mask(self, schema: dict[str, Any] | bool) -> Mask:
-        """The mask of a text that is to be JSON by a schema. Raises UsageError for a schema that can't be kept."""
+        """The mask of a text that is to be JSON by a schema. Raises UsageError for a bad schema."""
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=FORM)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""The thread that runs the model. It owns a Batch; requests come from the event loop and events go back there.
+"""The thread that runs the model. It owns a Batch; requests come from the event loop, events go back there.
 
 Each turn of the thread joins what waits while there are sequences, runs a step of the batch, and reads one
 chunk of a text that is only to be read. So no stream waits for more than a step and a chunk, whatever others
@@ -8,12 +8,12 @@ ask for. Texts that wait take turns by client (fair.py), and when too many do, n
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llama.batch import Batch, Event, Request, drained
@@ -106,7 +106,7 @@ class Engine:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake, self._stopping = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._size = os.stat(self.llama.path).st_size
+        self._size = Path(self.llama.path).stat().st_size
 
     # --- From the event loop
 
@@ -132,7 +132,7 @@ class Engine:
         return writing
 
     async def read(self, client: str, reading: Generator[None, None, T]) -> T:
-        """What a generator of reading.py returns, run in turns with the texts. Raises what it raises, ApiError."""
+        """What a generator of reading.py returns, in turns with the texts. Raises as it does, ApiError."""
         chore = Chore(reading, self._loop.create_future())
         self._push(self.chores, client, [chore])
         return await chore.future
@@ -218,8 +218,8 @@ class Engine:
         return bool(self._running or self.waiting or self._chore or self._calls)
 
     def _check_file(self) -> None:
-        """Raises BadFileError for a file that has shrunk: what is mapped of it is gone, and to read it a crash."""
-        if os.stat(self.llama.path).st_size < self._size:
+        """Raises BadFileError for a file that has shrunk: to read what is gone would be a crash."""
+        if Path(self.llama.path).stat().st_size < self._size:
             raise BadFileError(
                 f"{self.llama.path}: has shrunk below {self._size} bytes while it is being served"
             )

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
+import uvicorn
 from fastapi import Request
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -98,6 +99,20 @@ class Connection(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+def config(app: Any, **options: Any) -> uvicorn.Config:
+    """How uvicorn is to serve an app. options: of uvicorn.Config."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        server_header=False,
+        **options,
+    )
 
 
 # --- Around the app

@@ -1,4 +1,4 @@
-"""llama.cpp's endpoints: /completion, /infill, /tokenize, /detokenize, /apply-template, /props, /slots, /health."""
+"""llama.cpp's endpoints: /completion, /infill, /tokenize, /apply-template, /props, /slots, /health ..."""
 
 from __future__ import annotations
 

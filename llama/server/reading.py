@@ -74,7 +74,7 @@ def scores(llama: Llama, ids: Sequence[int], top: int) -> Reading[list[Scored]]:
 
 
 def embedding(llama: Llama, ids: Sequence[int], pooling: str = "mean") -> Reading[np.ndarray]:
-    """The mean of the hidden states of a text's tokens, or the last one: float32, (dim). Raises UsageError."""
+    """The mean of the hidden states of a text, or the last one: float32, (dim). Raises UsageError."""
     check(llama, ids)
     total, hidden = np.zeros(llama.config.dim), np.empty((CHUNK, llama.config.dim), np.float32)
     out = ffi.from_buffer("float[]", hidden, require_writable=True)

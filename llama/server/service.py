@@ -57,7 +57,7 @@ class Service:
         return encode_prompt(self.llama._model, self.tokenizer.handle, c_bytes(text))
 
     async def prompts(self, prompt: Prompt, special: bool = False, each: int = 1) -> list[list[int]]:
-        """The ids of each prompt that a field holds. Raises ApiError for too many, `each` texts to be written."""
+        """The ids of each prompt of a field. Raises ApiError for too many, with `each` texts to write."""
         several: Sequence[Any] = prompt if isinstance(prompt, list) and not is_ids(prompt) else [prompt]
         if not 0 < len(several) * each <= MAX_CHOICES:
             found = f"{len(several)} prompts, {each} texts each"
@@ -67,7 +67,7 @@ class Service:
         )
 
     async def conversation(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation by the model's template. An assistant's message at the end is gone on with."""
+        """The ids of a conversation by the model's template, which go on with an answer that it ends with."""
         told = [plain(message) for message in messages]
         begun = told.pop()["content"] if told[-1]["role"] == "assistant" else ""
 
