@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 import h11
@@ -34,6 +35,7 @@ SEND_SECONDS = 30  # that a client may take to read what was sent, before more i
 KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 5  # that answers may take once the server is to end
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+CLOSE = {"Connection": "close"}
 OPEN_PATHS = ("/health", "/v1/health")  # what needs no key, besides the page
 
 
@@ -162,6 +164,8 @@ class Limits:
         """Raises ApiError for a request that is not to be looked at."""
         if self.hosts and (name := host_of(headers.get("host", ""))) not in self.hosts:
             raise ApiError(403, f"Host = {name[:100]!r}, allowed {', '.join(self.hosts)}")
+        if len(scope["raw_path"]) + sum(map(len, chain(*scope["headers"]))) > HEADER_BYTES:
+            raise ApiError(431, f"the headers are larger than {HEADER_BYTES} bytes", headers=CLOSE)
         open_to_all = scope["path"] in (*OPEN_PATHS, *self.pages) or scope["method"] == "OPTIONS"
         if self.keys and not open_to_all and not self._knows(headers.get("authorization", "")):
             headers_of = {"WWW-Authenticate": "Bearer"}
@@ -179,7 +183,7 @@ class Limits:
 
 
 def too_large() -> ApiError:
-    return ApiError(413, f"the body is larger than {BODY_BYTES} bytes", headers={"Connection": "close"})
+    return ApiError(413, f"the body is larger than {BODY_BYTES} bytes", headers=CLOSE)
 
 
 def bounded(receive: Receive) -> Receive:
@@ -194,8 +198,7 @@ def bounded(receive: Receive) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), deadline - loop.time())
         except asyncio.TimeoutError:
-            close = {"Connection": "close"}
-            raise ApiError(408, f"the body took more than {BODY_SECONDS} seconds", headers=close) from None
+            raise ApiError(408, f"the body took more than {BODY_SECONDS} seconds", headers=CLOSE) from None
         size += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if size > BODY_BYTES:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import threading
+from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import PIECES
 
 PROMPT = "abc def"
+PIECE_A = str(PIECES.index("a"))
+LETTERS = {str(PIECES.index(letter)): 50 for letter in "abcdefghij"}
+
+
+def joined(lists) -> list:
+    return list(chain.from_iterable(lists))
 
 
 def written(server, **fields) -> dict:
@@ -70,29 +81,20 @@ def test_a_stream_comes_to_the_same(server):
         own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == i]
         assert "".join(part["text"] for part in own) == choice["text"]
         for name in ("tokens", "token_logprobs", "text_offset", "token_ids"):
-            assert sum((part["logprobs"][name] for part in own), []) == choice["logprobs"][name]
+            assert joined(part["logprobs"][name] for part in own) == choice["logprobs"][name]
         assert [part["finish_reason"] for part in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
 
 
 def test_a_stop_string_and_its_tokens_are_not_told(server):
-    whole = written(server, temperature=0, max_tokens=40, logprobs=0)["choices"][0]
-    middle = "".join(whole["logprobs"]["tokens"][10:12])
+    fields = {"prompt": PROMPT, "seed": 7, "max_tokens": 40, "logprobs": 0, "logit_bias": LETTERS}
+    whole = written(server, **fields)["choices"][0]
+    middle = whole["text"][10:13]
     expected = whole["text"][: whole["text"].index(middle)]
     for stream in (False, True):
-        answer = server.post(
-            "/v1/completions",
-            {
-                "prompt": PROMPT,
-                "temperature": 0,
-                "max_tokens": 40,
-                "logprobs": 0,
-                "stop": [middle],
-                "stream": stream,
-            },
-        )
+        answer = server.post("/v1/completions", fields | {"stop": [middle], "stream": stream})
         parts = [event["choices"][0] for event in answer.events] if stream else answer.json["choices"]
         assert "".join(part["text"] for part in parts) == expected
-        assert "".join(sum((part["logprobs"]["tokens"] for part in parts), [])) == expected
+        assert "".join(joined(part["logprobs"]["tokens"] for part in parts)) == expected
         assert parts[-1]["finish_reason"] == "stop"
 
 
@@ -136,11 +138,8 @@ def test_an_offset_is_where_a_token_begins(server, prompt):
 
 
 def test_bias_and_eos_are_minded(server):
-    assert text(server, logit_bias={str(PIECE_A): 100}, max_tokens=4) == "aaaa"
+    assert text(server, logit_bias={PIECE_A: 100}, max_tokens=4) == "aaaa"
     assert written(server, ignore_eos=True, max_tokens=60)["choices"][0]["finish_reason"] == "length"
-
-
-PIECE_A = 3 + 256 + 1
 
 
 # --- Many at once
@@ -149,8 +148,6 @@ PIECE_A = 3 + 256 + 1
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.tuples(st.text("abcdefghij ", max_size=30), st.integers(1, 30)), min_size=2, max_size=8))
 def test_together_is_alone(server, tiny, asked):
-    import threading
-
     found = [""] * len(asked)
 
     def ask(i: int) -> None:
@@ -175,10 +172,6 @@ def test_a_known_beginning_is_not_run_again(server):
 
 
 def test_embeddings_are_means_in_floats_and_in_base64(server, tiny):
-    import base64
-
-    import numpy as np
-
     for body in ({"input": PROMPT}, {"input": tiny.encode(PROMPT)}, {"input": [PROMPT, "j"]}):
         floats = server.post("/v1/embeddings", body).json["data"]
         coded = server.post("/v1/embeddings", body | {"encoding_format": "base64"}).json["data"]

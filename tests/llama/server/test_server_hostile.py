@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 import time
 
@@ -49,7 +50,6 @@ BODIES = {
     "very deep": deep(200_000),
     "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "not UTF-8": b'{"prompt": "\xff\xfe"}',
-    "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
     "a lone surrogate": b'{"prompt": "\\ud800"}',
     "a huge number": b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}",
     "NaN": b'{"prompt": "a", "temperature": NaN}',
@@ -82,7 +82,6 @@ WRONG = [
     {"max_tokens": "10"},
     {"max_tokens": 1.5},
     {"max_tokens": True},
-    {"max_tokens": 10**30},
     {"temperature": -0.1},
     {"temperature": "hot"},
     {"temperature": 1e300},
@@ -204,7 +203,11 @@ def test_random_bytes(server):
 
 
 def test_a_body_that_is_too_large(server):
-    assert_refused(server.post("/v1/completions", b" " * (limits.BODY_BYTES + 1)), 413)
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    )
+    assert raw(server, head % (limits.BODY_BYTES + 1)).startswith(b"HTTP/1.1 413 ")
+    assert raw(server, head % 10**15).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_that_does_not_say_how_large_it_is(server):
@@ -237,7 +240,6 @@ def raw(server, data: bytes) -> bytes:
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200,  # TLS
         b"\r\n\r\n\x00\x00\x00",
-        b"GET / HTTP/9.9\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (limits.HEADER_BYTES + 1) + b"\r\n\r\n",
@@ -247,7 +249,7 @@ def raw(server, data: bytes) -> bytes:
 )
 def test_bytes_that_are_no_http(server, data):
     answer = raw(server, data)
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 431 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
 
 
@@ -261,7 +263,8 @@ def impatient(tiny, monkeypatch):
         yield server
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+START = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+HEAD = START + b"Content-Length: 50\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +275,6 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: appli
         HEAD[:-2],
         HEAD,
         HEAD + b"{",
-        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
     ],
 )
 def test_a_client_that_stops_halfway_is_told_so(impatient, data):
@@ -303,8 +305,7 @@ def until_idle(server) -> None:
 
 def request(body: dict) -> bytes:
     data = json.dumps(body).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return head + b"Content-Length: %d\r\n\r\n" % len(data) + data
+    return START + b"Content-Length: %d\r\n\r\n" % len(data) + data
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -315,6 +316,8 @@ def test_a_client_that_leaves_ends_its_text(server, stream):
             client.sendall(request(ENDLESS | {"stream": stream, "n": 30}))
             if stream:
                 assert client.recv(100)
+            else:
+                time.sleep(0.02)
     until_idle(server)
     assert server.engine.totals["cancelled"] > cancelled
 
@@ -394,8 +397,6 @@ def test_it_ends_in_time_whatever_clients_do(tiny, monkeypatch):
 
 
 def test_a_file_that_shrinks_is_an_error(tiny, tmp_path):
-    import shutil
-
     for name in ("model.bin", "tokenizer.bin"):
         shutil.copy(tiny.path.replace("model.bin", name), tmp_path)
     path = tmp_path / "model.bin"
