@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -23,10 +24,11 @@ from pathlib import Path
 from llama import names
 from llama.command import Parser, run_command
 from llama.engine import SHIPPED, Llama
-from llama.errors import BadFileError, UsageError
+from llama.errors import BadFileError, ResourceError, UsageError
 from llama.native import KV
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "jinja2", "llguidance")
+BACKLOG = 128  # connections that the system keeps until they are accepted
 LEVELS = ("critical", "error", "warning", "info", "debug")
 KEY_VARIABLE = "CRIA_API_KEY"  # what is on a command line, everybody on the machine can read
 
@@ -99,6 +101,15 @@ def hosts_of(options: argparse.Namespace) -> Sequence[str]:
     return [*LOCAL_NAMES, options.host] if is_local(options.host) else ()
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is being connected to. Raises ResourceError for an address that can't be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ResourceError(f"--host {host} --port {port}: {error.strerror or error}") from None
+
+
 def serve(options: argparse.Namespace, llama: Llama) -> None:
     """Answers until it is told to end."""
     import uvicorn
@@ -116,10 +127,13 @@ def serve(options: argparse.Namespace, llama: Llama) -> None:
     if not keys and not limits.is_local(options.host):
         print(f"note: without --api-key everybody who reaches {options.host} may ask", file=sys.stderr)
     app = create_app(service, keys, hosts_of(options), options.cors)
-    config = limits.config(app, host=options.host, port=options.port, log_level=options.log_level)
+    config = limits.config(app, log_level=options.log_level)
+    listener = listen(options.host, options.port)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: None)  # uvicorn takes them, and raises them again when it has ended
-    uvicorn.Server(config).run()
+    host, port = listener.getsockname()[:2]
+    print(f"{alias}: http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def main(arguments: list[str]) -> None:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from llama import __version__
 from llama.batch import Batch
 from llama.chat import render_chat, template_of
-from llama.errors import UsageError
+from llama.errors import BadFileError, UsageError
 from llama.server import reading
 from llama.server.choices import Choice, Piece, chat_logprobs, shown, spelt
 from llama.server.errors import ApiError, unsupported
@@ -149,7 +149,11 @@ def slot_action(service: Service, slot: int, action: str, name: str) -> Callable
     def restore(batch: Batch) -> dict[str, Any]:
         if not path.is_file():
             raise ApiError(404, f"{name}: is not there", "filename")
-        batch.restore(data := path.read_bytes(), slot)
+        data = path.read_bytes()
+        try:
+            batch.restore(data, slot)
+        except BadFileError as error:
+            raise ApiError(400, f"{name}: {error}", "filename") from None
         return {
             "id_slot": slot,
             "filename": name,
