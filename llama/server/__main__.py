@@ -107,7 +107,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ResourceError(f"--host {host} --port {port}: {error.strerror or error}") from None
+        why = str(error) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise ResourceError(f"--host {host} --port {port}: {why}") from None
 
 
 def serve(options: argparse.Namespace, llama: Llama) -> None:
