@@ -15,6 +15,7 @@ from llama.engine import Llama, Tokenizer
 from llama.errors import UsageError
 from llama.native import token_bytes
 
+BEFORE = "\x02"  # a character that no token joins with another
 # One way to write each value: small models fill what is left with white space where they may.
 FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -24,6 +25,12 @@ def stop_ids(llama: Llama) -> list[int]:
     config = lib.llama_config(llama._model)
     stops = [config.stops[i] for i in range(config.n_stops)]
     return sorted({*stops, llama.tokenizer.eos_id} - {-1})
+
+
+def check(matcher: LLMatcher) -> None:
+    """Raises UsageError for a grammar that can't be kept, or not go on with."""
+    if matcher.is_error():
+        raise UsageError(f"json_schema: {matcher.get_error().partition(chr(10))[0]}")
 
 
 class Vocabulary:
@@ -43,7 +50,9 @@ class Vocabulary:
             self.tokens[token] = b"\xff" + tokenizer.name(token).encode()  # no text means it
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, bos=False)
+        """The ids of text inside another: some vocabularies put a space in front of one that begins."""
+        ids = self._tokenizer.encode(BEFORE + text, bos=False)
+        return ids[len(self._tokenizer.encode(BEFORE, bos=False)) :]
 
 
 class Grammars:
@@ -67,8 +76,7 @@ class Grammars:
         except ValueError as error:
             raise UsageError(f"json_schema: {error}") from None
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise UsageError(f"json_schema: {matcher.get_error()}")
+        check(matcher)
         return Matching(matcher, self._llama.config.vocab_size)
 
 
@@ -80,10 +88,8 @@ class Matching:
         self._words = np.zeros((vocab_size + 31) // 32, np.uint32)
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
-        if not self._matcher.consume_tokens(tokens[self._taken :]):
-            raise UsageError(f"json_schema: {self._matcher.get_error()}")
+        self._matcher.consume_tokens(tokens[self._taken :])
         self._taken = len(tokens)
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-        if self._matcher.is_error():
-            raise UsageError(f"json_schema: {self._matcher.get_error()}")
+        check(self._matcher)
         return self._words
