@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -36,8 +36,19 @@ def routes(service: Service) -> FastAPI:
         yield
         await service.engine.stop()
 
+    async def whole(request: Request) -> None:
+        """Nothing reads a model, or its tokenizer, whose file has shrunk."""
+        service.engine.check()
+
     # Pages of documentation would load scripts from elsewhere; /openapi.json is for all tools that want one.
-    app = FastAPI(title="cria", version=llama.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="cria",
+        version=llama.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(whole)],
+    )
     add_handlers(app)
     for kind in (openai, llamacpp, allamo):
         app.include_router(kind.router(service))

@@ -8,6 +8,7 @@ ask for. Texts that wait take turns by client (fair.py), and when too many do, n
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
@@ -106,7 +107,8 @@ class Engine:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake, self._stopping = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._size = Path(self.llama.path).stat().st_size
+        self._file = Path(self.llama.path).open("rb")  # noqa: SIM115, to know its size whatever becomes of its name
+        self._size = os.fstat(self._file.fileno()).st_size
 
     # --- From the event loop
 
@@ -121,6 +123,7 @@ class Engine:
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
         self.texts.close()
+        self._file.close()
 
     def write(self, client: str, tasks: Sequence[Task]) -> Writing:
         """Begins to write texts: with engine.write(...) as writing: async for index, event in writing: ...
@@ -154,11 +157,10 @@ class Engine:
         return await future
 
     def check(self) -> None:
-        """Raises ApiError where the thread does not run any more."""
-        if self.failed or self._stopping:
-            raise ApiError(
-                503, f"the model does not run: {self.failed or 'the server ends'}", code="unavailable"
-            )
+        """Raises ApiError where the thread does not run any more, or must not."""
+        why = self.failed or ("the server ends" if self._stopping else self._damage())
+        if why:
+            raise ApiError(503, f"the model does not run: {why}", code="unavailable")
 
     @property
     def retry_after(self) -> int:
@@ -217,12 +219,18 @@ class Engine:
         self._read()
         return bool(self._running or self.waiting or self._chore or self._calls)
 
+    def _damage(self) -> BadFileError | None:
+        """Why a file must not be read any more: where a map of it has lost its end, reading is a crash."""
+        if os.fstat(self._file.fileno()).st_size >= self._size:
+            return None
+        return BadFileError(
+            f"{self.llama.path}: has shrunk below {self._size} bytes while it is being served"
+        )
+
     def _check_file(self) -> None:
-        """Raises BadFileError for a file that has shrunk: to read what is gone would be a crash."""
-        if Path(self.llama.path).stat().st_size < self._size:
-            raise BadFileError(
-                f"{self.llama.path}: has shrunk below {self._size} bytes while it is being served"
-            )
+        """Raises BadFileError for a file that must not be read."""
+        if damage := self._damage():
+            raise damage
 
     def _join(self) -> None:
         while len(self._running) < self.parallel and (job := self.waiting.pop()):

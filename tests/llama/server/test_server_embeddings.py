@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -15,7 +17,7 @@ TEXTS = ["abc", "a bc def " * 9, "j"]
 @pytest.fixture(scope="module")
 def reference(tiny, tmp_path_factory) -> transformers.PreTrainedModel:
     folder = tmp_path_factory.mktemp("reference") / "model"
-    export_folder(folder, open_source(tiny.path))
+    export_folder(folder, open_source(Path(tiny.path)))
     return transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 

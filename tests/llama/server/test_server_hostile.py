@@ -7,6 +7,7 @@ import random
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from serving import serving
@@ -396,16 +397,44 @@ def test_it_ends_in_time_whatever_clients_do(tiny, monkeypatch):
             client.close()
 
 
-def test_a_file_that_shrinks_is_an_error(tiny, tmp_path):
+@pytest.fixture
+def copy(tiny, tmp_path) -> Path:
+    """A model to be damaged."""
     for name in ("model.bin", "tokenizer.bin"):
         shutil.copy(tiny.path.replace("model.bin", name), tmp_path)
-    path = tmp_path / "model.bin"
-    with Llama(path, threads=1) as llama, serving(llama) as server:
+    return tmp_path / "model.bin"
+
+
+def truncate(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(5000)
+
+
+def test_a_file_that_shrinks_is_an_error(copy):
+    with Llama(copy, threads=1) as llama, serving(llama) as server:
         assert server.post("/v1/completions", GOOD).status == 200
-        with path.open("r+b") as file:
-            file.truncate(5000)
+        truncate(copy)
         answer = server.post("/v1/completions", GOOD)
-        assert answer.status == 500
+        assert answer.status == 503
         assert "has shrunk" in answer.json["error"]["message"]
         assert server.get("/health").status == 503
-        assert server.post("/v1/completions", GOOD).status == 503
+
+
+def test_a_file_that_shrinks_ends_the_texts_being_written(copy):
+    with Llama(copy, threads=1) as llama, serving(llama) as server, server.connect() as client:
+        client.sendall(request(ENDLESS | {"n": 128}))
+        found = client.recv(4096)
+        truncate(copy)
+        while part := client.recv(65536):
+            found += part
+            if found.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+                break
+        assert b"has shrunk" in found
+
+
+def test_a_file_with_a_new_one_in_its_place_is_served_on(copy):
+    with Llama(copy, threads=1) as llama, serving(llama) as server:
+        before = server.post("/v1/completions", GOOD).json["choices"]
+        (copy.parent / "new.bin").write_bytes(b"short")
+        (copy.parent / "new.bin").replace(copy)
+        assert server.post("/v1/completions", GOOD).json["choices"] == before
