@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from llama.server.service import Service
 
 PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *"abcdefghij"]
 SHAPE = Shape(dim=32, hidden_dim=64, n_heads=4, n_kv_heads=2, vocab_size=len(PIECES), max_seq_len=96)
+SLOW = replace(SHAPE, dim=256, hidden_dim=512, n_layers=4, max_seq_len=2048)  # slow enough to be left
 ALIAS = "tiny"
 
 

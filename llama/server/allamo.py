@@ -31,8 +31,9 @@ def router(service: Service) -> APIRouter:
         if not body.prompt:
             return {"embeddings": []}
         [ids] = await service.prompts(body.prompt)
-        read = service.engine.read(service.client(request), reading.embedding(service.llama, ids, "last"))
-        return {"embeddings": (await while_connected(request, read)).tolist()}
+        reads = [reading.embedding(service.llama, ids, "last")]
+        [last] = await while_connected(request, service.engine.read(service.client(request), reads))
+        return {"embeddings": last.tolist()}
 
     @routes.post("/tokens")
     async def tokens(body: AllamoBody) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llama.batch import Event, Request
@@ -16,20 +17,44 @@ from llama.engine import Tokenizer
 from llama.native import c_bytes, token_bytes
 from llama.server.reading import Scored
 
-REASONS = {
-    "stop_token": "stop",
-    "stop_string": "stop",
-    "length": "length",
-}  # finish of Batch to finish_reason
+# finish of Batch to finish_reason
+REASONS = {"stop_token": "stop", "stop_string": "stop", "length": "length"}
+
+
+# --- Tokens as text
+
+
+@lru_cache(maxsize=1 << 17)
+def spellings(tokenizer: Tokenizer, begins: bool, token: int) -> tuple[bytes, bytes]:
+    """The text of a token, of one that begins a text or not, and what spells it: of some its name."""
+    plain = token_bytes(tokenizer.handle, -1 if begins else token, token)
+    return plain, c_bytes(tokenizer.name(token)) if tokenizer.is_special(token) else plain
+
+
+def is_text(data: bytes) -> bool:
+    """Whether bytes of a token are whole characters."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def shown(data: bytes) -> str:
+    """Bytes of a token as text, or as OpenAI spells what is none: "bytes:\\xe2\\x80"."""
+    return data.decode() if is_text(data) else "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+# --- Texts
 
 
 class Piece(NamedTuple):
-    """A token of a text. previous: the one before it, -1 for none. begin: its first byte. offset: its first
+    """A token of a text. begins: whether a text begins with it. begin: its first byte. offset: its first
     character. logprob, top: as of Event; None for the first token of a prompt.
     """
 
     token: int
-    previous: int
+    begins: bool
     begin: int
     offset: int
     logprob: float | None
@@ -37,18 +62,19 @@ class Piece(NamedTuple):
 
 
 class Pieces:
-    """Places tokens in a text, one after the other."""
+    """Places tokens in a text, one after the other. previous: the token before the first, -1 for none."""
 
     def __init__(self, tokenizer: Tokenizer, previous: int = -1, offset: int = 0) -> None:
-        self._tokenizer, self.previous, self._bytes, self._characters = tokenizer, previous, 0, offset
+        self._tokenizer, self._previous, self._bytes, self._characters = tokenizer, previous, 0, offset
 
     def next(self, token: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> Piece:
-        data = token_bytes(self._tokenizer.handle, self.previous, token)
+        begins = self._previous in (-1, self._tokenizer.bos_id)
+        data, _ = spellings(self._tokenizer, begins, token)
         inside = bool(data) and data[0] & 0xC0 == 0x80  # of a character that has begun before
-        piece = Piece(token, self.previous, self._bytes, self._characters - inside, logprob, top)
+        piece = Piece(token, begins, self._bytes, self._characters - inside, logprob, top)
         self._bytes += len(data)
         self._characters += sum(byte & 0xC0 != 0x80 for byte in data)
-        self.previous = token
+        self._previous = token
         return piece
 
 
@@ -100,29 +126,14 @@ def placed(tokenizer: Tokenizer, ids: Sequence[int], scored: Iterable[Scored]) -
     return [pieces.next(token, *score) for token, score in zip(ids, scored, strict=True)]
 
 
-# --- Tokens as text
-
-
-def spelt(tokenizer: Tokenizer, previous: int, token: int) -> bytes:
-    """The bytes of a token after another one; of a special one its name."""
-    if tokenizer.is_special(token):
-        return c_bytes(tokenizer.name(token))
-    return token_bytes(tokenizer.handle, previous, token)
-
-
-def shown(data: bytes) -> str:
-    """Bytes of a token as text, or as OpenAI spells what is none: "bytes:\\xe2\\x80"."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+# --- Log-probabilities
 
 
 def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece], top: int) -> dict[str, Any]:
     """Tokens as /v1/completions has them. token_ids is not of OpenAI: two tokens may have the same text."""
 
     def text(piece: Piece, token: int) -> str:
-        return shown(spelt(tokenizer, piece.previous, token))
+        return shown(spellings(tokenizer, piece.begins, token)[1])
 
     def likely(piece: Piece) -> dict[str, float] | None:
         """The most likely tokens and the one that is there, the first of those with the same text."""
@@ -142,9 +153,9 @@ def completion_logprobs(tokenizer: Tokenizer, pieces: Sequence[Piece], top: int)
     }
 
 
-def token_logprob(tokenizer: Tokenizer, previous: int, token: int, logprob: float | None) -> dict[str, Any]:
+def token_logprob(tokenizer: Tokenizer, begins: bool, token: int, logprob: float | None) -> dict[str, Any]:
     """A token as /v1/chat/completions has it, with the id, as llama.cpp has it."""
-    data = spelt(tokenizer, previous, token)
+    _, data = spellings(tokenizer, begins, token)
     return {"id": token, "token": shown(data), "bytes": list(data), "logprob": logprob}
 
 
@@ -153,8 +164,8 @@ def chat_logprobs(
 ) -> list[dict[str, Any]]:
     """Tokens as /v1/chat/completions has them."""
     return [
-        token_logprob(tokenizer, piece.previous, piece.token, piece.logprob)
-        | {name: [token_logprob(tokenizer, piece.previous, token, logprob) for token, logprob in piece.top]}
+        token_logprob(tokenizer, piece.begins, piece.token, piece.logprob)
+        | {name: [token_logprob(tokenizer, piece.begins, token, logprob) for token, logprob in piece.top]}
         for piece in pieces
     ]
 

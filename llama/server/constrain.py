@@ -69,15 +69,16 @@ class Grammars:
             raise UsageError("the model has no token that ends a text, so no text can be held to a schema")
         return LLTokenizer(TokenizerWrapper(Vocabulary(self._llama.tokenizer, stops)), eos_token=stops)
 
-    def mask(self, schema: dict[str, Any] | bool) -> Mask:
-        """The mask of a text that is to be JSON by a schema. Raises UsageError for a bad schema."""
+    def masks(self, schema: dict[str, Any] | bool, n: int = 1) -> list[Mask]:
+        """The masks of n texts that are to be JSON by a schema. Raises UsageError for a bad schema."""
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=FORM)
         except ValueError as error:
             raise UsageError(f"json_schema: {error}") from None
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
         check(matcher)
-        return Matching(matcher, self._llama.config.vocab_size)
+        size = self._llama.config.vocab_size
+        return [Matching(matcher.deep_copy(), size) for _ in range(n)]
 
 
 class Matching:

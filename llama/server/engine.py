@@ -134,11 +134,16 @@ class Engine:
         self._push(self.waiting, client, writing.jobs)
         return writing
 
-    async def read(self, client: str, reading: Generator[None, None, T]) -> T:
-        """What a generator of reading.py returns, in turns with the texts. Raises as it does, ApiError."""
-        chore = Chore(reading, self._loop.create_future())
-        self._push(self.chores, client, [chore])
-        return await chore.future
+    async def read(self, client: str, readings: Sequence[Generator[None, None, T]]) -> list[T]:
+        """What generators of reading.py return, in turns with the texts. Raises as they do, ApiError."""
+        chores = [Chore(reading, self._loop.create_future()) for reading in readings]
+        self._push(self.chores, client, chores)
+        try:
+            return [await chore.future for chore in chores]
+        finally:
+            for chore in chores:
+                chore.future.cancel()
+                self.chores.remove(client, chore)
 
     async def ask(self, function: Callable[[Batch], T]) -> T:
         """What a function of the batch returns, called between two steps. Raises what it raises."""

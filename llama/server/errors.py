@@ -54,8 +54,7 @@ def explained(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UsageError):
-        code = "context_length_exceeded" if "the context" in str(error) else None
-        return ApiError(400, str(error), code=code)
+        return ApiError(400, str(error))
     return ApiError(500, f"{type(error).__name__}: {error}")
 
 

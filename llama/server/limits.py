@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import socket
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,7 +32,7 @@ HEADER_BYTES = 32 << 10
 CONNECTIONS = 256
 HEADER_SECONDS = 10  # until the headers of a request are there, from its first byte or the connection's start
 BODY_SECONDS = 30  # until the body is
-SEND_SECONDS = 30  # that a client may take to read what was sent, before more is
+SEND_SECONDS = 30  # for which a client may take nothing of what waits for it
 KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 5  # that answers may take once the server is to end
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -40,7 +41,7 @@ OPEN_PATHS = ("/health", "/v1/health")  # what needs no key, besides the page
 
 
 class Gone(Exception):
-    """The client has left, or is too slow to be waited for: nobody needs an answer."""
+    """The client has left: nobody needs an answer."""
 
 
 class Connection(H11Protocol):
@@ -48,6 +49,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: ends it, whatever is left in buffers
+            minded = transport.get_extra_info("socket")
+            minded.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SEND_SECONDS)
         self._deadline: asyncio.TimerHandle | None = None
         if len(self.connections) > CONNECTIONS:
             self._refuse(503, "too many connections")
@@ -154,7 +158,7 @@ class Limits:
             return
         try:
             self._check(scope, Headers(scope=scope))
-            await self.app(scope, bounded(receive), timed(send))
+            await self.app(scope, bounded(receive), send)
         except ApiError as error:
             await error.response()(scope, receive, send)
         except Gone:
@@ -204,18 +208,6 @@ def bounded(receive: Receive) -> Receive:
         if size > BODY_BYTES:
             raise too_large()
         return message
-
-    return limited
-
-
-def timed(send: Send) -> Send:
-    """send, with a limit on the time that a client takes to read. Raises Gone."""
-
-    async def limited(message: MutableMapping[str, Any]) -> None:
-        try:
-            await asyncio.wait_for(send(message), SEND_SECONDS)
-        except asyncio.TimeoutError:
-            raise Gone from None
 
     return limited
 

@@ -14,8 +14,7 @@ from llama import __version__
 from llama.batch import Batch
 from llama.chat import render_chat, template_of
 from llama.errors import BadFileError, UsageError
-from llama.server import reading
-from llama.server.choices import Choice, Piece, chat_logprobs, shown, spelt
+from llama.server.choices import Choice, Piece, chat_logprobs, is_text, shown, spellings
 from llama.server.errors import ApiError, unsupported
 from llama.server.schemas import (
     DetokenizeBody,
@@ -79,10 +78,9 @@ async def complete(
     service: Service, request: Request, body: NativeBody, prompts: list[list[int]], several: bool
 ) -> Any:
     """The answer to /completion and /infill. several: a list of answers. Raises ApiError, UsageError."""
-    most = (
-        None if body.n_predict < 0 else max(1, body.n_predict)
-    )  # 0 reads the prompt, and draws a token by it
-    options = service.options(body, most, body.n_probs or None)
+    if body.n_predict == 0:
+        raise ApiError(400, "n_predict = 0, allowed -1 for no limit, and 1 and more", "n_predict")
+    options = service.options(body, None if body.n_predict < 0 else body.n_predict, body.n_probs or None)
     if body.seed == -1:
         options["seed"] = None
     tasks = await service.tasks(prompts, 1, options, body.json_schema)
@@ -192,8 +190,8 @@ def tokens_of(service: Service, body: TokenizeBody) -> list[Any]:
     ids = service.tokenizer.encode(body.content, bos=bos, special=body.parse_special)
     if not body.with_pieces:
         return ids
-    spelled = [spelt(service.tokenizer, -1 if i == 0 else ids[i - 1], token) for i, token in enumerate(ids)]
-    pieces = [list(data) if shown(data).startswith("bytes:") else shown(data) for data in spelled]
+    spelt = [spellings(service.tokenizer, False, token)[1] for token in ids]
+    pieces = [shown(data) if is_text(data) else list(data) for data in spelt]
     return [{"id": token, "piece": piece} for token, piece in zip(ids, pieces, strict=True)]
 
 
@@ -219,7 +217,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/infill")
     async def infill(body: InfillBody, request: Request) -> Any:
-        ids = service.llama.encode_infill(body.input_prefix, body.input_suffix)
+        ids = service.fitting(service.llama.encode_infill(body.input_prefix, body.input_suffix))
         return await complete(service, request, body, [ids], False)
 
     @routes.post("/tokenize")
@@ -228,8 +226,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Any:
-        if body.tokens:
-            reading.check_ids(service.llama, body.tokens)
+        service.check_ids(body.tokens)
         return {"content": await asyncio.to_thread(service.tokenizer.decode, body.tokens)}
 
     @routes.post("/apply-template")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +16,7 @@ from llama.server.engine import Task
 from llama.server.errors import ApiError, unsupported
 from llama.server.limits import while_connected
 from llama.server.schemas import ChatBody, CompletionBody, EmbeddingBody, OpenAIBody, ResponseFormat
-from llama.server.service import Service, event_stream, told, usage
+from llama.server.service import Service, event_stream, is_ids, told, usage
 
 OBJECT = {"type": "object"}  # the schema of response_format json_object
 
@@ -60,33 +59,21 @@ async def echoed(
     """What is told of each prompt: nothing without echo."""
     if not body.echo:
         return [Echo() for _ in prompts]
-    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    found = []
-    for i, ids in enumerate(prompts):
-        own = isinstance(given[i], str) if i < len(given) else False
-        echo = Echo(str(given[i]) if own else service.tokenizer.decode(ids))
-        if body.logprobs is not None:
-            read = reading.scores(service.llama, ids, body.logprobs)
-            scored = await service.engine.read(service.client(request), read)
-            echo.pieces = placed(service.tokenizer, ids, scored)
-        found.append(echo)
-    return found
+    given = [body.prompt] if isinstance(body.prompt, str) or is_ids(body.prompt) else body.prompt
+    texts = [text if isinstance(text, str) else service.tokenizer.decode(text) for text in given]
+    if body.logprobs is None:
+        return [Echo(text) for text in texts]
+    reads = [reading.scores(service.llama, ids, body.logprobs) for ids in prompts]
+    scored = await service.engine.read(service.client(request), reads)
+    pieces = [placed(service.tokenizer, ids, found) for ids, found in zip(prompts, scored, strict=True)]
+    return [Echo(*told) for told in zip(texts, pieces, strict=True)]
 
 
 def infill(service: Service, body: CompletionBody) -> list[list[int]]:
     """The prompt of a text between two others. Raises UsageError for a model that can't, ApiError."""
     if not isinstance(body.prompt, str) or body.echo:
         raise ApiError(400, "suffix: goes with one prompt of text, and without echo", "suffix")
-    return [service.llama.encode_infill(body.prompt, body.suffix or "")]
-
-
-def completion_choice(
-    service: Service, body: CompletionBody, index: int, text: str, pieces: Sequence[Piece], finish: str | None
-) -> dict[str, Any]:
-    likely = None
-    if body.logprobs is not None:
-        likely = completion_logprobs(service.tokenizer, pieces, body.logprobs)
-    return {"index": index, "text": text, "logprobs": likely, "finish_reason": finish}
+    return [service.fitting(service.llama.encode_infill(body.prompt, body.suffix or ""))]
 
 
 @dataclass
@@ -107,17 +94,20 @@ class Completion:
         return self.echoes[index // self.body.n]
 
     def told(self, index: int, text: str, pieces: Sequence[Piece], finish: str | None) -> dict[str, Any]:
-        return completion_choice(self.service, self.body, index, text, pieces, finish)
+        """A choice, or what is new of it."""
+        likely = None
+        if self.body.logprobs is not None:
+            likely = completion_logprobs(self.service.tokenizer, pieces, self.body.logprobs)
+        return {"index": index, "text": text, "logprobs": likely, "finish_reason": finish}
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         if self.tasks:
             await self.service.finish(self.request, self.tasks, self.choices)
-        texts = [
-            self.told(i, self.echo(i).text + choice.text, [*self.echo(i).pieces, *choice.pieces], reason)
-            for i, choice in enumerate(self.choices)
-            for reason in [choice.reason if self.tasks else "length"]
-        ]
+        texts = []
+        for i, choice in enumerate(self.choices):
+            echo, finish = self.echo(i), choice.reason if self.tasks else "length"
+            texts.append(self.told(i, echo.text + choice.text, [*echo.pieces, *choice.pieces], finish))
         return self.frame.chunk(texts, usage(self.prompts, self.choices))
 
     async def parts(self) -> AsyncIterator[dict[str, Any]]:
@@ -150,8 +140,6 @@ async def completion(service: Service, request: Request, body: CompletionBody) -
     choices = service.choices(tasks)
     for i, choice in enumerate(choices):
         choice.place(len(echoes[i // body.n].text))
-    for ids in prompts:
-        reading.check(service.llama, ids)
     head = frame(service, body, "cmpl", "text_completion")
     return Completion(
         service, request, body, head, prompts, echoes, tasks if body.max_tokens else [], choices
@@ -240,11 +228,8 @@ async def chat(service: Service, request: Request, body: ChatBody) -> Chat:
 
 async def embeddings(service: Service, request: Request, body: EmbeddingBody) -> dict[str, Any]:
     prompts = await service.prompts(body.input)
-    reads = [
-        service.engine.read(service.client(request), reading.embedding(service.llama, ids, body.pooling))
-        for ids in prompts
-    ]
-    vectors = await while_connected(request, asyncio.gather(*reads))
+    reads = [reading.embedding(service.llama, ids, body.pooling) for ids in prompts]
+    vectors = await while_connected(request, service.engine.read(service.client(request), reads))
     as_asked = as_base64 if body.encoding_format == "base64" else lambda vector: vector.tolist()
     data = [
         {"object": "embedding", "index": i, "embedding": as_asked(vector)} for i, vector in enumerate(vectors)
@@ -274,12 +259,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions")
     async def create_completion(body: CompletionBody, request: Request) -> Any:
-        made = await completion(service, request, body)
+        made = await while_connected(request, completion(service, request, body))
         return await (event_stream(request, made.parts(), "[DONE]") if body.stream else made.whole())
 
     @routes.post("/chat/completions")
     async def create_chat_completion(body: ChatBody, request: Request) -> Any:
-        made = await chat(service, request, body)
+        made = await while_connected(request, chat(service, request, body))
         return await (event_stream(request, made.parts(), "[DONE]") if body.stream else made.whole())
 
     @routes.post("/embeddings")

@@ -13,7 +13,6 @@ import numpy as np
 
 from llama._engine import ffi, lib
 from llama.engine import Llama, alive
-from llama.errors import UsageError
 from llama.native import call
 
 T = TypeVar("T")
@@ -25,19 +24,6 @@ CHUNK = 64  # rows, between which others get their turn: a tenth of a second wit
 def chunks(ids: Sequence[int]) -> range:
     """Where the chunks begin."""
     return range(0, len(ids), CHUNK)
-
-
-def check(llama: Llama, ids: Sequence[int]) -> None:
-    """Raises UsageError for ids that the model can't read."""
-    if not 0 < len(ids) <= llama.context:
-        raise UsageError(f"a text has {len(ids)} tokens, allowed 1 to {llama.context}, the context")
-    check_ids(llama, ids)
-
-
-def check_ids(llama: Llama, ids: Sequence[int]) -> None:
-    """Raises UsageError for an id outside the vocabulary."""
-    if bad := [token for token in ids if not 0 <= token < llama.config.vocab_size]:
-        raise UsageError(f"token = {bad[0]}, allowed 0 to {llama.config.vocab_size - 1}")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -57,9 +43,8 @@ def most_likely(row: np.ndarray, n: int) -> tuple[tuple[int, float], ...]:
 def scores(llama: Llama, ids: Sequence[int], top: int) -> Reading[list[Scored]]:
     """Log-probabilities of the tokens of a text after those before them, and of the `top` most likely ones.
 
-    The first token has none. Raises UsageError.
+    The first token has none.
     """
-    check(llama, ids)
     found: list[Scored] = [(None, ())]
     for start in chunks(ids[:-1]):
         n = min(CHUNK, len(ids) - 1 - start)
@@ -74,8 +59,7 @@ def scores(llama: Llama, ids: Sequence[int], top: int) -> Reading[list[Scored]]:
 
 
 def embedding(llama: Llama, ids: Sequence[int], pooling: str = "mean") -> Reading[np.ndarray]:
-    """The mean of the hidden states of a text, or the last one: float32, (dim). Raises UsageError."""
-    check(llama, ids)
+    """The mean of the hidden states of a text, or the last one: float32, (dim)."""
     total, hidden = np.zeros(llama.config.dim), np.empty((CHUNK, llama.config.dim), np.float32)
     out = ffi.from_buffer("float[]", hidden, require_writable=True)
     for start in chunks(ids):

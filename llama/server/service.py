@@ -41,6 +41,7 @@ class Service:
     def __post_init__(self) -> None:
         self.llama: Llama = self.engine.llama
         self.tokenizer: Tokenizer = self.llama.tokenizer
+        self.context = self.engine.texts.context
         self.grammars = Grammars(self.llama)
 
     def client(self, request: Request) -> str:
@@ -49,6 +50,19 @@ class Service:
         return request.headers.get("authorization", "") if self.keyed else host
 
     # --- Prompts
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises ApiError for an id that is not in the vocabulary."""
+        if bad := next((token for token in ids if not 0 <= token < self.llama.config.vocab_size), None):
+            raise ApiError(400, f"token = {bad}, allowed 0 to {self.llama.config.vocab_size - 1}", "prompt")
+
+    def fitting(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt, if the model can read them. Raises ApiError."""
+        if not 0 < len(ids) <= self.context:
+            found = f"a prompt has {len(ids)} tokens, allowed 1 to {self.context}, the context"
+            raise ApiError(400, found, "prompt", "context_length_exceeded")
+        self.check_ids(ids)
+        return ids
 
     def encode(self, text: str, special: bool) -> list[int]:
         """The ids of a prompt. special: names of special tokens in it mean the tokens."""
@@ -63,7 +77,7 @@ class Service:
             found = f"{len(several)} prompts, {each} texts each"
             raise ApiError(400, f"{found}: allowed are 1 to {MAX_CHOICES} texts in all", "prompt")
         return await asyncio.to_thread(
-            lambda: [self.encode(p, special) if isinstance(p, str) else list(p) for p in several]
+            lambda: [self.fitting(self.encode(p, special) if isinstance(p, str) else p) for p in several]
         )
 
     async def conversation(self, messages: Sequence[Message]) -> list[int]:
@@ -72,7 +86,8 @@ class Service:
         begun = told.pop()["content"] if told[-1]["role"] == "assistant" else ""
 
         def encode() -> list[int]:
-            return self.llama.encode_chat(told) + (self.llama.encode(begun, bos=False) if begun else [])
+            answer = self.llama.encode(begun, bos=False) if begun else []
+            return self.fitting(self.llama.encode_chat(told) + answer)
 
         return await asyncio.to_thread(encode)
 
@@ -103,26 +118,25 @@ class Service:
             raise ApiError(400, f"{found}, allowed 0 to {self.llama.config.vocab_size - 1}", "logit_bias")
         return int(name)
 
-    async def mask(self, schema: Any) -> Mask:
-        """The mask of a text that is to be JSON by a schema. Raises UsageError."""
-        return await asyncio.to_thread(self.grammars.mask, schema)
-
     async def tasks(
         self, prompts: Sequence[Sequence[int]], n: int, options: dict[str, Any], schema: Any = None
     ) -> list[Task]:
-        """n texts for each prompt. Those of one prompt have seeds that follow each other."""
-        made = []
-        for prompt in prompts:
-            for i in range(n):
-                seed = None if options["seed"] is None else (options["seed"] + i) % 2**64
-                mask = None if schema is None else await self.mask(schema)  # each text has its own
-                made.append(Task(prompt, options | {"seed": seed, "mask": mask}))
-        return made
+        """n texts for each prompt, JSON by a schema if there is one. Raises UsageError for a bad schema.
+
+        Those of one prompt have seeds that follow each other.
+        """
+        count, seed = len(prompts) * n, options["seed"]
+        masks: Sequence[Mask | None] = [None] * count
+        if schema is not None:
+            masks = await asyncio.to_thread(self.grammars.masks, schema, count)
+        seeds = [None if seed is None else (seed + i % n) % 2**64 for i in range(count)]
+        own = ({"seed": seed, "mask": mask} for seed, mask in zip(seeds, masks, strict=True))
+        return [Task(prompts[i // n], options | chosen) for i, chosen in enumerate(own)]
 
     # --- Texts
 
     def choices(self, tasks: Sequence[Task]) -> list[Choice]:
-        return [Choice(self.tokenizer, task.prompt[-1] if task.prompt else -1) for task in tasks]
+        return [Choice(self.tokenizer, task.prompt[-1]) for task in tasks]
 
     async def finish(self, request: Request, tasks: Sequence[Task], choices: Sequence[Choice]) -> None:
         """Writes texts to their ends. Raises LlamaError, ApiError, Gone."""

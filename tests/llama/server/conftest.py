@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from references import smollm2_path
-from serving import Server, serving, write_model
+from serving import SLOW, Server, serving, write_model
 
 from llama import Llama
 
@@ -21,6 +22,18 @@ def tiny(tmp_path_factory) -> Iterator[Llama]:
 @pytest.fixture(scope="session")
 def server(tiny) -> Iterator[Server]:
     with Llama(tiny.path, threads=1) as llama, serving(llama) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def slow_path(tmp_path_factory) -> Path:
+    """A model that takes seconds to fill its context."""
+    return write_model(tmp_path_factory.mktemp("slow"), SLOW)
+
+
+@pytest.fixture(scope="session")
+def slow(slow_path) -> Iterator[Server]:
+    with Llama(slow_path, threads=1) as llama, serving(llama) as server:
         yield server
 
 

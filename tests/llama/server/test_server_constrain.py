@@ -82,7 +82,9 @@ def test_200_random_schemas_are_kept(llama):
     with Batch(llama, sequences=8, threads=1) as batch:
         prompt = llama.encode("abc")
         requests = {
-            batch.join(prompt, mask=grammars.mask(schema), temperature=rng.choice([0.7, 1, 3]), seed=i + 1): i
+            batch.join(
+                prompt, mask=grammars.masks(schema)[0], temperature=rng.choice([0.7, 1, 3]), seed=i + 1
+            ): i
             for i, schema in enumerate(schemas)
         }
         while batch.busy:
@@ -101,4 +103,4 @@ def test_200_random_schemas_are_kept(llama):
 )
 def test_a_schema_that_can_not_be_kept_is_refused(llama, schema):
     with pytest.raises(UsageError):
-        Grammars(llama).mask(schema)
+        Grammars(llama).masks(schema)

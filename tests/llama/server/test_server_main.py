@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 from helpers import assert_refused, environment, finish
-from serving import write_model
+from serving import SLOW, write_model
 
-STREAM = {"prompt": "abc", "max_tokens": 90, "n": 100, "ignore_eos": True, "stream": True}
+STREAM = {"prompt": "abc", "max_tokens": 2000, "n": 100, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
+    return write_model(tmp_path_factory.mktemp("model"), SLOW)
 
 
 def line(*arguments: object) -> list[str]:
