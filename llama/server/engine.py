@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from llama.batch import Batch, Event, Request, drained
 from llama.engine import Llama
 from llama.errors import BadFileError, LlamaError, ResourceError
+from llama.native import guard
 from llama.server.errors import ApiError
 from llama.server.fair import FairQueue
 
@@ -97,6 +98,7 @@ class Engine:
     batch: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        guard(self.llama._model)
         self.texts = Batch(self.llama, sequences=self.parallel, **self.batch)
         self.waiting: FairQueue[Job] = FairQueue(self.queue)
         self.chores: FairQueue[Chore] = FairQueue(self.queue)
@@ -219,13 +221,14 @@ class Engine:
             function()
         self._join()
         if self.texts.busy:
+            events = self.texts.step()
             self._check_file()
-            self._hand_out(self.texts.step())
+            self._hand_out(events)
         self._read()
         return bool(self._running or self.waiting or self._chore or self._calls)
 
     def _damage(self) -> BadFileError | None:
-        """Why a file must not be read any more: where a map of it has lost its end, reading is a crash."""
+        """Why nothing that the model says is to be believed: what its file has lost reads as zeros."""
         if os.fstat(self._file.fileno()).st_size >= self._size:
             return None
         return BadFileError(
@@ -233,7 +236,7 @@ class Engine:
         )
 
     def _check_file(self) -> None:
-        """Raises BadFileError for a file that must not be read."""
+        """Raises BadFileError for a file that has shrunk."""
         if damage := self._damage():
             raise damage
 
@@ -273,12 +276,12 @@ class Engine:
             self._chore = self.chores.pop()
         if (chore := self._chore) is None:
             return
-        self._check_file()
         try:
             if not chore.future.cancelled():
                 next(chore.reading)
                 return
         except StopIteration as end:
+            self._check_file()
             self._post(settle, chore.future, end.value, None)
         except LlamaError as error:
             self._post(settle, chore.future, None, error)
