@@ -119,14 +119,6 @@ def model_open(path: StrPath) -> Any:
     return create("LlamaModel", lib.llama_open, c_path(path))
 
 
-def guard(model: Any) -> None:
-    """Reads zeros where the file of a C model has shrunk, in place of a SIGBUS (llama_guard).
-
-    Raises ResourceError.
-    """
-    call(lib.llama_guard, model)
-
-
 def context_init(
     model: Any, context: int = 0, threads: int = 0, sequences: int = 0, kv: str = "fp32", **options: Any
 ) -> Any:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llama._engine import lib
 from llama.batch import Batch, Event, Request, drained
 from llama.engine import Llama
 from llama.errors import BadFileError, LlamaError, ResourceError
-from llama.native import guard
+from llama.native import call
 from llama.server.errors import ApiError
 from llama.server.fair import FairQueue
 
@@ -98,7 +99,7 @@ class Engine:
     batch: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        guard(self.llama._model)
+        call(lib.llama_guard, self.llama._model)
         self.texts = Batch(self.llama, sequences=self.parallel, **self.batch)
         self.waiting: FairQueue[Job] = FairQueue(self.queue)
         self.chores: FairQueue[Chore] = FairQueue(self.queue)
@@ -125,6 +126,7 @@ class Engine:
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
         self.texts.close()
+        lib.llama_unguard(self.llama._model)
         self._file.close()
 
     def write(self, client: str, tasks: Sequence[Task]) -> Writing:

@@ -14,20 +14,25 @@ from helpers import environment
 SHAPE = Shape(dim=64, hidden_dim=256, n_layers=4, vocab_size=512)
 PROGRAM = """
 import shutil, sys
-from llama import Llama, native
+from llama import Llama
+from llama._engine import lib
+from llama.native import call
 
 path, guarded = sys.argv[1], sys.argv[2] == "guarded"
 ids = [1, 5, 9, 3]
 for _ in range(20):  # more than can be guarded at once
     with Llama(path) as llama:
-        native.guard(llama._model)
+        call(lib.llama_guard, llama._model)
 llama = Llama(path)
+for _ in range(20):
+    call(lib.llama_guard, llama._model)
+    lib.llama_unguard(llama._model)
 before = llama.logits(ids)
 if guarded:
-    native.guard(llama._model)
+    call(lib.llama_guard, llama._model)
 else:
     other = Llama(shutil.copy(path, path + ".copy"))
-    native.guard(other._model)
+    call(lib.llama_guard, other._model)
 with open(path, "r+b") as file:
     file.truncate(4096)
 try:

@@ -54,8 +54,7 @@ int llama_guard(const LlamaModel *m, LlamaError *error) {
     return fail(error, LLAMA_ERROR_RESOURCE, "%s: %d models are guarded already", m->path, GUARDS);
 }
 
-// Before the file's memory is given back, and is somebody else's.
-static void guard_end(const LlamaModel *m) {
+void llama_unguard(const LlamaModel *m) {
     for (int i = 0; i < GUARDS; i++)
         if (guard.begin[i] == (uintptr_t)m->file.data) guard.size[i] = 0;
 }
