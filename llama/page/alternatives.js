@@ -8,6 +8,7 @@ import { described, neighbour, setCurrent, shownBy } from "./passage.js";
 import { drawn } from "./sampling.js";
 import { kindOf, percent, spelled } from "./tokens.js";
 
+const FOOT = "Drawn: its chance with these settings. Choose one to go on from there.";
 const GRACE = 180; // milliseconds for the pointer to reach the box
 const CUT = { temperature: "temperature 0", top_k: "top-k", top_p: "top-p", min_p: "min-p" };
 
@@ -55,14 +56,18 @@ function fill(shown) {
     head.append(make("span", "", "instead"), make("span", "model", "model"), make("span", "drawn", "drawn"));
     const seen = drawn(token.top, settingsNow());
     const rows = token.top.map((other, i) => row(other, seen[i], shown));
-    box.replaceChildren(title, head, ...rows, make("p", "foot", "Choose one to go on from there."));
+    box.replaceChildren(title, head, ...rows, make("p", "foot", FOOT));
 }
 
-/** Below its token, or above where there is no room; a narrow screen has it at the bottom, by style.css. */
+/**
+ * Below its token, or above where there is no room, and not over the settings; a narrow screen has it at the
+ * bottom, by style.css.
+ */
 function place() {
     const at = anchor.getClientRects()[0];
     const { width, height } = box.getBoundingClientRect();
-    const left = Math.max(8, Math.min(at.left, innerWidth - width - 8));
+    const right = document.querySelector("main").getBoundingClientRect().right;
+    const left = Math.max(8, Math.min(at.left, right - width - 8));
     const below = at.bottom + 6;
     box.style.left = `${left}px`;
     box.style.top = `${below + height > innerHeight - 8 ? Math.max(8, at.top - height - 6) : below}px`;
@@ -148,6 +153,5 @@ export function listen(settings) {
         if (relatedTarget && !box.contains(relatedTarget)) hide();
     });
     box.addEventListener("keydown", onBoxKey);
-    addEventListener("scroll", hide, { passive: true });
-    addEventListener("resize", hide);
+    for (const moves of ["scroll", "resize"]) addEventListener(moves, () => anchor && place(), { passive: true });
 }

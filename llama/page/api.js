@@ -4,10 +4,10 @@
  * Addresses are relative to the page, so that it also works below a path of a proxy.
  */
 
-import { completionTokens, messageTokens } from "./tokens.js";
+import { ALTERNATIVES, completionTokens, messageTokens } from "./tokens.js";
 
-const ALTERNATIVES = 5; // the most that OpenAI's completions allow
 const KEY = "cria.key";
+const BROKEN = "The server broke off before the text ended.";
 
 /** What went wrong, as a sentence for the reader. status 0: the server was not reached. */
 export class ApiError extends Error {
@@ -61,13 +61,22 @@ export async function describeModel() {
     };
 }
 
+/** What comes next of a stream. A connection that breaks is an ApiError, a stop by the reader is not. */
+async function read(reader) {
+    try {
+        return await reader.read();
+    } catch (error) {
+        throw error.name === "AbortError" ? error : new ApiError(BROKEN);
+    }
+}
+
 /** The data of server-sent events, parsed, until the server says [DONE]. */
 async function* events(body) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
-        const { value, done } = await reader.read();
-        if (done) return;
+        const { value, done } = await read(reader);
+        if (done) throw new ApiError(BROKEN);
         const lines = (rest + value).split(/\r?\n/);
         rest = lines.pop();
         for (const line of lines) {

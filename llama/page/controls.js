@@ -9,8 +9,7 @@ const inputs = [...form.querySelectorAll("input, textarea")];
 
 /** The numbers that decide which token is drawn. */
 export function sampling() {
-    const number = (id) => form.elements[id].valueAsNumber;
-    return { temperature: number("temperature"), top_p: number("top_p"), top_k: number("top_k"), min_p: number("min_p") };
+    return Object.fromEntries(Object.keys(SENTENCES).map((id) => [id, form.elements[id].valueAsNumber]));
 }
 
 /** The fields of a request. */

@@ -25,6 +25,7 @@ const WORDS = {
     chat: { go: "Send", placeholder: "Say something", hint: "Ask the model something." },
 };
 const NO_CHAT = "This model has no chat template: it goes on with a text, but does not answer. Story mode is for it.";
+const NO_KEY = "Without its key the server does nothing.";
 const TOUCH = "Point at a token, or tap it, to see what else it could have been.";
 
 const works = { story: new Story($("story")), chat: new Chat($("chat"), controls.systemPrompt) };
@@ -43,7 +44,7 @@ const able = () => model && (mode === "story" || model.chat);
 function hint(work) {
     if (model && !able()) return NO_CHAT;
     if (work.isEmpty) return WORDS[mode].hint;
-    return work.tokens.length && !run ? TOUCH : "";
+    return work.tokens.length ? TOUCH : "";
 }
 
 /** Shows what may be pressed now. */
@@ -56,6 +57,7 @@ function refresh() {
     $("undo").disabled = Boolean(run) || !work.earlier.length;
     $("clear").disabled = Boolean(run) || work.isEmpty;
     $("hint").textContent = hint(work);
+    $("legend").hidden = !work.tokens.length;
     work.element.setAttribute("aria-busy", String(Boolean(run)));
 }
 
@@ -114,19 +116,22 @@ function askKey(message, repeat) {
     $("key").value = "";
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-        if (dialog.returnValue !== "ok") return showError(new ApiError("Without its key the server does nothing."), repeat);
+        if (dialog.returnValue !== "ok") return showError(new ApiError(NO_KEY), repeat);
         setKey($("key").value);
         return repeat();
     }, { once: true });
     dialog.showModal();
 }
 
+/** Says what went wrong, with a way to try again. What is no ApiError is a fault of this page. */
 function showError(error, repeat) {
+    if (!(error instanceof ApiError)) throw error;
     if (error.status === 401) return askKey(error.message, repeat);
     again = repeat;
-    const wait = error.retryAfter === null || error.retryAfter === undefined ? "" : ` It asks to wait ${error.retryAfter} s.`;
-    const busy = error.status === 429 ? `The server is busy: ${error.message}.` : error.message;
-    $("error").firstElementChild.textContent = busy.replace(/\.\.$/, ".") + wait;
+    const said = error.message.replace(/\.$/, "");
+    const busy = error.status === 429 ? "The server is busy: " : "";
+    const wait = error.retryAfter === null ? "" : ` It asks to wait ${error.retryAfter} s.`;
+    $("error").firstElementChild.textContent = `${busy}${said}.${wait}`;
     $("error").hidden = false;
     return undefined;
 }
@@ -147,14 +152,14 @@ async function write() {
     try {
         await run.read(start, receive, report, model.context);
     } catch (error) {
-        if (!(error instanceof ApiError)) console.error(error);
         $("status").textContent = "";
         showError(error, write);
+    } finally {
+        run = null;
+        work.keep();
+        refresh();
+        reconsider();
     }
-    run = null;
-    work.keep();
-    refresh();
-    reconsider();
 }
 
 function submit() {
@@ -227,7 +232,10 @@ $("composer").addEventListener("submit", (event) => {
     submit();
 });
 $("text").addEventListener("input", () => setDraft($("text").value));
-$("go-on").addEventListener("click", write);
+$("go-on").addEventListener("click", () => {
+    works[mode].remember();
+    write();
+});
 $("undo").addEventListener("click", () => change("undo"));
 $("clear").addEventListener("click", () => change("clear"));
 $("retry").addEventListener("click", () => again());

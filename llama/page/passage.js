@@ -15,10 +15,14 @@ function level(logprob) {
     return found < 0 ? LEVELS.length : found;
 }
 
+/** The spaces in front of a word are of its token, but are not tinted: words are what is read. */
 function tokenSpan(token, index) {
     const span = document.createElement("span");
+    const mark = document.createElement("mark");
+    const [spaces] = token.text.match(/^ *(?=\S)|^/);
     span.className = "token";
-    span.textContent = token.text;
+    mark.textContent = token.text.slice(spaces.length);
+    span.append(spaces, mark);
     if (token.logprob !== null) span.dataset.level = level(token.logprob);
     if (/^\n+$/.test(token.text)) span.classList.add("break");
     ofSpan.set(span, { token, index });
@@ -60,7 +64,8 @@ export function setCurrent(span) {
 export function neighbour(passage, key) {
     const spans = [...passage.querySelectorAll(".token")];
     const at = spans.findIndex((span) => span.classList.contains("current"));
-    const to = { ArrowRight: at + 1, ArrowLeft: at < 0 ? spans.length - 1 : at - 1, Home: 0, End: spans.length - 1 }[key];
+    const last = spans.length - 1;
+    const to = { ArrowRight: at + 1, ArrowLeft: at < 0 ? last : at - 1, Home: 0, End: last }[key];
     return spans[to] ?? null;
 }
 

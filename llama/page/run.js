@@ -1,7 +1,6 @@
 /** One text being written: its speed, its end, and how it is stopped. */
 
-import { ApiError } from "./api.js";
-
+const FRAME = 30; // milliseconds
 const ENDS = { stop: "the model ended it", length: "the length was reached", stopped: "stopped" };
 
 /** What a run has measured so far. Times are in milliseconds of performance.now(). */
@@ -32,6 +31,31 @@ class Speed {
     }
 }
 
+/**
+ * Hands on what comes in a frame's time at once: a server may be faster than a browser lays out lines, and a page
+ * that does nothing else could not be stopped.
+ */
+class Frames {
+    #tokens = [];
+    #timer = 0;
+
+    constructor(show) {
+        this.show = show;
+    }
+
+    add(tokens) {
+        this.#tokens.push(...tokens);
+        this.#timer ||= setTimeout(() => this.flush(), FRAME);
+    }
+
+    flush() {
+        clearTimeout(this.#timer);
+        this.#timer = 0;
+        if (this.#tokens.length) this.show(this.#tokens);
+        this.#tokens = [];
+    }
+}
+
 /** How full the model's context is: "132 of 512 positions". */
 function positions(usage, context) {
     return usage && context ? `${usage.total_tokens} of ${context} positions` : "";
@@ -55,6 +79,10 @@ export class Run {
      */
     async read(start, receive, report, context) {
         const speed = new Speed();
+        const frames = new Frames((tokens) => {
+            receive(tokens);
+            report(speed.words);
+        });
         let finish = null;
         let usage = null;
         try {
@@ -63,13 +91,13 @@ export class Run {
                 usage = event.usage ?? usage;
                 if (!event.tokens.length) continue;
                 speed.add(event.tokens.length);
-                receive(event.tokens);
-                report(speed.words);
+                frames.add(event.tokens);
             }
-            if (!finish) throw new ApiError("The server broke off before the text ended.");
         } catch (error) {
             if (error.name !== "AbortError") throw error;
             finish = "stopped";
+        } finally {
+            frames.flush();
         }
         report([speed.words, ENDS[finish] ?? finish, positions(usage, context)].filter(Boolean).join(" · "));
     }

@@ -6,6 +6,8 @@
  * temperature is a bound, as each of them is at most as likely as the fifth.
  */
 
+import { ALTERNATIVES } from "./tokens.js";
+
 /** What all tokens that are not listed weigh, on a scale where the listed ones are p ** (1 / temperature). */
 function weightOfOthers(top, temperature) {
     const rest = Math.max(0, 1 - top.reduce((sum, [, logprob]) => sum + Math.exp(logprob), 0));
@@ -61,7 +63,8 @@ export const SENTENCES = {
             return `Always the likeliest token, so the same text every time.${here}`;
         }
         if (t === 1) return "The model's own odds, as they are.";
-        const effect = t < 1 ? "Sharpens the odds: likely tokens win more often." : "Flattens the odds: rare tokens get a chance.";
+        const effect =
+            t < 1 ? "Sharpens the odds: likely tokens win more often." : "Flattens the odds: rare tokens get a chance.";
         if (!tokens.length) return effect;
         const mean = (temperature) => {
             const plain = { temperature, top_p: 1, top_k: 0, min_p: 0 };
@@ -79,11 +82,13 @@ export const SENTENCES = {
     top_k(settings, tokens) {
         const k = settings.top_k;
         if (!k) return "Off. Set it to draw from that many of the likeliest tokens.";
-        const effect = k === 1 ? "Only the likeliest token is left." : `Draws from the ${k} likeliest tokens, however close the next one is.`;
+        const all = `Draws from the ${k} likeliest tokens, however close the next one is.`;
+        const effect = k === 1 ? "Only the likeliest token is left." : all;
         if (!tokens.length) return effect;
-        const known = Math.min(k, 5);
+        const known = Math.min(k, ALTERNATIVES);
         const lower = tokens.filter(({ top, logprob }) => top.filter((other) => other[1] > logprob).length >= known);
-        return `${effect} ${share(lower.length, tokens.length)} ranked below ${known === 1 ? "the first" : `the first ${known}`}.`;
+        const first = known === 1 ? "the first" : `the first ${known}`;
+        return `${effect} ${share(lower.length, tokens.length)} ranked below ${first}.`;
     },
     min_p(settings, tokens) {
         const p = settings.min_p;

@@ -7,6 +7,8 @@
  * @property {[string, number][]} top the likeliest tokens in its place and their logprob, best first
  */
 
+export const ALTERNATIVES = 5; // asked for at each place: the most that OpenAI's completions allow
+
 /** How a choice of /v1/completions shows its tokens. @returns {Token[]} */
 export function completionTokens({ text, logprobs }) {
     const listed = (logprobs?.tokens ?? []).map((name, i) => ({
@@ -29,8 +31,8 @@ export function messageTokens({ delta, logprobs }) {
 
 /**
  * Gives tokens their share of the text of one event. Names and text differ where a character takes several
- * tokens or where the text ends: the last token then stands for all of it. Text without a token is one of
- * unknown probability.
+ * tokens: the last one then stands for all of it. Text without a token is one of unknown probability. A server may
+ * list the token that was drawn behind the likeliest, which are kept alone.
  */
 function spread(text, listed) {
     if (!listed.length) return text ? [{ text, logprob: null, top: [] }] : [];
@@ -38,7 +40,7 @@ function spread(text, listed) {
     return listed.map(({ name, logprob, top }, i) => ({
         text: plain ? name : i === listed.length - 1 ? text : "",
         logprob,
-        top: top.sort((a, b) => b[1] - a[1]),
+        top: top.sort((a, b) => b[1] - a[1]).slice(0, ALTERNATIVES),
     }));
 }
 

@@ -14,7 +14,7 @@ export class Work extends EventTarget {
         this.name = name;
         this.element = element;
         this.empty = empty;
-        this.state = load(name, empty);
+        this.state = load(name, structuredClone(empty));
         this.earlier = [];
         element.addEventListener("choose", ({ detail, target }) => {
             this.remember();
