@@ -132,7 +132,7 @@ function showError(error, repeat) {
     const busy = error.status === 429 ? "The server is busy: " : "";
     const wait = error.retryAfter === null ? "" : ` It asks to wait ${error.retryAfter} s.`;
     $("error").firstElementChild.textContent = `${busy}${said}.${wait}`;
-    $("error").hidden = false;
+    follow(() => { $("error").hidden = false; });
     return undefined;
 }
 

@@ -112,7 +112,9 @@ def test_a_story_is_told_token_by_token(stories, visit):
         assert "".join(tokens.all_text_contents()) == choice["text"]
         assert tokens.count() == len(choice["logprobs"]["tokens"])
         assert page.locator("#story .passage").text_content() == "Once upon a time" + choice["text"]
-        words = r"40 tokens · \d+ tokens/s · first after \d+ ms · the length was reached · 4\d of 512 positions"
+        words = (
+            r"40 tokens · \d+ tokens/s · first after \d+ ms · the length was reached · 4\d of 512"
+        )
         expect(page.locator("#status")).to_have_text(re.compile(words))
 
 
@@ -223,7 +225,7 @@ def test_settings_say_and_show_what_they_do(stories, visit):
         expect(page.locator("#temperature-says")).to_contain_text("on average instead of")
         page.fill("#top_k", "1")
         expect(page.locator("#top_k-says")).to_contain_text("Only the likeliest token is left.")
-        said = int(re.search(r"(\d+) of the 40", page.locator("#top_k-says").text_content())[1])
+        words = int(re.search(r"(\d+) of the 40", page.locator("#top_k-says").text_content())[1])
         expect(page.locator("#story .token.cut")).to_have_count(said)
         tokens.nth(uncertain(tokens)).hover()
         assert page.locator("#alternatives .drawn").all_text_contents()[2:] == ["top-k"] * 4
@@ -283,8 +285,12 @@ def test_light_and_dark(stories, visit):
         expect(button).to_have_text("Dark")
 
 
-def test_a_server_with_a_key_is_given_it(stories, visit):
-    with Llama(threads=1) as llama, serving(llama, keys=["secret"]) as server, visit(server, errors=4) as page:
+def test_a_server_with_a_key_is_given_it(visit):
+    with (
+        Llama(threads=1) as llama,
+        serving(llama, keys=["secret"]) as server,
+        visit(server, errors=4) as page,
+    ):
         page.fill("#key", "wrong")  # the page asks for the model and its properties: two refusals each time
         page.press("#key", "Enter")
         expect(page.locator("#key-why")).not_to_be_empty()
