@@ -112,9 +112,7 @@ def test_a_story_is_told_token_by_token(stories, visit):
         assert "".join(tokens.all_text_contents()) == choice["text"]
         assert tokens.count() == len(choice["logprobs"]["tokens"])
         assert page.locator("#story .passage").text_content() == "Once upon a time" + choice["text"]
-        words = (
-            r"40 tokens · \d+ tokens/s · first after \d+ ms · the length was reached · 4\d of 512"
-        )
+        words = r"40 tokens · \d+ tokens/s · first after \d+ ms · the length was reached · 4\d of 512"
         expect(page.locator("#status")).to_have_text(re.compile(words))
 
 
@@ -225,7 +223,7 @@ def test_settings_say_and_show_what_they_do(stories, visit):
         expect(page.locator("#temperature-says")).to_contain_text("on average instead of")
         page.fill("#top_k", "1")
         expect(page.locator("#top_k-says")).to_contain_text("Only the likeliest token is left.")
-        words = int(re.search(r"(\d+) of the 40", page.locator("#top_k-says").text_content())[1])
+        said = int(re.search(r"(\d+) of the 40", page.locator("#top_k-says").text_content())[1])
         expect(page.locator("#story .token.cut")).to_have_count(said)
         tokens.nth(uncertain(tokens)).hover()
         assert page.locator("#alternatives .drawn").all_text_contents()[2:] == ["top-k"] * 4
