@@ -572,9 +572,11 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     if (g->n_top >= 0) memcpy(raw, g->logits, (size_t)vocab_size * sizeof *raw);
     int code = llama_sample(g->sampler, g->logits, &piece->token, error);
     if (code == LLAMA_OK && g->n_top >= 0) {
+        double logprob = 0;
         piece->top = g->top;
-        piece->n_top = g->n_top;
-        code = logprobs(g->ctx->kernels, raw, vocab_size, piece, error);
+        piece->n_top = MIN(g->n_top, vocab_size);
+        code = llama_logprobs(g->ctx, raw, piece->token, &logprob, piece->top, piece->n_top, error);
+        piece->logprob = (float)logprob;
     }
     if (code == LLAMA_ERROR_FILE) {
         LlamaError why = *error;

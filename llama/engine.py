@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama._engine import ffi, lib
 from llama.errors import BadFileError, ClosedError, UsageError
@@ -42,9 +42,12 @@ from llama.native import (
     token_name,
     whole_text,
 )
+from llama.reading import Reading, Scored, embedding, logprobs, result
 
 if TYPE_CHECKING:
     import numpy as np
+
+T = TypeVar("T")
 
 FINISH = (
     None,
@@ -479,6 +482,32 @@ class Llama:
             alive(self._context, "Llama")
             self._turn += 1
             return score(self._context, ids)
+
+    def logprobs(self, ids: Sequence[int], top: int = 5) -> list[Scored]:
+        """The same with the `top` most likely tokens in the place of each, and for the first token None.
+
+        Raises what score does. Ends an earlier generation of this Llama that is not finished.
+        """
+        return self._read(logprobs(alive(self._context, "Llama"), ids, top))
+
+    def embed(self, text: str | Sequence[int], pooling: str = "mean") -> np.ndarray:
+        """What a text is to the model: the mean of its tokens' hidden states, or the "last" one.
+
+        float32 of shape (dim), not normalised to a length; transformers' last_hidden_state, pooled. text: or
+        token ids. Raises UsageError. Ends an earlier generation of this Llama that is not finished.
+        """
+        ids = (
+            encode_prompt(self._model, self.tokenizer.handle, c_bytes(text))
+            if isinstance(text, str)
+            else text
+        )
+        return self._read(embedding(alive(self._context, "Llama"), ids, pooling))
+
+    def _read(self, reading: Reading[T]) -> T:
+        with self._lock:
+            alive(self._context, "Llama")
+            self._turn += 1
+            return result(reading)
 
     def close(self) -> None:
         """Lets go of the model and its memory; a Tokenizer passed in stays open. May be called twice."""

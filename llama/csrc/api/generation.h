@@ -58,6 +58,10 @@ int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_
 // none. They are natural logarithms of the softmax of the logits as the model gave them: before bias, penalties,
 // mask and temperature, as OpenAI and llama.cpp have them.
 int llama_generation_logprobs(LlamaGeneration *generation, int32_t n, LlamaError *error);
+// The same of any logits of this context's model, (vocab_size), which it overwrites. top: (n_top), 0 to
+// LLAMA_MAX_TOP and at most vocab_size.
+int llama_logprobs(const LlamaContext *context, float *logits, int32_t token, double *logprob, LlamaLogprob *top,
+                   int32_t n_top, LlamaError *error);
 // Begins behind the first n positions that the sequence holds already, whose tokens are ids: they need not be fed.
 int llama_generation_reuse(LlamaGeneration *generation, const int32_t *ids, size_t n, LlamaError *error);
 // Goes back to the first n positions of the sequence, to go on from there in another way.

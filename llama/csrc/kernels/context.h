@@ -228,6 +228,9 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
     return code;
 }
 
+const LlamaModel *llama_context_model(const LlamaContext *ctx) {
+    return ctx->model;
+}
 const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
     return &ctx->options;
 }
