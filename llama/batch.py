@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama._engine import ffi, lib
-from llama.engine import FINISH, Llama, alive
 from llama.errors import ERRORS, LlamaError, ResourceError, UsageError
 from llama.native import (
+    alive,
     c_strings,
     call,
     check,
@@ -35,8 +35,14 @@ from llama.native import (
     sampler_init,
     sequence_restore,
     sequence_save,
+    vocab_size,
 )
 
+if TYPE_CHECKING:
+    from llama.engine import Llama
+
+# LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+FINISH = (None, "stop_token", "stop_string", "length", "error")
 # The tokens drawn so far to the tokens allowed next: a buffer of uint32 words, a bit for each
 # (llama_sampler_mask).
 Mask = Callable[[list[int]], Any]
@@ -152,18 +158,30 @@ class Batch:
         threads: int | None = None,
         kv: str | None = None,
     ) -> None:
-        self._model, self._tokenizer = alive(llama._model, "Llama"), llama.tokenizer.handle
-        self._context: Any = context_init(
-            self._model, context or 0, threads or 0, sequences, kv or llama.kv, cache=cache or 0
-        )
-        self.context: int = lib.llama_context_options(self._context).context
-        self.vocab_size = llama.config.vocab_size
+        options = {"threads": threads or 0, "kv": kv or llama.kv, "cache": cache or 0}
+        model = alive(llama._model, "Llama")
+        self._over(context_init(model, context or 0, sequences=sequences, **options), llama.tokenizer.handle)
         self.prefill = prefill
+
+    @classmethod
+    def over(cls, context: Any, tokenizer: Any) -> Batch:
+        """The batch of all sequences of a C context, by a C tokenizer."""
+        self = cls.__new__(cls)
+        self._over(context, tokenizer)
+        return self
+
+    def _over(self, context: Any, tokenizer: Any) -> None:
+        options = lib.llama_context_options(context)
+        self._context, self._tokenizer, sequences = context, tokenizer, options.sequences
+        self.context: int = options.context
+        self.vocab_size = vocab_size(context)
+        self.prefill = 0
         self.slots = [Slot(i) for i in range(sequences)]
         self._joined: deque[Request] = deque()  # since the last step
         self._cancelled: deque[Request] = deque()
         self._waiting: list[Request] = []  # for a slot, or for what another one will hold
         self._running: list[Request] = []  # in the order in which they began
+        self._ended: list[Event] = []  # what the next step says of them
         self._clock = 0
         self._generations = ffi.new("LlamaGeneration *[]", sequences)
         self._pieces = ffi.new("LlamaPiece[]", sequences)
@@ -226,7 +244,7 @@ class Batch:
         Raises ClosedError. What goes wrong with a request ends that one.
         """
         alive(self._context, "Batch")
-        events = self._leave()
+        events, self._ended = self._ended + self._leave(), []
         self._begin()
         events += self._ask_masks()
         while self._running and (error := self._run()):
@@ -255,6 +273,18 @@ class Batch:
         if self._slot(slot).request:
             raise UsageError(f"slot {slot} has a request")
         self._forget(self.slots[slot])
+
+    def lend(self) -> int:
+        """A slot that no request has, emptied, whose sequence is the caller's until the next step.
+
+        Raises UsageError where every slot has a request, ClosedError.
+        """
+        alive(self._context, "Batch")
+        self._ended += self._leave()
+        if not (idle := self._idle()):
+            raise UsageError("every slot has a request")
+        self._forget(idle[0])
+        return idle[0].index
 
     @property
     def free(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llama._engine import ffi, lib
 from llama.errors import UsageError
-from llama.native import NEW_UNCLEARED, call
+from llama.native import NEW_UNCLEARED, call, vocab_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,11 +46,6 @@ def chunks(context: Any, n: int) -> range:
     if n > (most := lib.llama_context_options(context).context):
         raise UsageError(f"{n} tokens do not fit in the context of {most} positions")
     return range(0, n, CHUNK)
-
-
-def vocab_size(context: Any) -> int:
-    """The tokens of the model of a C context."""
-    return lib.llama_config(lib.llama_context_model(context)).vocab_size
 
 
 def logprobs(context: Any, ids: Sequence[int], top: int = 0, sequence: int = 0) -> Reading[list[Scored]]:

@@ -147,7 +147,7 @@ def test_a_template_whose_tokens_the_tokenizer_lacks_is_another():
 
 
 def test_a_chat_whose_kind_is_known_stays_as_it_is(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llama.chat", None)
+    monkeypatch.setitem(sys.modules, "llama.templates", None)
     for chat in (Chat(), Chat("llama2"), Chat("zephyr", "text", "system", "preamble")):
         assert recognised(chat, "<s>", "</s>", NAMES) == chat
 

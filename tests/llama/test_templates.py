@@ -16,8 +16,8 @@ import transformers
 from test_chat import MADE
 from test_chat_templates import DEFAULT, EACH, LLAMA3, MISTRAL, folder_with, run
 
-from llama import BadFileError, Llama, UsageError, chat
-from llama.chat import MARKS, guarded, render, render_guarded
+from llama import BadFileError, Llama, UsageError, templates
+from llama.templates import MARKS, guarded, render, render_guarded
 
 TOOLS = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
@@ -211,8 +211,8 @@ def test_what_goes_wrong_in_a_template_is_one_line(template, error, message):
 
 
 def test_without_jinja2_a_conversation_names_what_to_install(monkeypatch):
-    chat.environment.cache_clear()
-    chat.compiled.cache_clear()
+    templates.environment.cache_clear()
+    templates.compiled.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     with pytest.raises(UsageError, match=r"needs jinja2: pip install 'cria\[chat\]'$"):
         render("x", said("x"))

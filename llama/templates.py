@@ -11,12 +11,22 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from llama._engine import lib
+from llama._engine import ffi, lib
 from llama.errors import BadFileError, UsageError
 from llama.formats.chat_templates import KINDS, Chat, template_text
-from llama.native import c_bytes, c_text, chat_of, encode_spans, special_names, token_name
+from llama.native import (
+    c_bytes,
+    c_text,
+    chat_of,
+    encode,
+    encode_spans,
+    encode_turn,
+    special_names,
+    token_name,
+)
 
 Message = Mapping[str, Any]  # role and content, and what else a template knows
 Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
@@ -149,20 +159,52 @@ def render_guarded(
     return text.replace(mark, ""), list(plain_spans(text, mark))
 
 
-def encode_chat(
-    model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
-) -> list[int]:
-    """The ids of a conversation by the template of a C model and its C tokenizer.
+# --- Ids
 
-    Raises UsageError without a template, or where it refuses the conversation, BadFileError.
-    """
-    chat = chat_of(model)
+
+def template_of(chat: Any) -> str:
+    """The text of a LlamaChat's template, in Jinja. Raises UsageError where it has none."""
     text = c_text(chat.text, chat.text_length).decode(errors="replace")
-    template = template_text(Chat(KINDS[chat.kind], text))
-    if not template:
+    if not (template := template_text(Chat(KINDS[chat.kind], text))):
         raise UsageError("the model has no chat template")
+    return template
+
+
+def encode_turns(chat: Any, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation by a LlamaChat that is built in, up to where the next answer begins.
+
+    Raises UsageError where it is not a system's message, if any, and then questions and answers in turn.
+    """
+    system, rest = None, list(messages)
+    if rest and rest[0]["role"] == "system":
+        system = c_bytes(rest.pop(0)["content"])
+    if len(rest) % 2 == 0 or any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(rest)):
+        raise UsageError("the chat template takes questions and answers in turn, a question last")
+    ids = encode_turn(chat, tokenizer, c_bytes(rest[0]["content"]), system, True)
+    for answer, question in zip(rest[1::2], rest[2::2], strict=True):
+        ids += encode(tokenizer, c_bytes(answer["content"]), False, False)
+        ids += encode_turn(chat, tokenizer, c_bytes(question["content"]), None, False)
+    return ids
+
+
+def encode_chat(
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    template: str | None = None,
+) -> list[int]:
+    """The ids of a conversation by the template of a C model, or one that is built in, and a C tokenizer.
+
+    Where jinja2 is not installed, those that are built in do without. Raises UsageError without a template, or
+    where it refuses the conversation, BadFileError.
+    """
+    chat = chat_of(model, template)
+    is_built_in = lib.llama_chat_template(chat.kind).begin != ffi.NULL
+    if is_built_in and (template or (add_generation_prompt and not find_spec("jinja2"))):
+        return encode_turns(chat, tokenizer, messages)
     ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
     names = {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
     specials = special_names(tokenizer)
-    text, spans = render_guarded(template, messages, specials, add_generation_prompt, **names)
+    text, spans = render_guarded(template_of(chat), messages, specials, add_generation_prompt, **names)
     return encode_spans(tokenizer, c_bytes(text), spans)
