@@ -21,7 +21,6 @@ from importlib import import_module
 from llama.command import run_command
 from llama.errors import UsageError
 
-CHAT = ("--mode", "chat", "--system", "", "--temperature", "0.2")  # no question before the first one
 COMMANDS = ("run", "chat", "info", "perplexity", "bench", "convert", "cache")
 
 
@@ -36,8 +35,6 @@ def start(arguments: list[str]) -> int | None:
         return None
     if command not in COMMANDS:
         raise UsageError(f"command = {command}, allowed {', '.join(COMMANDS)}; cria --help says more")
-    if command == "chat":
-        command, rest = "run", [*CHAT, *rest]
     return import_module(f"llama.{command}").main(rest)
 
 

@@ -259,7 +259,7 @@ class Llama:
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens = {max_tokens}: must be 0 or more")
         if self._writer is None:
-            self._writer = Batch.over(alive(self._context, "Llama"), self.tokenizer.handle)
+            self._writer = Batch.over(self._context, self.tokenizer.handle)
         some = None if max_tokens is None else max(1, max_tokens)
         stops = [stop] if isinstance(stop, str) else stop
         request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stops, **options)
@@ -274,7 +274,8 @@ class Llama:
         return list(text)
 
     def _make_room(self, n: int) -> None:
-        """Ends the oldest texts until n sequences are free."""
+        """Ends the oldest texts until n sequences are free. Raises ClosedError."""
+        alive(self._context, "Llama")
         unfinished = [text for text in self._texts.values() if text._finish is None]
         for text in unfinished[: max(0, len(unfinished) + n - self.sequences)]:
             text._end("cancelled", ClosedError("this text ended when another one was begun on its Llama"))
@@ -349,13 +350,12 @@ class Llama:
 
     @contextmanager
     def _reader(self) -> Iterator[int]:
-        """A sequence for a text that is read. Where all have a text that is not finished, the oldest one ends."""
+        """A sequence for a text that is read. Where each has a text that goes on, the oldest ends."""
         with self._lock:
-            alive(self._context, "Llama")
+            self._make_room(1)
             if self._writer is None:
                 yield 0
                 return
-            self._make_room(1)
             sequence = self._writer.lend()
             yield sequence
             self._writer.erase(sequence)

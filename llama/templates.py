@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from llama._engine import ffi, lib
 from llama.errors import BadFileError, UsageError
-from llama.formats.chat_templates import KINDS, Chat, template_text
+from llama.formats.chat_templates import BUILT_IN, KINDS, Chat, template_text
 from llama.native import (
     c_bytes,
     c_text,
@@ -166,7 +166,7 @@ def template_of(chat: Any) -> str:
     """The text of a LlamaChat's template, in Jinja. Raises UsageError where it has none."""
     text = c_text(chat.text, chat.text_length).decode(errors="replace")
     if not (template := template_text(Chat(KINDS[chat.kind], text))):
-        raise UsageError("the model has no chat template")
+        raise UsageError(f"the model has no chat template; those built in are {', '.join(BUILT_IN)}")
     return template
 
 
@@ -196,8 +196,8 @@ def encode_chat(
 ) -> list[int]:
     """The ids of a conversation by the template of a C model, or one that is built in, and a C tokenizer.
 
-    Where jinja2 is not installed, those that are built in do without. Raises UsageError without a template, or
-    where it refuses the conversation, BadFileError.
+    Without jinja2 those that are built in do as well. Raises UsageError without a template, or where it
+    refuses the conversation, BadFileError.
     """
     chat = chat_of(model, template)
     is_built_in = lib.llama_chat_template(chat.kind).begin != ffi.NULL

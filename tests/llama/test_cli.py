@@ -6,11 +6,11 @@ import importlib
 
 import pytest
 
-from llama import cli, run
+from llama import cli
 from llama.errors import UsageError
 
 
-@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"chat"}))
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_a_command_is_the_program_of_that_name(monkeypatch, command):
     seen = []
     monkeypatch.setattr(
@@ -18,13 +18,6 @@ def test_a_command_is_the_program_of_that_name(monkeypatch, command):
     )
     assert cli.start([command, "model.bin", "--flag"]) == 7
     assert seen == [["model.bin", "--flag"]]
-
-
-def test_a_chat_begins_with_the_first_question(monkeypatch):
-    seen = []
-    monkeypatch.setattr(run, "main", seen.append)
-    cli.start(["chat", "model.bin", "-y", "Rhyme."])
-    assert seen == [["--mode", "chat", "--system", "", "model.bin", "-y", "Rhyme."]]  # the last one counts
 
 
 def test_what_is_no_command_is_refused():
