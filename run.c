@@ -452,7 +452,12 @@ struct LlamaGeneration {
     LlamaRow *queue;  // (n_queue) tokens that are to run, from `next` on
     int32_t n_queue, next;
     int32_t running; // rows of the queue that run in this step
-    float *logits;   // (vocab_size) of the newest token, in ctx->logits
+    float *logits;   // (vocab_size) of the newest token, in ctx->logits; behind them those of the guesses that ran
+    int32_t guesses[LLAMA_MAX_GUESSES]; // tokens that may come next
+    int32_t n_guesses;                  // that are to run behind the newest token
+    int32_t n_guessed;                  // that ran with the forward of number `forward`
+    int32_t ahead;                      // of those, the last ones: the text may still go on so
+    uint32_t forward;
     LlamaLogprob *top;
     int32_t n_top; // -1: no log-probabilities
     double start, first;
@@ -497,6 +502,23 @@ int llama_generation_logprobs(LlamaGeneration *g, int32_t n, LlamaError *error) 
     return LLAMA_OK;
 }
 
+int llama_generation_guess(LlamaGeneration *g, const int32_t *ids, int32_t n, LlamaError *error) {
+    if (n < 0 || n > LLAMA_MAX_GUESSES)
+        return fail(error, LLAMA_ERROR_USAGE, "%d guesses, allowed 0 to %d", n, LLAMA_MAX_GUESSES);
+    int32_t vocab_size = g->ctx->model->config.vocab_size;
+    for (int32_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", ids[i], vocab_size - 1);
+    if (n > 0) memcpy(g->guesses, ids, (size_t)n * sizeof *ids);
+    g->n_guesses = n;
+    g->ahead = 0;
+    return LLAMA_OK;
+}
+
+int32_t llama_generation_ahead(const LlamaGeneration *g) {
+    return g->finish == LLAMA_RUNNING && g->forward == g->ctx->forward ? g->ahead : 0;
+}
+
 int32_t llama_generation_position(const LlamaGeneration *g) {
     return g->position + g->n_queue - g->next;
 }
@@ -511,7 +533,7 @@ static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
     free(g->queue);
     g->queue = queue;
     g->n_queue = waiting;
-    g->next = 0;
+    g->next = g->n_guesses = g->ahead = 0;
     return LLAMA_OK;
 }
 
@@ -585,8 +607,9 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     return code == LLAMA_OK ? llama_sampler_accept(g->sampler, piece->token, 1, error) : code;
 }
 
-// Takes note of a token drawn: the queue is empty, and time has passed.
+// Takes note of a token drawn: the queue is empty, time has passed, and a guess was right or none is left.
 static void note_token(LlamaGeneration *g, int32_t token) {
+    if (g->ahead > 0 && token != g->guesses[g->n_guessed - g->ahead]) g->ahead = 0;
     double now = seconds();
     if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
     g->stats.generate_seconds = now - g->first;
@@ -667,18 +690,21 @@ static int32_t waiting(const LlamaGeneration *g) {
 }
 
 // Says which rows run: the newest token of every text, and of prompts, in their order, as many as `prefill` allows.
+// Behind a newest token its guesses, as far as there is room for their logits and before the limit.
 static void plan_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill) {
-    int32_t single = 0;
+    int32_t single = 0, guesses = LLAMA_MAX_GUESSES;
     for (int32_t i = 0; i < n; i++) single += waiting(generations[i]) == 1;
     if (prefill == 0) prefill = MAX(1, generations[0]->ctx->options.batch - single);
     for (int32_t i = 0; i < n; i++) {
         LlamaGeneration *g = generations[i];
         g->running = waiting(g) == 1 ? 1 : MIN(waiting(g), prefill);
         if (waiting(g) > 1) prefill -= g->running;
+        g->n_guessed = waiting(g) == 1 ? MIN(MIN(g->n_guesses, guesses), g->limit - 1 - g->position) : 0;
+        guesses -= g->n_guessed;
     }
 }
 
-// Runs the rows of the plan. The last one of a queue has its logits computed.
+// Runs the rows of the plan. The last one of a queue has its logits computed, and so have guesses.
 static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
     int32_t n_rows = 0;
     float *logits = ctx->logits;
@@ -689,17 +715,68 @@ static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int3
         memcpy(ctx->rows + n_rows, g->queue + g->next, (size_t)g->running * sizeof *g->queue);
         n_rows += g->running;
         if (g->running < waiting(g)) continue;
-        ctx->rows[n_rows - 1].wants_logits = 1;
+        LlamaRow *last = &ctx->rows[n_rows - 1];
+        last->wants_logits = 1;
+        for (int32_t j = 0; j < g->n_guessed; j++, n_rows++)
+            ctx->rows[n_rows] = (LlamaRow){g->guesses[j], last->position + 1 + j, g->sequence, .wants_logits = 1};
         g->logits = logits;
-        logits += ctx->model->config.vocab_size;
+        logits += (int64_t)(1 + g->n_guessed) * ctx->model->config.vocab_size;
     }
+    ctx->forward++;
     int code = llama_forward(ctx, ctx->rows, n_rows, ctx->logits, error);
     if (code != LLAMA_OK) return code;
     for (int32_t i = 0; i < n; i++) {
-        generations[i]->position += generations[i]->running;
-        generations[i]->next += generations[i]->running;
+        LlamaGeneration *g = generations[i];
+        g->position += g->running;
+        g->next += g->running;
+        g->ahead = g->n_guessed;
+        g->n_guesses = 0;
+        g->forward = ctx->forward;
     }
     return LLAMA_OK;
+}
+
+// Goes on in the texts whose newest token was guessed, as its row has run. Returns whether there are any.
+static bool go_ahead(LlamaGeneration *const *generations, int32_t n) {
+    bool any = false;
+    for (int32_t i = 0; i < n; i++) {
+        LlamaGeneration *g = generations[i];
+        if (llama_generation_ahead(g) == 0) continue;
+        g->position++;
+        g->next++;
+        g->logits += g->ctx->model->config.vocab_size;
+        g->ahead--;
+        any = true;
+    }
+    return any;
+}
+
+// A forward of all generations. Guesses are left out where the cache has no room for them.
+static int plan_and_run(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, int32_t prefill,
+                        LlamaError *error) {
+    plan_step(generations, n, prefill);
+    int code = run_step(ctx, generations, n, error);
+    if (code != LLAMA_ERROR_RESOURCE) return code;
+    int32_t guesses = 0;
+    for (int32_t i = 0; i < n; i++) {
+        guesses += generations[i]->n_guesses;
+        generations[i]->n_guesses = 0;
+    }
+    if (guesses == 0) return code;
+    plan_step(generations, n, prefill);
+    return run_step(ctx, generations, n, error);
+}
+
+// Forgets the rows of guesses that were wrong.
+static int forget_guesses(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
+    int code = LLAMA_OK;
+    for (int32_t i = 0; i < n && code == LLAMA_OK; i++) {
+        const LlamaGeneration *g = generations[i];
+        int32_t held = g->position + llama_generation_ahead(g);
+        if (g->n_guessed > 0 && llama_sequence_length(ctx, g->sequence) > held)
+            code = llama_sequence_trim(ctx, g->sequence, held, error);
+    }
+    return code;
 }
 
 int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill, LlamaPiece *pieces,
@@ -711,13 +788,12 @@ int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_
                     ctx->options.batch);
     int code = check_step(generations, n, error);
     if (code != LLAMA_OK) return code;
-    plan_step(generations, n, prefill);
-    code = run_step(ctx, generations, n, error);
+    if (!go_ahead(generations, n)) code = plan_and_run(ctx, generations, n, prefill, error);
     if (code != LLAMA_OK) return code;
     Step step = {generations, pieces, n};
     // all threads or one: OpenMP makes a team of another size anew
     team_run(n > 1 ? alone_or(&ctx->alone, ctx->options.threads) : 1, ctx->processors, write_pieces, &step);
-    return LLAMA_OK;
+    return forget_guesses(ctx, generations, n, error);
 }
 
 int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
@@ -731,7 +807,7 @@ int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {
     if (n < 0 || n > g->position)
         return fail(error, LLAMA_ERROR_USAGE, "rewind to %d, allowed 0 to %d", n, g->position);
     g->position = n;
-    g->n_queue = g->next = 0;
+    g->n_queue = g->next = g->n_guesses = g->ahead = 0;
     g->finish = LLAMA_STOP_LENGTH;
     return LLAMA_OK;
 }

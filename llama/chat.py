@@ -169,7 +169,8 @@ def stats(program: Program, _: str) -> None:
     prompt, drawn = len(request.prompt), len(request.tokens)
     note(
         f"{prompt + drawn} of {context} positions; prompt of {prompt} tokens, {request.reused} of them not "
-        f"run again, in {request.prompt_seconds:.2f} s; answer of {drawn} tokens, {speed(request):.1f} tokens/s"
+        f"run again, in {request.prompt_seconds:.2f} s; answer of {drawn} tokens, "
+        f"{speed(request):.1f} tokens/s"
     )
 
 

@@ -38,6 +38,7 @@ from llama.native import (
     model_open,
 )
 from llama.reading import Scored, embedding, logprobs, result
+from llama.speculation import guesser
 from llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Llama:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        draft: str | Llama | None = None,
     ) -> Generation:
         """Continues a prompt: an iterator over the new text, piece by piece; the prompt is not repeated.
 
@@ -200,6 +202,8 @@ class Llama:
         logit_bias: added to the logits of tokens; -inf forbids a token.
         seed: from 0 to 2**64 - 1, the same one gives the same text. None: a new one every time.
         stop: strings that end the text; they are not part of it.
+        draft: who guesses tokens, which saves time where it is often right and changes no text
+            (llama.speculation): "lookup", the text so far, or a Llama, smaller and with the same tokens.
 
         Options are checked here, not at the first piece. Raises UsageError, BadFileError (no tokenizer),
         ResourceError. Where as many texts as there are sequences are not finished, it ends the oldest.
@@ -215,7 +219,7 @@ class Llama:
         }
         with self._lock:
             self._make_room(1)
-            return self._begin(prompt, max_tokens, stop, logit_bias=logit_bias, seed=seed, **sampling)
+            return self._begin(prompt, max_tokens, stop, draft, logit_bias=logit_bias, seed=seed, **sampling)
 
     def generate_all(
         self,
@@ -225,6 +229,7 @@ class Llama:
         seed: int | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
+        draft: str | Llama | None = None,
         **options: Any,
     ) -> list[Generation]:
         """Continues each of many prompts `samples` times, together: the texts of the first one come first.
@@ -237,7 +242,9 @@ class Llama:
         with self._lock:
             self._make_room(min(len(each), self.sequences))
             begin = self._begin
-            return [begin(p, max_tokens, stop, seed=s, **options) for p, s in zip(each, seeds, strict=True)]
+            return [
+                begin(p, max_tokens, stop, draft, seed=s, **options) for p, s in zip(each, seeds, strict=True)
+            ]
 
     def chat(self, messages: Sequence[Message], template: str | None = None, **options: Any) -> Generation:
         """The next message of a conversation: generate, with all its options, from encode_chat.
@@ -253,6 +260,7 @@ class Llama:
         prompt: str | Iterable[int],
         max_tokens: int | None,
         stop: str | Sequence[str],
+        draft: str | Llama | None,
         **options: Any,
     ) -> Generation:
         """A text that the next step begins with."""
@@ -262,7 +270,8 @@ class Llama:
             self._writer = Batch.over(self._context, self.tokenizer.handle)
         some = None if max_tokens is None else max(1, max_tokens)
         stops = [stop] if isinstance(stop, str) else stop
-        request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stops, **options)
+        guess = guesser(draft, self.config.vocab_size)
+        request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stops, guesser=guess, **options)
         self._texts[request] = text = Generation(self, request)
         if max_tokens == 0:
             text._end("length")
@@ -283,6 +292,12 @@ class Llama:
     def _leave(self, request: Request) -> None:
         if self._writer is not None:
             self._writer.cancel(request)
+
+    def _settle(self) -> None:
+        """Lets go of texts that were cancelled."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.settle()
 
     def _step(self, text: Generation) -> None:
         """A step of all texts, unless one of them has been taken by another thread meanwhile."""

@@ -37,6 +37,7 @@ class Generation(Iterator[str], AsyncIterator[str]):
             if self._error is not None:
                 raise self._error
             if self._finish is not None:
+                self._llama._settle()
                 raise StopIteration
             self._llama._step(self)
         return self._pieces.popleft()

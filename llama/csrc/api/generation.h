@@ -64,6 +64,15 @@ int llama_logprobs(const LlamaContext *context, float *logits, int32_t token, do
                    int32_t n_top, LlamaError *error);
 // Begins behind the first n positions that the sequence holds already, whose tokens are ids: they need not be fed.
 int llama_generation_reuse(LlamaGeneration *generation, const int32_t *ids, size_t n, LlamaError *error);
+enum { LLAMA_MAX_GUESSES = 16 }; // in a step, of all its generations together
+// Guesses the n tokens that come next. A step runs their rows with that of the newest token, and the steps after it
+// draw without a forward for as long as the token drawn was the one guessed; generations that have nothing ahead
+// wait in such a step. What is written does not depend on guesses, to the bit. For a text that goes on: those of a
+// prompt that is still being read wait for its end.
+int llama_generation_guess(LlamaGeneration *generation, const int32_t *ids, int32_t n, LlamaError *error);
+// Rows of guesses that have run and that the text goes on with as far as is known: 0, and the next step is a
+// forward.
+int32_t llama_generation_ahead(const LlamaGeneration *generation);
 // Goes back to the first n positions of the sequence, to go on from there in another way.
 int llama_generation_rewind(LlamaGeneration *generation, int32_t n, LlamaError *error);
 // Positions that the sequence holds, the newest token drawn included.
