@@ -258,8 +258,7 @@ class Batch:
         alive(self._context, "Batch")
         events, self._ended = self._ended + self._leave(), []
         self._begin()
-        events += self._ask_masks()
-        self._guess()
+        events += self._ask_masks() + self._guess()
         while self._running and (error := self._run()):
             events += self._make_room(error)
         return events + self._events()
@@ -432,15 +431,20 @@ class Batch:
             request._allowed, request._masked = words, len(request.tokens)
         return events
 
-    def _guess(self) -> None:
-        """Asks for guesses of the next tokens, where none that was right is left to go on with."""
+    def _guess(self) -> list[Event]:
+        """Asks for guesses of the next tokens where none is left. One that fails ends its request."""
+        events = []
         for request in [r for r in self._running if r._guesser and r.tokens]:
             if lib.llama_generation_ahead(request._handle):
                 request.accepted += 1
                 continue
-            guesses = request._guesser(self.slots[request.slot].ids)[: lib.LLAMA_MAX_GUESSES]
-            call(lib.llama_generation_guess, request._handle, guesses, len(guesses))
-            request.guessed += len(guesses)
+            try:
+                guesses = request._guesser(self.slots[request.slot].ids)[: lib.LLAMA_MAX_GUESSES]
+                call(lib.llama_generation_guess, request._handle, guesses, len(guesses))
+                request.guessed += len(guesses)
+            except Exception as error:  # whatever the caller's function raises
+                events.append(self._end(request, "error", error))
+        return events
 
     def _run(self) -> ResourceError | None:
         """The call of C. Returns the error of a cache that is full."""

@@ -105,6 +105,8 @@ class Program:
         while not self.ended:
             try:
                 line = read("User: ")
+                if line.strip():
+                    self.take(line)
             except EOFError:
                 print()
                 return
@@ -112,9 +114,6 @@ class Program:
                 if not is_terminal():
                     raise
                 note("Ctrl-D or /quit ends")
-                continue
-            if line.strip():
-                self.take(line)
 
 
 # --- Commands

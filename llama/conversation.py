@@ -45,16 +45,16 @@ class Conversation:
 
         Raises UsageError for a question that does not fit by itself, and is then as before.
         """
-        self.turns.append({"role": "user", "content": question})
-        try:
-            ids = self._fitting()
-        except Exception:
-            self.turns.pop()
-            raise
-        seed = self.options.get("seed")
+        turns, seed = self.turns, self.options.get("seed")
         seed = None if seed is None else (seed + self._answers) % 2**64
+        self.turns = [*turns, {"role": "user", "content": question}]
+        try:
+            text = self.llama.generate(self._fitting(), **self.options | {"seed": seed})
+        except BaseException:
+            self.turns = turns
+            raise
         self._answers += 1
-        return self.llama.generate(ids, **self.options | {"seed": seed})
+        return text
 
     def answer(self, text: str) -> None:
         """Takes note of what the model has said."""
@@ -71,17 +71,15 @@ class Conversation:
         return self.llama.encode_chat(self.messages, template=self.template)
 
     def _fitting(self) -> list[int]:
-        context, turns, self.dropped = self.llama.context, self.turns, 0
-        ids = self._ids()
+        context, ids, self.dropped = self.llama.context, self._ids(), 0
         if len(ids) + min(ANSWER, context // 4) <= context:
             return ids
         while len(ids) > context // 2 and len(self.turns) > 1:
             self.turns = self.turns[2:]
+            self.dropped += 1
             ids = self._ids()
         if len(ids) > context:
-            self.turns = turns
             raise UsageError(f"the question takes {len(ids)} positions, the context has {context}")
-        self.dropped = (len(turns) - len(self.turns)) // 2
         return ids
 
     # --- Files: a JSON list of messages
