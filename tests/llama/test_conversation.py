@@ -238,6 +238,7 @@ def test_in_a_terminal_lines_are_edited_and_kept(start, tmp_path):
     one.wait("User:")
     one.type("\x03")
     one.wait("Ctrl-D or /quit ends")
+    one.wait("User:")
     one.type("\x04")
     assert one.program.wait(60) == 0
     assert terminal.history_file().name == "chat_history"
