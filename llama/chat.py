@@ -12,7 +12,8 @@ Ctrl-C stops an answer, Ctrl-D or /quit ends. Where the context is full the olde
     /retry          have the last question answered     /quit       end
                     anew                                /help       this help
 
-The options are those of llama.run for text, sampling and machine; --steps is as --context.
+The options are those of llama.run for text, sampling and machine, but that --temperature is 0.2 where nothing
+else is said; --steps is as --context.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from llama.run import parse
 from llama.terminal import Read, is_terminal, reader
 
 Options = Any  # LlamaRunOptions
+DEFAULTS = (b"--mode", b"chat", b"--temperature", b"0.2")  # an answer is to be right rather than surprising
 COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -240,7 +242,7 @@ def converse(options: Options) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    options = parse([b"cria chat", b"--mode", b"chat", *map(os.fsencode, arguments)])
+    options = parse([b"cria chat", *DEFAULTS, *map(os.fsencode, arguments)])
     if options.help:
         print(f"{__doc__.strip()}\n\n{ffi.string(lib.llama_run_help()).decode()}", end="")
     elif options.escape:
