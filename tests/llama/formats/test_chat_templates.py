@@ -230,10 +230,10 @@ def test_without_jinja2_a_template_is_carried_and_said_to_be_unknown(tmp_path, m
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.setattr(chat_templates, "find_spec", lambda name: None)
-    from llama import chat
+    from llama import templates
 
-    chat.environment.cache_clear()
-    chat.compiled.cache_clear()
+    templates.environment.cache_clear()
+    templates.compiled.cache_clear()
     try:
         capsys.readouterr()
         run(folder, tmp_path / "a.bin", "--version", "3")
