@@ -238,7 +238,7 @@ def test_without_jinja2_a_template_is_carried_and_said_to_be_unknown(tmp_path, m
         capsys.readouterr()
         run(folder, tmp_path / "a.bin", "--version", "3")
     finally:
-        chat.environment.cache_clear()
+        templates.environment.cache_clear()
     error = "chat template: carried along, but not recognised without jinja2 (pip install jinja2)\n"
     assert capsys.readouterr().err == f"note: {folder}: {error}"
     assert open_source(tmp_path / "a.bin").chat == Chat("other", EACH)
