@@ -24,7 +24,8 @@ def test_a_chat_begins_with_the_first_question(monkeypatch):
     seen = []
     monkeypatch.setattr(run, "main", seen.append)
     cli.start(["chat", "model.bin", "-y", "Rhyme."])
-    assert seen == [["--mode", "chat", "--system", "", "model.bin", "-y", "Rhyme."]]  # the last one counts
+    assert seen == [[*cli.CHAT, "model.bin", "-y", "Rhyme."]]  # the last one counts
+    assert cli.CHAT == ("--mode", "chat", "--system", "", "--temperature", "0.2")
 
 
 def test_what_is_no_command_is_refused():
