@@ -21,6 +21,7 @@
 #include "llama/csrc/kernels/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
 #include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
+#include "llama/csrc/weights/guard.h"      // llama_guard: files that shrink while they are mapped
 #include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
 #include "llama/csrc/kernels/pages.h"      // Pool: which pages of the cache are whose
 #include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward

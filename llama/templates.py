@@ -170,6 +170,20 @@ def template_of(chat: Any) -> str:
     return template
 
 
+def end_names(tokenizer: Any) -> dict[str, str]:
+    """bos_token and eos_token of a C tokenizer, as templates ask for them."""
+    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
+    return {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
+
+
+def render_chat(
+    model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
+) -> str:
+    """The text of a conversation by the template of a C model. Raises as encode_chat."""
+    template = template_of(chat_of(model))
+    return render(template, messages, add_generation_prompt, **end_names(tokenizer))
+
+
 def encode_turns(chat: Any, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The ids of a conversation by a LlamaChat that is built in, up to where the next answer begins.
 
@@ -203,8 +217,6 @@ def encode_chat(
     is_built_in = lib.llama_chat_template(chat.kind).begin != ffi.NULL
     if is_built_in and (template or (add_generation_prompt and not find_spec("jinja2"))):
         return encode_turns(chat, tokenizer, messages)
-    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
-    names = {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
-    specials = special_names(tokenizer)
+    specials, names = special_names(tokenizer), end_names(tokenizer)
     text, spans = render_guarded(template_of(chat), messages, specials, add_generation_prompt, **names)
     return encode_spans(tokenizer, c_bytes(text), spans)

@@ -14,7 +14,9 @@ from llama.errors import UsageError
 def test_a_command_is_the_program_of_that_name(monkeypatch, command):
     seen = []
     monkeypatch.setattr(
-        importlib.import_module(f"llama.{command}"), "main", lambda rest: seen.append(rest) or 7
+        importlib.import_module(f"llama.{cli.MODULES.get(command, command)}"),
+        "main",
+        lambda rest: seen.append(rest) or 7,
     )
     assert cli.start([command, "model.bin", "--flag"]) == 7
     assert seen == [["model.bin", "--flag"]]
