@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import llama
@@ -20,11 +20,21 @@ from llama.server.service import Service
 PAGE = Path(llama.__file__).parent / "page"
 
 
-def page_paths() -> list[str]:
-    """What a browser asks for before anybody has typed a key."""
-    if not PAGE.is_dir():
-        return []
-    return ["/", *(f"/{path.relative_to(PAGE).as_posix()}" for path in PAGE.rglob("*") if path.is_file())]
+def page_files() -> dict[str, Path]:
+    """The files of the page by path: what a browser asks for before anybody has typed a key."""
+    files = [path for path in PAGE.rglob("*") if path.is_file()]
+    found = {f"/{path.relative_to(PAGE).as_posix()}": path for path in files}
+    return found | ({"/": found["/index.html"]} if found else {})
+
+
+def add_page(app: FastAPI) -> None:
+    """Serves the page. Each file has a route, so that all other paths stay errors of the API."""
+    for path, file in page_files().items():
+
+        async def get_file(request: Request, file: Path = file) -> FileResponse:
+            return FileResponse(file)
+
+        app.add_route(path, get_file, include_in_schema=False)
 
 
 def routes(service: Service) -> FastAPI:
@@ -58,8 +68,7 @@ def routes(service: Service) -> FastAPI:
     async def get_metrics() -> Response:
         return Response(generate_latest(figures), media_type=CONTENT_TYPE_LATEST)
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    add_page(app)
     return app
 
 
@@ -73,4 +82,4 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers
         )
-    return Limits(app, keys, hosts, page_paths())
+    return Limits(app, keys, hosts, page_files())
