@@ -31,7 +31,8 @@
 #include "llama/csrc/text/split.h"         // text into words, by the patterns of Llama 3 and GPT-2
 #include "llama/csrc/text/vocabulary.h"    // LlamaTokenizer: llama_tokenizer_open
 #include "llama/csrc/text/merge.h"         // byte pair encoding
-#include "llama/csrc/text/tokenizer.h"     // llama_encode, llama_token_bytes_of
+#include "llama/csrc/text/tokenizer.h"     // llama_encode
+#include "llama/csrc/text/decode.h"        // llama_token_bytes_of
 #include "llama/csrc/text/stream.h"        // LlamaStream: bytes of tokens to whole characters
 #include "llama/csrc/sampling/select.h"    // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampling/sampler.h"   // llama_sample
@@ -46,7 +47,7 @@
 #include "llama/csrc/program/options.h"    // llama_run_parse
 #include "llama/csrc/program/console.h"    // Console: what the host of the command line writes and reads
 #include "llama/csrc/program/prompt.h"     // texts of options, files and typed lines
-#include "llama/csrc/program/run.h"        // Run: what the options name, opened; write_text
+#include "llama/csrc/program/run.h"        // Run: what the options name, opened; write_text, write_info
 #include "llama/csrc/program/generate.h"   // texts after a prompt
 #include "llama/csrc/program/dialogue.h"   // -m chat
 #include "llama/csrc/program/perplexity.h" // --perplexity
@@ -740,21 +741,6 @@ const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
 
 // ---------------------------------------------------------------------------------------------------------
 // Command line: one of the things that its options name. ./run and python -m llama.run are hosts of it.
-
-// Writes what the model is, without a context, which this machine may be too small for.
-static int write_info(Run *run, LlamaError *error) {
-    const LlamaRunOptions *o = run->options;
-    char text[4096];
-    LlamaContextOptions context;
-    int code = llama_open(o->model, &run->model, error);
-    if (code == LLAMA_OK) code = run_context(run, &context, error);
-    if (code != LLAMA_OK) return code;
-    bool asked = o->tokenizer || llama_has_tokenizer(run->model); // any other may be missing
-    code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
-    if (code != LLAMA_OK && (asked || code != LLAMA_ERROR_FILE)) return code;
-    code = llama_info(run->model, run->tokenizer, &context, text, sizeof text, error);
-    return code == LLAMA_OK ? console_write(&run->console, text, strlen(text), error) : code;
-}
 
 static int start(Run *run, LlamaError *error) {
     const LlamaRunOptions *o = run->options;

@@ -129,4 +129,19 @@ static void note_speed(const Run *run) {
                  1e3 * s->prompt_seconds, made * (double)llama_token_bytes(run->model) / 1e9);
 }
 
+// Writes what the model is, without a context, which this machine may be too small for.
+static int write_info(Run *run, LlamaError *error) {
+    const LlamaRunOptions *o = run->options;
+    char text[4096];
+    LlamaContextOptions context;
+    int code = llama_open(o->model, &run->model, error);
+    if (code == LLAMA_OK) code = run_context(run, &context, error);
+    if (code != LLAMA_OK) return code;
+    bool asked = o->tokenizer || llama_has_tokenizer(run->model); // any other may be missing
+    code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
+    if (code != LLAMA_OK && (asked || code != LLAMA_ERROR_FILE)) return code;
+    code = llama_info(run->model, run->tokenizer, &context, text, sizeof text, error);
+    return code == LLAMA_OK ? console_write(&run->console, text, strlen(text), error) : code;
+}
+
 #endif
