@@ -6,9 +6,8 @@
 
 A model that is no .bin (a .gguf, a folder of Hugging Face or Meta, a checkpoint) is converted the first time
 it is opened, and kept under the source's name, its files' sizes and times, and the options: a source that
-changes is converted anew. The folder is $CRIA_CACHE, else cria in the platform's folder of caches. It
-becomes int8, or where it has fewer than half a billion parameters bf16: small models lose most by rounding,
-and are fast in any type.
+changes is converted anew. It becomes int8, or below half a billion parameters bf16: small models lose most
+by rounding, and are fast in any type. The folder is $CRIA_CACHE, else cria in the platform's one of caches.
 
 Left out on purpose: downloads, which the cache of the Hugging Face hub keeps (HF_HOME).
 """

@@ -257,9 +257,14 @@ def only(place: Place, files: list[str]) -> str:
 
 
 def fetched_folder(place: Place, files: list[str]) -> str:
-    """The path of a folder in the cache with these files of a repository. Raises as fetched."""
-    paths = [fetched(place._replace(file=file)) for file in files]
-    return str(Path(paths[0]).parent)
+    """The path of a folder in the cache with these files of a repository. Raises as fetched.
+
+    What the first file is of, the others are too, even if the repository changes meanwhile.
+    """
+    folder = Path(fetched(place._replace(file=files[0]))).parent  # snapshots/<commit>
+    for file in files[1:]:
+        fetched(place._replace(file=file, revision=folder.name))
+    return str(folder)
 
 
 def parts_of(file: str, files: list[str]) -> list[str]:

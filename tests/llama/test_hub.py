@@ -331,6 +331,7 @@ def test_a_chat_by_the_name_of_a_folder_is_downloaded_converted_and_answered(ser
     assert first.returncode == second.returncode == 0, first.stderr
     assert b"converting" in first.stderr
     assert b"converting" not in second.stderr
+    assert b"Fetching" not in first.stderr + second.stderr
     assert first.stdout == second.stdout
     assert b"Assistant: " in first.stdout
 

@@ -209,6 +209,18 @@ def test_the_options_choose_the_format(checkpoint, path, capsys, options):
         assert engine.config.version == version
 
 
+def test_what_v0_can_not_hold_becomes_v3_unless_v0_is_asked_for(checkpoint, path):
+    options = [str(checkpoint), str(path), "--rope-theta", "500000"]
+    assert convert.main(options) == 0
+    with Engine(path) as engine:
+        assert (engine.config.version, engine.config.weight_type) == (3, "fp32")
+        assert engine.config.rope_theta == 500000
+    assert convert.main([*options, "--version", "0"]) == 2
+    assert convert.main([*options, "--force"]) == 0
+    with Engine(path) as engine:
+        assert engine.config.version == 0
+
+
 USAGE = {
     ("--version", "4"): "argument --version: invalid choice: 4",
     ("--version", "-2"): "argument --version: invalid choice: -2",

@@ -305,9 +305,17 @@ def test_user_defined_pieces_are_text_in_a_gguf_file(tmp_path, trained, capfd):
         assert ours.encode(text) == tokenizers.load(folder / "tokenizer.model").encode(text), text
 
 
-def with_user_defined(model: bytes, ids: list[int]) -> bytes:
+def test_a_user_defined_piece_with_spaces_comes_back_from_a_gguf_file(tmp_path, trained):
+    export_folder(folder := tmp_path / "model", random_source(Config(**SMALL | {"vocab_size": 330})))
+    model = with_user_defined(trained.path.read_bytes(), [329], "\u2581x\u2581")
+    (folder / "tokenizer.model").write_bytes(model)
+    run(folder, tmp_path / "m.gguf")
+    assert open_source(tmp_path / "m.gguf").vocabulary().pieces[329] == b" x "
+
+
+def with_user_defined(model: bytes, ids: list[int], name: str = "[REFERENCE_{}]") -> bytes:
     """A sentencepiece model in which some pieces are user-defined names."""
     changed = pb.ModelProto.FromString(model)
     for i in ids:
-        changed.pieces[i].piece, changed.pieces[i].type, changed.pieces[i].score = f"[REFERENCE_{i}]", 4, 0
+        changed.pieces[i].piece, changed.pieces[i].type, changed.pieces[i].score = name.format(i), 4, 0
     return changed.SerializeToString()
