@@ -27,6 +27,7 @@ from llama.formats.source import (
     tensor_shapes,
 )
 from llama.formats.tensor import Tensor
+from llama.formats.tokenizer_json import put_around
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 WEIGHTS = (
@@ -159,26 +160,14 @@ def read_chat(folder: Path) -> Chat:
     return Chat()
 
 
-def special_places(processor: Any) -> tuple[bool, bool]:
-    """Whether a post_processor puts special tokens before a text, and behind it."""
-    if not isinstance(processor, dict):
-        return False, False
-    if isinstance(steps := processor.get("processors"), list):
-        places = [special_places(step) for step in steps]
-        return any(begin for begin, _ in places), any(end for _, end in places)
-    parts = processor.get("single")
-    parts = parts if isinstance(parts, list) and parts else [None]
-    special = [isinstance(part, dict) and "SpecialToken" in part for part in parts]
-    return special[0], special[-1]
-
-
 def read_adds(folder: Path) -> tuple[bool | None, bool]:
     """Whether a folder's tokenizer begins a text with BOS, None if it does not say, and ends it with EOS.
 
     In transformers 5 a tokenizer.json says so by itself, beside another file tokenizer_config.json does.
     """
     if (folder / TOKENIZER).exists():
-        return special_places(read_json(folder / TOKENIZER).values.get("post_processor"))
+        begin, end = put_around(folder / TOKENIZER, read_json(folder / TOKENIZER).values)
+        return bool(begin), bool(end)
     said = read_json(folder / SETTINGS).values if (folder / SETTINGS).exists() else {}
     begins = said.get("add_bos_token")
     return begins if isinstance(begins, bool) else None, said.get("add_eos_token") is True

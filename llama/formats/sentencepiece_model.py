@@ -57,6 +57,7 @@ def model_type(model: bytes) -> str:
     return MODEL_TYPES.get(int(said), str(said))
 
 
+KEEPS_SPACES = "the sentencepiece model leaves out extra spaces of a text; the engine keeps them"
 TYPES = {
     NORMAL: tokens.TEXT,
     UNKNOWN: tokens.UNKNOWN,
@@ -70,7 +71,7 @@ TYPES = {
 def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
 
-    (One that removes extra whitespace, such as llama2.c's tok512, is read; the engine keeps it.)
+    One that removes extra whitespace, such as llama2.c's tok512, is read with a note: the engine keeps it.
     """
     changed, model = sp.normalize("\ufb01 \u00b2A"), sp.serialized_model_proto()
     if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
@@ -89,4 +90,5 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     ]
     flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
     scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
-    return Vocabulary(KINDS[kind], pieces, scores, [TYPES[of] for of in types], *ends, flags=flags)
+    rest = {"flags": flags, "notes": (KEEPS_SPACES,) if sp.normalize("a  b") == sp.normalize("a b") else ()}
+    return Vocabulary(KINDS[kind], pieces, scores, [TYPES[of] for of in types], *ends, **rest)

@@ -24,6 +24,7 @@ from llama.formats.vocabulary import Vocabulary
 BESIDE = ("tokenizer.bin", "tok{}.bin", "tokenizer.model", "tokenizer.json")  # {}: vocab_size
 COPIED = ("tokenizer.model", "tokenizer.json")  # transformers reads them as they are
 OF_SENTENCEPIECE = ("legacy", "sp_model_kwargs", "add_prefix_space", "spaces_between_special_tokens")
+NO_BOS = "a text is said to begin with BOS, of which there is none: it begins with itself"
 SPECIAL_STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3
 
 
@@ -42,8 +43,8 @@ def read_tokenizer(path: Path, vocab_size: int, padded: bool) -> tokenizers.Toke
 def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizers.Tokenizer | None:
     """The tokenizer to put into a file: the one given, or the first in a folder that fits, None for none.
 
-    The embedding of a Hugging Face folder may have more rows than its tokenizer has tokens; of several the
-    one with the most counts. Raises BadFileError if those that are there do not fit.
+    The embedding of a Hugging Face folder may have more rows than its tokenizer has tokens. Raises
+    BadFileError if those that are there do not fit.
     """
     beside = (folder / name.format(vocab_size) for name in BESIDE)
     padded, fitting, problem = given is None and is_huggingface(folder), [], None
@@ -52,7 +53,7 @@ def tokenizer_of(given: Path | None, folder: Path, vocab_size: int) -> tokenizer
             fitting.append(read_tokenizer(path, vocab_size, padded))
         except BadFileError as error:
             problem = problem or error
-    best = max(fitting, key=lambda known: known.vocab_size, default=None)
+    best = tokenizers.preferred(fitting)
     if problem and (best is None or best.vocab_size < vocab_size):  # which may name what the best does not
         raise problem
     return best
@@ -69,13 +70,16 @@ def vocabulary_in(source: Source) -> Vocabulary | None:
 
 def completed(source: Source, special: Mapping[str, int], bos: int, eos: int) -> Source:
     """The source, with what its files do not say and its tokenizer does: where texts begin and end."""
+    has_bos = bos >= 0 or source.bos >= 0
+    notes = (*source.notes, NO_BOS) if source.add_bos and not has_bos else source.notes
     stops = tuple(special[name] for name in SPECIAL_STOPS if name in special)
     family = Chat("llama3" if "<|start_header_id|>" in special else "llama2")
     return dataclasses.replace(
         source,
         bos=source.bos if source.bos >= 0 else bos,
         stops=source.stops or stops or ((eos,) if eos >= 0 else ()),
-        add_bos=(bos >= 0 or source.bos >= 0) if source.add_bos is None else source.add_bos,
+        add_bos=has_bos and source.add_bos is not False,
+        notes=notes,
         chat=source.chat or family,
     )
 

@@ -217,6 +217,56 @@ def ends_of(path: Path, special: dict[str, int]) -> list[int]:
     return ends
 
 
+PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel")
+
+
+def step_around(path: Path, step: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The names of the tokens that a step of a post_processor puts before a text, and behind it."""
+    require(path, "post_processor", step, {"type": PROCESSORS})
+    if step["type"] == "ByteLevel":
+        return [], []
+    if step["type"] != "TemplateProcessing":
+        return [str(step["cls"][0])], [str(step["sep"][0])]
+    names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in step["single"]]
+    text = names.index(None)
+    return names[:text], names[text + 1 :]
+
+
+def put_around(path: Path, data: dict[str, Any]) -> tuple[str, str]:
+    """The names of the tokens that a post_processor puts before a text, and behind it; "" for none.
+
+    Raises BadFileError for more than one in either place.
+    """
+    before, behind = list[str](), list[str]()
+    try:
+        for step in steps(data.get("post_processor"), "processors"):
+            begin, end = step_around(path, step)
+            before, behind = begin + before, behind + end
+        if len(before) <= 1 and len(behind) <= 1:
+            return "".join(before), "".join(behind)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        pass
+    allowed = "at most one token before a text and one behind it"
+    return refuse(path, "post_processor", data.get("post_processor"), allowed)
+
+
+def with_ends(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary, whose BOS and EOS are the tokens around a text where it has no others.
+
+    Raises BadFileError where it has.
+    """
+    ends = []
+    for name, end in zip(put_around(path, data), (vocabulary.bos, vocabulary.eos), strict=True):
+        token = vocabulary.special.get(name, -1)
+        if name and token < 0:
+            refuse(path, "post_processor", name, "special tokens")
+        if name and end >= 0 and token != end:
+            where, known = ("BOS", "EOS")[len(ends)], vocabulary.pieces[end].decode()
+            refuse(path, f"post_processor, in place of {where}", name, json.dumps(known))
+        ends.append(token if name else end)
+    return replace(vocabulary, bos=ends[0], eos=ends[1])
+
+
 # --- Merges
 
 
@@ -304,10 +354,13 @@ def merging_by(vocabulary: Vocabulary, merges: list[tuple[bytes, bytes]]) -> Voc
 # --- The file
 
 
-def read(path: Path, data: bytes) -> Vocabulary:
-    """The tokens in a tokenizer.json. Raises BadFileError, with the field that can't be represented."""
+def read(path: Path, data: bytes, most: int | None = None) -> Vocabulary:
+    """The tokens in a tokenizer.json. Raises BadFileError, with the field that can't be represented.
+
+    most: of the rows of the embedding; added tokens that have none are left out.
+    """
     try:
-        return read_fields(path, json.loads(data))
+        return read_fields(path, within(json.loads(data), most))
     except BadFileError:
         raise
     except KeyError as error:
@@ -370,8 +423,14 @@ def read_bpe(path: Path, data: dict[str, Any]) -> Vocabulary:
     return merging_by(v, read_merges(path, model["merges"], model["vocab"], names, byte_level))
 
 
+def within(data: dict[str, Any], most: int | None) -> dict[str, Any]:
+    """The fields of a file without the added tokens from id `most` on."""
+    added = data.get("added_tokens") or []
+    return data | {"added_tokens": [token for token in added if most is None or token["id"] < most]}
+
+
 def read_fields(path: Path, data: dict[str, Any]) -> Vocabulary:
     """What read does."""
     kinds = {"BPE": read_bpe, "Unigram": read_unigram}
     require(path, "model", data["model"], {"type": tuple(kinds)})
-    return kinds[data["model"].get("type", "BPE")](path, data)
+    return with_ends(path, data, kinds[data["model"].get("type", "BPE")](path, data))

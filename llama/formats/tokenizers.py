@@ -15,7 +15,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,9 @@ from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
 
+SENTENCEPIECE = "sentencepiece"
+SPACES_IN_FRONT = tokens.PREFIX | tokens.PREFIX_EACH | tokens.PREFIX_UNLESS_SPACE
+
 # ---------------------------------------------------------------------------------------------------------
 # The one interface
 
@@ -53,7 +56,7 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # "sentencepiece", "llama3", "tokenizer.json", "tokenizer.bin"; or a model with added tokens
+    kind: str  # "llama3", "tokenizer.json", "tokenizer.bin", SENTENCEPIECE, or that with added tokens
     data: bytes = field(repr=False)  # a file that says all of it: the one at path, or the indexed form
     vocab_size: int
     bos_id: int  # -1: none
@@ -100,19 +103,39 @@ class Tokenizer:
         return self.decode_ids(ids)
 
 
-def find_file(path: Path) -> Path:
-    """The file of a tokenizer: path, or tokenizer.model or tokenizer.json in a folder."""
-    names = (path / "tokenizer.model", path / "tokenizer.json") if path.is_dir() else (path,)
-    return next((name for name in names if name.exists()), names[0])
+def preferred(found: Sequence[Tokenizer]) -> Tokenizer | None:
+    """The one that counts of the tokenizers in one folder: that with the most tokens, of such the first.
+
+    But a tokenizer.json that puts spaces elsewhere than the sentencepiece model beside it was made so on
+    purpose: it counts, as it does in transformers. (Where it puts them as the model does, the model counts:
+    it has scores, which say more than the list of pairs made of them.)
+    """
+    most = max((known.vocab_size for known in found), default=0)
+    largest = [known for known in found if known.vocab_size == most]
+    listed = [known for known in largest if known.kind == "tokenizer.json"]
+    if listed and largest[0].kind.startswith(SENTENCEPIECE):
+        prefix = largest[0].vocabulary.flags & tokens.PREFIX
+        of_model = prefix | tokens.PREFIX_EACH if prefix else 0
+        return largest[0] if listed[0].vocabulary.flags & SPACES_IN_FRONT == of_model else listed[0]
+    return largest[0] if largest else None
 
 
 def load(path: str | Path, most: int | None = None) -> Tokenizer:
     """The tokenizer in a file, told by content, or tokenizer.model or tokenizer.json in a folder.
 
-    most: tokens of its model; those that a folder adds to a tokenizer.model beyond it are left out.
+    most: rows of its model's embedding; added tokens that have none are left out.
     Raises BadFileError, OSError.
     """
-    path = find_file(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        names = (path / "tokenizer.model", path / "tokenizer.json")
+        found = [load_file(name, most) for name in names if name.exists()]
+        return preferred(found) or load_file(names[0], most)
+    return load_file(path, most)
+
+
+def load_file(path: Path, most: int | None) -> Tokenizer:
+    """What load does with a file."""
     checked_start(path)
     data = path.read_bytes()
     if tokens.is_indexed(data):
@@ -120,7 +143,7 @@ def load(path: str | Path, most: int | None = None) -> Tokenizer:
     if is_tiktoken(data):
         return load_vocabulary(path, "llama3", data, read_llama3(path, data))
     if is_json(path, data):
-        vocabulary = tokenizer_json.read(path, data)
+        vocabulary = tokenizer_json.read(path, data, most)
         return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
     return load_sentencepiece(path, data, most) or load_llama2c(path, data)
 
@@ -157,7 +180,7 @@ def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer |
         return None
     if any(most is None or token.id < most for token in find_added(path.parent, sp.vocab_size())):
         vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
-        return load_vocabulary(path, "tokenizer.model with added tokens", vocabulary.indexed, vocabulary)
+        return load_vocabulary(path, f"{SENTENCEPIECE} with added tokens", vocabulary.indexed, vocabulary)
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
     special = {sp.id_to_piece(i): i for i in control}
     names = sorted(map(re.escape, special), key=len, reverse=True)
@@ -167,7 +190,7 @@ def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer |
         return [i for n, part in enumerate(parts) for i in ([special[part]] if n % 2 else sp.encode(part))]
 
     ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
-    return Tokenizer(path, "sentencepiece", data, sp.vocab_size(), *ends, special, sp, *work)
+    return Tokenizer(path, SENTENCEPIECE, data, sp.vocab_size(), *ends, special, sp, *work)
 
 
 def load_llama2c(path: Path, data: bytes) -> Tokenizer:

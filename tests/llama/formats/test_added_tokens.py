@@ -109,3 +109,32 @@ def test_the_engine_opens_such_a_folders_model_as_it_is(folder):
     assert Tokenizer(folder / "tokenizer.model").encode(CHAT, bos=False, special=True) == (
         tokenizers.load(folder).encode(CHAT, special=True)
     )
+
+
+# --- A tokenizer.json beside the model
+
+
+def beside(folder: Path, model: Path, **changed: Any) -> Path:
+    """A folder with a model and the tokenizer.json that transformers makes of it, but for changed fields."""
+    ends = {"eos_token": "</s>"}
+    transformers.AutoTokenizer.from_pretrained(put(folder, model, **ends)).save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    return put(folder, model, **ends)
+
+
+def test_a_json_that_puts_spaces_elsewhere_than_the_model_counts(tmp_path, trained):
+    """As in Mistral 7B Instruct v0.3, where text behind a token such as [/INST] has no space in front."""
+    folder = beside(tmp_path / "chat", trained.path)
+    ours, theirs = tokenizers.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert ours.kind == "tokenizer.json"
+    for text in ("<s>the ball</s> is", "the<s>ball", *TEXTS):
+        assert ours.encode(text, special=True) == theirs.encode(text, add_special_tokens=False), text
+
+
+def test_the_model_counts_beside_a_json_that_puts_spaces_as_it_does(tmp_path, trained):
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    normalizer = {"type": "Sequence", "normalizers": [prepend, spaces]}
+    folder = beside(tmp_path / "old", trained.path, normalizer=normalizer, pre_tokenizer=None)
+    assert tokenizers.load(folder).kind == "sentencepiece"

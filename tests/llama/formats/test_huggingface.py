@@ -279,8 +279,15 @@ ADDS = {  # the post_processor of a tokenizer.json, and what is put around a tex
     "BOS": ({"type": "TemplateProcessing", "single": [BOS, TEXT]}, (True, False)),
     "both": ({"type": "TemplateProcessing", "single": [BOS, TEXT, BOS]}, (True, True)),
     "neither": ({"type": "TemplateProcessing", "single": [TEXT]}, (False, False)),
-    "no list": ({"type": "TemplateProcessing", "single": 5}, (False, False)),
-    "odd": ({"type": "TemplateProcessing", "single": [5]}, (False, False)),
+    "BERT's": ({"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, (True, True)),
+    "RoBERTa's": ({"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, (True, True)),
+}
+ODD = {
+    "no list": {"type": "TemplateProcessing", "single": 5},
+    "no part": {"type": "TemplateProcessing", "single": [5]},
+    "no text": {"type": "TemplateProcessing", "single": [BOS]},
+    "two": {"type": "TemplateProcessing", "single": [BOS, BOS, TEXT]},
+    "unknown": {"type": "PairProcessing"},
 }
 STEPS = [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [BOS, TEXT]}]
 ADDS["sequence"] = ({"type": "Sequence", "processors": STEPS}, (True, False))
@@ -293,6 +300,13 @@ def test_a_tokenizer_json_says_what_is_put_around_a_text(folder, name):
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}')  # which transformers 5 ignores
     source = open_source(folder)
     assert (source.add_bos, source.add_eos) == expected
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_the_engine_can_not_put_around_a_text_is_refused(folder, name):
+    (folder / "tokenizer.json").write_text(json.dumps({"post_processor": ODD[name]}))
+    with pytest.raises(BadFileError, match=r"tokenizer\.json: post_processor.* = .*, allowed "):
+        open_source(folder)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from torch_formats import checked_tensors, export_folder, export_gguf, open_sour
 from llama import Llama, convert
 from llama.formats import tokenizers
 from llama.formats.gguf_file import GgufFile
+from llama.formats.text import NO_BOS, completed
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from model import Config
 from training.tokenizers import train as train_tokenizer
@@ -192,3 +193,23 @@ def test_a_name_for_an_unused_token_is_no_text(tmp_path, trained):
     run(path, tmp_path / "folder")
     fields = json.loads((tmp_path / "folder" / "tokenizer.json").read_text())
     assert fields["model"]["vocab"]["[PAD288]"] == 288
+
+
+def test_added_tokens_beyond_the_rows_of_the_embedding_are_left_out(tmp_path, llama3):
+    folder = folder_for(tmp_path / "more", llama3, llama3.vocab_size)
+    path, n = folder / "tokenizer.json", llama3.vocab_size
+    data = json.loads(path.read_text())
+    data["added_tokens"].append(data["added_tokens"][0] | {"id": n, "content": "<pad>"})
+    path.write_text(json.dumps(data))
+    with Llama(folder, dtype="fp32") as engine:
+        assert engine.config.vocab_size == engine.tokenizer.vocab_size == n
+        assert engine.tokenizer.encode("<pad>", special=True) == engine.tokenizer.encode("<pad>")
+
+
+@pytest.mark.parametrize("said", [None, False, True])
+def test_without_bos_a_text_begins_with_itself(said):
+    source = replace(random_source(Config(**SMALL)), bos=-1, add_bos=said)
+    with_ends = completed(source, {}, -1, 2)
+    assert with_ends.add_bos is False
+    assert (NO_BOS in with_ends.notes) is (said is True)
+    assert completed(source, {}, 1, 2).add_bos is (said is not False)

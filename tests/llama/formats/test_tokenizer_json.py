@@ -390,3 +390,26 @@ def test_other_json_is_refused_in_one_line(tmp_path, data):
     with pytest.raises(BadFileError, match=r"tokenizer\.json: is") as caught:
         tokenizers.load(path)
     assert "\n" not in str(caught.value)
+
+
+# --- What is put around a text
+
+
+def test_a_token_put_in_front_is_bos_where_the_file_names_no_other(tmp_path):
+    data = llama3()
+    data["added_tokens"][1]["content"] = "<begin>"
+    data["post_processor"] = {"type": "RobertaProcessing", "cls": ["<begin>", 1], "sep": ["</s>", 2]}
+    data["model"]["vocab"]["<begin>"] = data["model"]["vocab"].pop("<s>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    ours = tokenizers.load(tmp_path)
+    assert (ours.bos_id, ours.eos_id) == (1, 2)
+    expected = hf.Tokenizer.from_str(json.dumps(data)).encode("the ball").ids
+    assert ours.encode("the ball", bos=True, eos=True) == expected
+
+
+@pytest.mark.parametrize(("cls", "found"), [("</s>", "in place of BOS"), ("the", "special tokens")])
+def test_another_token_in_front_is_refused(tmp_path, cls, found):
+    data = llama3() | {"post_processor": {"type": "BertProcessing", "cls": [cls, 2], "sep": ["</s>", 2]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(BadFileError, match=f"post_processor.*{found}"):
+        tokenizers.load(tmp_path)
