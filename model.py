@@ -378,9 +378,7 @@ class _CrossEntropySum(torch.autograd.Function):
         return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
 
 
-def cross_entropy_sum(
-    x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss = softmax_loss
-) -> Tensor:
+def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss = softmax_loss) -> Tensor:
     """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N).
 
     body: softmax_loss, or compiled. The loop around it stays eager: compiled, its writes into slices of the

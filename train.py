@@ -50,7 +50,7 @@ from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
 from training.defaults import find_data
 from training.options import Options
-from training.parallel import Ranks
+from training.parallel import Flag, Ranks
 from training.shards import open_split
 from training.step import Run, make_run, micro_batch_size, train_step
 from training.weights import TorchWeights, model_of
@@ -162,12 +162,12 @@ class Group:
     """The steps since the last line of the log."""
 
     loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
-    n_targets: float = 0.0
+    n_targets: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: Tensor, n_targets: Tensor, seconds: float) -> None:
+    def add(self, loss: Tensor, n_targets: int, seconds: float) -> None:
         self.loss_sum = self.loss_sum + loss
-        self.n_targets += float(n_targets)
+        self.n_targets += n_targets
         self.seconds += seconds
 
 
@@ -211,7 +211,7 @@ def settle(
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
     """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
-    clock, group = Clock(p), Group(torch.zeros((), device=ranks.device))
+    clock, group, stop = Clock(p), Group(torch.zeros((), device=ranks.device)), Flag(ranks)
     if p.step == 0:
         evaluate(run, tokenizer, log)
         clock.lap(training=False)
@@ -219,9 +219,9 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
     while not done:
         loss, n_targets, norm = train_step(run)
         p.step += 1
-        p.tokens += int(n_targets)
+        p.tokens += n_targets
         group.add(loss, n_targets, clock.lap(training=True))
-        done = p.step >= o.max_steps or ranks.any(run.stopping)
+        done = stop.poll(run.stopping) or p.step >= o.max_steps
         evaluating = done or p.step % o.eval_interval == 0
         saving = evaluating or p.step % o.save_interval == 0
         if saving or p.step % o.log_interval == 0:
@@ -232,6 +232,7 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
         if saving:
             save(run, tokenizer)
         clock.lap(training=False)
+    stop.last()
 
 
 def listen(run: Run) -> None:

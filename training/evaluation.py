@@ -51,15 +51,13 @@ def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | N
 def loss_of(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, dtype: str) -> tuple[float, int]:
     """Sum of the loss in nats, and number of targets, over the batches of all ranks."""
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = torch.zeros((), dtype=torch.int64)
+    sums = []  # of batches, on the device: reading them one by one would wait for each
     for batch in batches:
         with autocast(ranks, dtype):
             loss, n = model(*(None if part is None else part.to(ranks.device) for part in batch))
-        total += loss.double().cpu()
-        count += n.cpu()
+        sums.append(torch.stack((loss, n.to(loss.dtype))))
     model.train()
-    total, count = ranks.sum(total, count)
+    total, count = ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0))
     return float(total), int(count)
 
 
@@ -94,6 +92,7 @@ def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:
     n = min(options.sample_tokens, options.max_seq_len - len(ids))
     model.eval()
     stops = (tokenizer.bos_id, tokenizer.eos_id)
-    new = list(generate(model, ids, n, temperature=0.8, top_p=0.9, generator=generator, stop_ids=stops))
+    with torch.compiler.set_stance("force_eager"):  # a token at a time, it would be compiled for each length
+        new = list(generate(model, ids, n, temperature=0.8, top_p=0.9, generator=generator, stop_ids=stops))
     model.train()
     return tokenizer.decode(ids + new)

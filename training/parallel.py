@@ -34,6 +34,7 @@ class Ranks:
     world_size: int
     device: torch.device
     kind: str  # "none", "ddp" or "fsdp"
+    control: dist.ProcessGroup | None = None  # between the CPUs; None for one process
 
     @property
     def is_main(self) -> bool:
@@ -44,17 +45,38 @@ class Ranks:
         """Each scalar summed over all ranks, in float64 so that the order does not show."""
         total = torch.stack([value.detach().to("cpu", torch.float64) for value in values])
         if self.world_size > 1:
-            total = total.to(self.device)
-            dist.all_reduce(total)
-        return tuple(total.cpu())
+            dist.all_reduce(total, group=self.control)
+        return tuple(total)
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank, so that all stop at the same step."""
-        return bool(self.sum(torch.tensor(float(flag)))[0] > 0)
+
+class Flag:
+    """A flag that any rank can raise, and that all see at the same step.
+
+    No step waits for it: what is raised in one is added up between the CPUs while the next one runs.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.count = ranks, torch.zeros(())
+        self.adding: dist.Work | None = None
+
+    def poll(self, raised: bool) -> bool:
+        """Whether any rank raised it by the poll before, or this one process now. All ranks call it."""
+        if self.ranks.world_size == 1:
+            return raised
+        seen = self.last()
+        self.count = torch.tensor(float(raised))
+        self.adding = dist.all_reduce(self.count, group=self.ranks.control, async_op=True)
+        return seen
+
+    def last(self) -> bool:
+        """Whether any rank raised it by the last poll. All ranks call it at the end."""
+        if self.adding:
+            self.adding.wait()
+        return bool(self.count > 0)
 
 
 def best_device() -> str:
@@ -74,9 +96,10 @@ def start(device: str, parallel: str) -> Ranks:
             raise UsageError(f"device = {device!r}, but PyTorch finds no CUDA device")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 where the type is float32
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Ranks(rank, world_size, torch.device(device), parallel if world_size > 1 else "none")
+    if world_size == 1:
+        return Ranks(rank, world_size, torch.device(device), "none")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Ranks(rank, world_size, torch.device(device), parallel, dist.new_group(backend="gloo"))
 
 
 def stop(ranks: Ranks) -> None:
@@ -99,14 +122,14 @@ def keep_memory() -> None:
 
 def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     """The model as the loop calls it. Its parameters stay those of model, or become shards of them."""
+    if compiled:
+        model.compile()  # before it is cut: a block is gathered around what is compiled
     if ranks.kind == "fsdp":
         mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
         policy = MixedPrecisionPolicy()  # autocast chooses the types, as without shards
         for block in model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
-    if compiled:
-        model.compile()
     if ranks.kind == "ddp":
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)

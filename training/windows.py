@@ -75,6 +75,8 @@ class Batches:
     batch_size: windows in a step, of all ranks together; rank r gets the r-th of world_size equal parts, so
     the data of a step does not depend on the number of ranks. documents: give doc_ids too.
 
+    Every token of a window is a target: `n_targets` in a step, of all ranks together.
+
     `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
     and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
 
@@ -99,6 +101,7 @@ class Batches:
             raise BadFileError(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise BadFileError(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
+        self.n_targets = batch_size * seq_len
         self.windows = max(1, len(self.stream) // seq_len - 1)
 
     def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:
