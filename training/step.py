@@ -54,12 +54,12 @@ def micro_batch_size(options: Options, world_size: int) -> int:
     return size
 
 
-def micro_batches(run: Run, batch: Batch) -> Iterator[tuple[Any, ...]]:
+def micro_batches(options: Options, ranks: Ranks, batch: Batch) -> Iterator[tuple[Any, ...]]:
     """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
-    size = micro_batch_size(run.options, run.ranks.world_size)
+    size = micro_batch_size(options, ranks.world_size)
     for start in range(0, len(batch[0]), size):
         yield tuple(
-            None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
+            None if part is None else part[start : start + size].to(ranks.device, non_blocking=True)
             for part in batch
         )
 
@@ -86,7 +86,7 @@ def train_step(run: Run) -> tuple[Tensor, int, Tensor]:
     options, ranks = run.options, run.ranks
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
     n_targets = run.batches.n_targets
-    pieces = list(micro_batches(run, run.ahead.at(run.progress.step)))
+    pieces = list(micro_batches(options, ranks, run.ahead.at(run.progress.step)))
     total = torch.zeros((), device=ranks.device)
     for i, (tokens, targets, doc_ids) in enumerate(pieces):
         with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):

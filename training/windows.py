@@ -132,18 +132,23 @@ class Batches:
 
 
 def val_windows(
-    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1
+    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1, most: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive windows over all tokens: tokens and targets, int64 (seq_len) each.
+    """Consecutive windows over all tokens, or the first `most`: tokens and targets, int64 (seq_len) each.
 
-    Every world_size-th window is a rank's. All tokens but the first are a target once. The last window is
-    filled up with token 0 and target IGNORE.
+    Every world_size-th window is a rank's. All tokens but the first are a target once. What is missing of the
+    last window is token 0 and target IGNORE, and so are whole windows of ranks that would have one fewer than
+    others: each gathers what the others need.
     """
     stream = Stream(shards)
-    for start in range(rank * seq_len, len(stream) - 1, world_size * seq_len):
-        block = torch.from_numpy(stream.read(start, start + seq_len + 1))
+    count = -(-(len(stream) - 1) // seq_len)
+    count = min(count, most) if most else count
+    for first in range(0, count, world_size):
         tokens, targets = torch.zeros(seq_len, dtype=torch.int64), torch.full((seq_len,), IGNORE)
-        tokens[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
+        start = (first + rank) * seq_len
+        if first + rank < count:
+            block = torch.from_numpy(stream.read(start, start + seq_len + 1))
+            tokens[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
         yield tokens, targets
 
 
