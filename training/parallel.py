@@ -120,16 +120,25 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+def shard(model: nn.Module, ranks: Ranks, dtype: str) -> None:
+    """FSDP: cuts each block, and then what is left, into shards.
+
+    Blocks are gathered in the type they are multiplied in, so that autocast makes no copies of them that live
+    until the backward pass. The embedding stays float32: the residual stream begins with it.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    of_blocks = MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=of_blocks)
+    fully_shard(model, mesh=mesh)
+
+
+def wrap(model: nn.Module, ranks: Ranks, dtype: str, compiled: bool) -> nn.Module:
     """The model as the loop calls it. Its parameters stay those of model, or become shards of them."""
     if compiled:
         model.compile()  # before it is cut: a block is gathered around what is compiled
     if ranks.kind == "fsdp":
-        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-        policy = MixedPrecisionPolicy()  # autocast chooses the types, as without shards
-        for block in model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        shard(model, ranks, dtype)
     if ranks.kind == "ddp":
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
@@ -138,9 +147,10 @@ def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
 
 @contextlib.contextmanager
 def synchronised(model: nn.Module, ranks: Ranks, last: bool) -> Iterator[None]:
-    """Gradients are exchanged after the last micro batch of a step only. Must hold the forward pass too."""
-    if ranks.kind == "fsdp":
-        model.set_requires_gradient_sync(last)
+    """DDP exchanges gradients after the last micro batch of a step only. Must hold the forward pass too.
+
+    FSDP does after each: until then every rank would keep whole gradients.
+    """
     with model.no_sync() if ranks.kind == "ddp" and not last else contextlib.nullcontext():
         yield
 

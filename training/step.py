@@ -39,7 +39,7 @@ class Run:
 
 def make_run(model: Llama, options: Options, ranks: Ranks, batches: Source) -> Run:
     """The beginning of a run: the model wrapped for the ranks and compiled, fresh optimizers, step 0."""
-    wrapped = parallel.wrap(model, ranks, options.compile)
+    wrapped = parallel.wrap(model, ranks, options.dtype, options.compile)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.dtype == "float16")
     return Run(options, ranks, wrapped, make_optimizers(model, options), scaler, batches, Progress())
 

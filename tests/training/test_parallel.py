@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
+from torch.distributed.tensor import DTensor
 
 from model import Config, Llama
 from training import evaluation, parallel
@@ -73,7 +74,7 @@ def shard(n_tokens: int) -> Shard:
 def validation_losses(ranks: Ranks) -> list[tuple[float, int]]:
     """Mean loss and number of targets of 1 to 5 windows, the last cut off, and of the first 3 of 5."""
     torch.manual_seed(1)
-    model = parallel.wrap(Llama(SHAPE), ranks, compiled=False)
+    model = parallel.wrap(Llama(SHAPE), ranks, "float32", compiled=False)
     found = []
     for n, most in [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 3)]:
         options = Options(max_seq_len=16, batch_size=4, micro_batch_size=2, eval_windows=most)
@@ -89,3 +90,40 @@ def test_evaluation_ends_and_is_the_same_whatever_the_number_of_windows(tmp_path
     for found in on_ranks(tmp_path, 2, kind, validation_losses):
         assert [n for _, n in found] == list(counts)
         assert [loss for loss, _ in found] == pytest.approx(losses, rel=1e-5)
+
+
+# --- The memory of FSDP
+
+
+def bytes_of_weights_kept(ranks: Ranks) -> tuple[int, int, list[bool]]:
+    """Bytes of blocks' weights in bfloat16: kept for the backward pass, and all; after the first of two micro
+    batches, whether each gradient is cut."""
+    torch.manual_seed(1)
+    model = Llama(SHAPE)
+    shapes = {p.shape for p in model.layers.parameters() if p.ndim == 2}
+    shapes |= {torch.Size(reversed(shape)) for shape in shapes}
+    whole = sum(2 * p.numel() for p in model.layers.parameters())
+    model = parallel.wrap(model, ranks, "bfloat16", compiled=False)
+    tokens, saved = torch.arange(8).expand(1, 8), []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with parallel.synchronised(model, ranks, last=False):
+        keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with keeping, parallel.autocast(ranks, "bfloat16"):
+            loss, _ = model(tokens, tokens)
+        copies = [t for t in saved if t.dtype == torch.bfloat16 and t.shape in shapes]
+        kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in copies}
+        loss.backward()
+    cut = [isinstance(p.grad, DTensor) for p in model.parameters()]
+    return sum(kept.values()), whole, cut
+
+
+def test_fsdp_keeps_neither_copies_of_weights_nor_whole_gradients(tmp_path):
+    kept, whole, _ = bytes_of_weights_kept(alone())
+    assert kept > 0.9 * whole  # all but the norms: what one process keeps, and each rank did
+    for kept, _, cut in on_ranks(tmp_path, 2, "fsdp", bytes_of_weights_kept):
+        assert kept == 0
+        assert all(cut)
