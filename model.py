@@ -245,18 +245,21 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draws all weights anew: normal with deviation 0.02; norms 1.
+        """Draws all weights anew."""
+        for name, parameter in self.named_parameters():
+            self.init_weight(name, parameter)
+
+    def init_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Draws one weight anew, in place: normal with deviation 0.02; norms 1.
 
         The two matrices that add to the residual stream, wo and w2, are smaller by sqrt(2 n_layers), so that
         its variance does not grow with depth (Radford et al., GPT-2, 2019).
         """
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            elif name.endswith(("wo.weight", "w2.weight")):
-                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers))
-            else:
-                parameter.normal_(0.0, 0.02)
+        if name.endswith("norm.weight"):
+            return weight.fill_(1.0)
+        if name.endswith(("wo.weight", "w2.weight")):
+            return weight.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers))
+        return weight.normal_(0.0, 0.02)
 
     def compile(self, *arguments: Any, **options: Any) -> None:
         """torch.compile of each block and of the loss, in place of the whole model.

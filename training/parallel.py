@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llama.errors import UsageError
@@ -133,12 +134,35 @@ def shard(model: nn.Module, ranks: Ranks, dtype: str) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Gives a model on the meta device memory, of a shard only where it is cut. Its values are arbitrary."""
+    model.to_empty(device=device)
+    if model.config.tied:  # to_empty makes two of one
+        model.output.weight = model.tok_embeddings.weight
+
+
+@torch.no_grad()
+def fill(model: nn.Module, value_of: Callable[[str, torch.Size], Tensor]) -> None:
+    """Sets each weight, or this rank's shard of it, to value_of(name, shape): one whole tensor at a time."""
+    for name, parameter in model.named_parameters():
+        value = value_of(name, parameter.shape)
+        if isinstance(parameter, DTensor):
+            place = (parameter.device_mesh, parameter.placements)
+            value = distribute_tensor(value.to(parameter.device), *place, src_data_rank=None)
+        parameter.copy_(value)
+
+
 def wrap(model: nn.Module, ranks: Ranks, dtype: str, compiled: bool) -> nn.Module:
-    """The model as the loop calls it. Its parameters stay those of model, or become shards of them."""
+    """The model as the loop calls it. Its parameters stay those of model, or become shards of them.
+
+    A model on the meta device gets memory for what is this rank's: fill sets it.
+    """
     if compiled:
         model.compile()  # before it is cut: a block is gathered around what is compiled
     if ranks.kind == "fsdp":
         shard(model, ranks, dtype)
+    if next(model.parameters()).is_meta:
+        materialise(model, ranks.device)
     if ranks.kind == "ddp":
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
