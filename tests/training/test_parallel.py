@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ def rank_of(rank: int, world_size: int, folder: Path, kind: str, work: Callable[
 
 def on_ranks(folder: Path, world_size: int, kind: str, work: Callable[..., Any]) -> list[Any]:
     """What work(ranks) returns on each of world_size ranks."""
+    folder.mkdir(exist_ok=True)
     processes.spawn(rank_of, (world_size, folder, kind, work), world_size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
@@ -127,3 +130,40 @@ def test_fsdp_keeps_neither_copies_of_weights_nor_whole_gradients(tmp_path):
     for kept, _, cut in on_ranks(tmp_path, 2, "fsdp", bytes_of_weights_kept):
         assert kept == 0
         assert all(cut)
+
+
+LARGE = Config(dim=512, n_layers=16, n_heads=8, vocab_size=64)  # 200 MB in float32
+
+
+def most_bytes() -> int:
+    """The most memory that this process ever had."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
+
+def memory_of_a_beginning(ranks: Ranks) -> tuple[int, float]:
+    """The most bytes that a process grew by while it made a model, and the sum of its weights."""
+    wrapped = parallel.wrap(Llama(SHAPE), ranks, "float32", compiled=False)  # loads what is loaded once
+    parallel.fill(wrapped, lambda name, shape: torch.zeros(shape))
+    before = most_bytes()
+    with torch.device("meta"):
+        model = Llama(LARGE)
+    parallel.wrap(model, ranks, "float32", compiled=False)
+    torch.manual_seed(1)
+    parallel.fill(model, lambda name, shape: model.init_weight(name, torch.empty(shape)))
+    grown = most_bytes() - before
+    weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return grown, sum(w.double().sum().item() for w in weights)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_of_fsdp_begins_with_its_shards_alone(tmp_path):
+    whole = 4 * sum(p.numel() for p in Llama(LARGE).parameters())
+    (alone, wanted), *ranks = (
+        *on_ranks(tmp_path / "1", 1, "none", memory_of_a_beginning),
+        *on_ranks(tmp_path / "2", 2, "fsdp", memory_of_a_beginning),
+    )
+    assert whole < alone < 1.2 * whole
+    for grown, found in ranks:
+        assert grown < 0.6 * whole
+        assert found == pytest.approx(wanted, rel=1e-9)
