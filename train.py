@@ -112,7 +112,7 @@ def begin(options: Options, ranks: Ranks) -> Run:
     torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
     fixed = {name: getattr(options, name) for name in checkpoints.FIXED}
     if options.init_from == "resume":
-        folder = checkpoints.newest(Path(options.out_dir))
+        folder = checkpoints.chosen(Path(options.out_dir), ranks)
         run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks, fixed)
     run.progress.fixed = fixed
     return run
@@ -178,6 +178,8 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
         values["estimate"] = evaluation.estimate(run.model, batches, o, ranks)
     if result.loss < progress.best_loss:
         progress.best_loss, progress.best_step = result.loss, progress.step
+        if ranks.is_main:
+            checkpoints.mark_best(Path(o.out_dir), progress.step)
     if log:
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"step {progress.step}: {text} (best {progress.best_loss:.4f})", flush=True)
@@ -244,9 +246,8 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
     """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
     clock, group, stop = Clock(p), Group(torch.zeros((), device=ranks.device)), Flag(ranks)
-    if p.step == 0:
-        evaluate(run, tokenizer, log)
-        clock.lap(training=False)
+    evaluate(run, tokenizer, log)  # after a resume again: what was saved is older than its evaluation
+    clock.lap(training=False)
     done = p.step >= o.max_steps
     while not done:
         loss, n_targets, norm = train_step(run)
@@ -259,10 +260,10 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
         if saving or p.step % o.log_interval == 0:
             settle(run, group, norm, clock, log, flops)  # before a save: what is not finite is never saved
             group = Group(torch.zeros((), device=ranks.device))
-        if evaluating:
-            evaluate(run, tokenizer, log)
         if saving:
             save(run, tokenizer)
+        if evaluating:
+            evaluate(run, tokenizer, log)
         clock.lap(training=False)
     stop.last()
 
@@ -341,6 +342,7 @@ def run_from(arguments: list[str]) -> None:
         )
         return
     chosen, recipes = options.from_arguments(arguments)
+    report.check_installed(chosen)
     check_said(chosen, options.split(arguments)[1])
     chosen.data = chosen.data or find_data()
     parallel.keep_memory()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -123,7 +124,7 @@ def gather_rng(ranks: Ranks) -> list[dict[str, Any]]:
     states: list[Any] = [rng_state()]
     if ranks.world_size > 1:
         states = [None] * ranks.world_size
-        torch.distributed.all_gather_object(states, rng_state())
+        dist.all_gather_object(states, rng_state(), group=ranks.control)
     return states
 
 
@@ -180,6 +181,13 @@ def remove_old(out_dir: Path, keep: int) -> None:
             shutil.rmtree(folder)
 
 
+def mark_best(out_dir: Path, step: int) -> None:
+    """Makes the checkpoint of a step the best, if it has one."""
+    folder = out_dir / f"step-{step:07d}"
+    if folder.exists():
+        point(out_dir / "best", folder.name)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
@@ -213,8 +221,6 @@ def save(
         folder = out_dir / f"step-{progress.step:07d}"
         write_folder(folder, unwrap(model).config, weights, state, extra)
         point(out_dir / "last", folder.name)
-        if progress.best_step == progress.step:
-            point(out_dir / "best", folder.name)
         remove_old(out_dir, keep)
     ranks.barrier()
     return weights
@@ -247,6 +253,24 @@ def newest(out_dir: Path) -> Path:
             problem = str(error)
             print(f"passed over: {error}")
     raise BadFileError(problem)
+
+
+def chosen(out_dir: Path, ranks: Ranks) -> Path:
+    """Rank 0's newest checkpoint, from which all ranks go on. Raises BadFileError on each if there is none."""
+    found: list[Any] = [None]
+    if ranks.is_main:
+        try:
+            found = [newest(out_dir).name]
+        except BadFileError as error:
+            found = [error]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(found, src=0, group=ranks.control)
+    if isinstance(found[0], BadFileError):
+        raise found[0]
+    if not (out_dir / found[0]).exists():
+        where = f"is not on the node of rank {ranks.rank}, only on that of rank 0"
+        raise BadFileError(f"{out_dir / found[0]}: {where}: out_dir must be a folder that all nodes share")
+    return out_dir / found[0]
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

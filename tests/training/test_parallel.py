@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch.distributed.tensor import DTensor
 
+from llama.errors import BadFileError
 from model import Config, Llama
-from training import evaluation, parallel
+from training import checkpoints, evaluation, parallel
 from training.options import Options
 from training.parallel import Flag, Ranks
 from training.shards import Shard
@@ -167,3 +169,25 @@ def test_a_rank_of_fsdp_begins_with_its_shards_alone(tmp_path):
     for grown, found in ranks:
         assert grown < 0.6 * whole
         assert found == pytest.approx(wanted, rel=1e-9)
+
+
+# --- Where a resume goes on
+
+
+def refusal(ranks: Ranks) -> str:
+    """What a rank says where only rank 0 has the folder of the run."""
+    out_dir = Path(os.environ["OUT_DIR"]) / str(ranks.rank)
+    try:
+        return checkpoints.chosen(out_dir, ranks).name
+    except BadFileError as error:
+        return str(error)
+
+
+def test_a_node_without_the_folder_of_the_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT_DIR", str(tmp_path))
+    nowhere = f"{tmp_path / '0'}: has no checkpoint to resume from"
+    assert on_ranks(tmp_path / "a", 2, "ddp", refusal) == [nowhere, nowhere]
+    checkpoints.write_folder(tmp_path / "0" / "step-0000004", SHAPE, Llama(SHAPE).state_dict(), {}, [])
+    first, second = on_ranks(tmp_path / "b", 2, "ddp", refusal)
+    assert first == "step-0000004"
+    assert "is not on the node of rank 1, only on that of rank 0: out_dir must be a folder that" in second

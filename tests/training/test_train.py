@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from llama.errors import BadFileError, UsageError
 from model import Config, Llama
-from training import checkpoints, defaults, evaluation, parallel, toy
+from training import checkpoints, defaults, evaluation, parallel, report, toy
 from training.llama2c_options import CHANGED
 from training.options import Options, from_arguments, parse, read_recipe
 from training.shards import open_split
@@ -65,6 +65,11 @@ def train(data: Path, out: Path, *options: str, ranks: int = 1) -> str:
 def losses(out: Path) -> dict[int, float]:
     with (out / "log.csv").open(newline="") as file:
         return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+
+
+def validations(out: Path) -> dict[int, float]:
+    with (out / "log.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]}
 
 
 def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -300,6 +305,26 @@ def test_a_run_in_the_folder_of_an_earlier_one_leaves_that_whole(data, tmp_path)
         assert (out / "earlier-1" / name).read_bytes() == earlier[name]
     train(data, out, "--max_steps=2")
     assert (out / "earlier-2" / "last").resolve().name == "step-0000004"
+
+
+def test_a_run_that_dies_in_an_evaluation_has_saved_the_step_and_goes_on_exactly(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--max_steps=8", "--eval_interval=4"]
+    train(data, whole, *options)
+    result = signalled(signal.SIGKILL, "os.rename", ".best.new", command(data, killed, *options))
+    assert result.returncode == -signal.SIGKILL
+    assert (killed / "last").resolve().name == "step-0000004"
+    train(data, killed, *options, "--init_from=resume")
+    assert validations(killed) == validations(whole)
+    assert (killed / "best").resolve().name == (whole / "best").resolve().name
+    assert_same_weights(whole, killed)
+
+
+def test_a_library_that_is_missing_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "wandb" else True)
+    report.check_installed(Options())
+    with pytest.raises(UsageError, match="--wandb needs wandb, which is not installed: pip install wandb"):
+        report.check_installed(Options(wandb="mine"))
 
 
 def test_only_the_newest_and_the_best_are_kept(data, tmp_path):
