@@ -256,7 +256,7 @@ def newest(out_dir: Path) -> Path:
 
 
 def chosen(out_dir: Path, ranks: Ranks) -> Path:
-    """Rank 0's newest checkpoint, from which all ranks go on. Raises BadFileError on each if there is none."""
+    """Rank 0's newest checkpoint, from which all ranks go on. Raises BadFileError if there is none."""
     found: list[Any] = [None]
     if ranks.is_main:
         try:
