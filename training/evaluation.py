@@ -50,7 +50,7 @@ def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | N
 def loss_of(model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks) -> tuple[float, int]:
     """Sum of the loss in nats, and number of targets, over the batches of all ranks, as many on each."""
     model.eval()
-    sums = []  # of batches, on the device: reading them one by one would wait for each
+    sums = [torch.zeros(2, device=ranks.device)]  # of batches: reading them one by one would wait for each
     for piece in (piece for batch in batches for piece in micro_batches(options, ranks, batch)):
         with autocast(ranks, options.dtype):
             loss, n = model(*piece)
