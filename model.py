@@ -15,13 +15,16 @@ Left out on purpose: loading and saving (export.py), the optimizers (train.py), 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from llama.formats.config import Config, RopeScaling, ffn_hidden_dim
@@ -31,26 +34,42 @@ __all__ = ["IGNORE", "Cache", "Config", "Llama", "RopeScaling", "ffn_hidden_dim"
 
 IGNORE = -1  # a target that does not count
 
+compiled_block_mask = torch.compile(create_block_mask)  # eager, it makes the whole (B, T, T)
+compiled_flex_attention = torch.compile(flex_attention)  # eager, it makes all scores
+
 # ---------------------------------------------------------------------------------------------------------
 # RoPE: rotary position embedding (Su et al., RoFormer, 2021)
 
 
+@functools.lru_cache(maxsize=16)
+def frequencies_on(config: Config, device: torch.device) -> Tensor:
+    """The angle of one position for each pair: (d / 2). Kept, because the copy to a GPU waits for it."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.from_numpy(rope_frequencies(config)).to(device, dtype)
+
+
 def rope_turns(config: Config, positions: Tensor) -> Tensor:
-    """exp(i angle) of the angles at positions (..., T): complex64 (..., T, d / 2).
+    """Cosine and sine of the angles at positions (..., T): float32 (..., T, d / 2, 2).
 
     Angles are taken in float64: at position 100,000 a float32 angle is off by a hundredth of a turn.
     """
-    device = positions.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    frequencies = torch.from_numpy(rope_frequencies(config)).to(device, dtype)
-    angles = positions.to(dtype)[..., None] * frequencies
-    return torch.complex(angles.cos().float(), angles.sin().float())
+    frequencies = frequencies_on(config, positions.device)
+    angles = positions.to(frequencies.dtype)[..., None] * frequencies
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turns the pairs of x (B, T, heads, d), seen as complex numbers, by turns (B or 1, T, d / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns.unsqueeze(-2)).flatten(-2).type_as(x)
+    """Turns the pairs of x (B, T, heads, d), seen as complex numbers, by turns (B or 1, T, d / 2, 2).
+
+    Eager, a complex product is one kernel instead of six; the compiler has no code for complex numbers.
+    """
+    pairs, turns = x.float().unflatten(-1, (-1, 2)), turns.unsqueeze(-3)
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).type_as(x)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -74,6 +93,17 @@ def document_mask(doc_ids: Tensor) -> Tensor:
     """Which token (row) may attend to which (column): its own document, up to itself. Bool (B, 1, T, T)."""
     number = document_begins(doc_ids).cumsum(dim=1)
     return (number[:, :, None] == number[:, None, :]).tril().unsqueeze(1)
+
+
+def document_blocks(doc_ids: Tensor) -> BlockMask:
+    """document_mask for flex_attention, which leaves out the blocks of (T, T) that no token attends to."""
+    number = document_begins(doc_ids).cumsum(dim=1)
+
+    def attends(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return (row >= column) & (number[b, row] == number[b, column])
+
+    batch, length = doc_ids.shape
+    return compiled_block_mask(attends, batch, None, length, length, device=doc_ids.device)
 
 
 class Cache:
@@ -111,7 +141,7 @@ class Context:
     """What all layers of one pass share."""
 
     turns: Tensor
-    mask: Tensor | None = None  # None: causal
+    mask: Tensor | BlockMask | None = None  # None: causal
     cache: Cache | None = None
 
 
@@ -136,6 +166,16 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+    """Attention of q (B, H, T, d) to k, v (B, K, T, d) where a mask allows it: (B, H, T, d)."""
+    grouped = k.shape[1] != q.shape[1]
+    if mask is None:
+        return attend_causally(q, k, v)
+    if isinstance(mask, BlockMask):
+        return compiled_flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
@@ -153,11 +193,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, T, d)
-        if context.mask is None:
-            out = attend_causally(q, k, v)
-        else:
-            grouped = k.shape[1] != q.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, context.mask, enable_gqa=grouped)
+        out = attend(q, k, v, context.mask)
         return self.wo(out.transpose(1, 2).flatten(-2))
 
 
@@ -197,6 +233,7 @@ class Llama(nn.Module):
     def __init__(self, config: Config, checkpointing: bool = False) -> None:
         super().__init__()
         self.config, self.checkpointing = config, checkpointing
+        self.softmax_loss: SoftmaxLoss = softmax_loss
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
@@ -208,18 +245,31 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draws all weights anew: normal with deviation 0.02; norms 1.
+        """Draws all weights anew."""
+        for name, parameter in self.named_parameters():
+            self.init_weight(name, parameter)
+
+    def init_weight(self, name: str, weight: Tensor) -> Tensor:
+        """Draws one weight anew, in place: normal with deviation 0.02; norms 1.
 
         The two matrices that add to the residual stream, wo and w2, are smaller by sqrt(2 n_layers), so that
         its variance does not grow with depth (Radford et al., GPT-2, 2019).
         """
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            elif name.endswith(("wo.weight", "w2.weight")):
-                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers))
-            else:
-                parameter.normal_(0.0, 0.02)
+        if name.endswith("norm.weight"):
+            return weight.fill_(1.0)
+        if name.endswith(("wo.weight", "w2.weight")):
+            return weight.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers))
+        return weight.normal_(0.0, 0.02)
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """torch.compile of each block and of the loss, in place of the whole model.
+
+        All blocks share one compilation, gradients of a block are ready for DDP before the pass is over, and
+        FSDP can gather a block at a time.
+        """
+        for block in self.layers:
+            block.compile(*arguments, **options)
+        self.softmax_loss = torch.compile(softmax_loss, *arguments, **options)
 
     def hidden(self, tokens: Tensor, doc_ids: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """The normalised residual stream after the last block, (B, T, D)."""
@@ -240,7 +290,8 @@ class Llama(nn.Module):
             if cache is not None:
                 raise ValueError("doc_ids and cache can't be given together")
             turns = rope_turns(self.config, document_positions(doc_ids))
-            return Context(turns, document_mask(doc_ids))
+            # flex_attention has no backward pass on CPUs.
+            return Context(turns, (document_blocks if device.type == "cuda" else document_mask)(doc_ids))
         start = cache.length if cache is not None else 0
         turns = rope_turns(self.config, torch.arange(start, start + length, device=device).unsqueeze(0))
         mask = None
@@ -264,7 +315,7 @@ class Llama(nn.Module):
         x = self.hidden(tokens, doc_ids, cache)
         if targets is None:
             return self.output(x)
-        loss = cross_entropy_sum(x.flatten(0, 1), self.output.weight, targets.flatten())
+        loss = cross_entropy_sum(x.flatten(0, 1), self.output.weight, targets.flatten(), self.softmax_loss)
         return loss, (targets != IGNORE).sum()
 
 
@@ -277,29 +328,44 @@ CHUNK_VALUES = 1 << 22  # logits alive at once
 CHUNK_VALUES_GPU = 1 << 27  # more of them, so that starting kernels costs nothing
 
 
+SoftmaxLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (n, V) and their targets (n), with 0 for all of a target that is IGNORE:
+
+    the sum of -log softmax(logits)[target]; its gradient (n, V) in the type of the logits, but for targets,
+    where it is the softmax; the gradient at the targets (n). float32 logits are overwritten.
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)  # of sums, also where products are bfloat16
+    values = logits.to(exact)
+    values -= values.amax(dim=1, keepdim=True)
+    counts = (goal != IGNORE).to(exact)
+    picked = values.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)
+    sums = values.exp_().sum(dim=1)
+    total = ((sums.log() - picked) * counts).sum()
+    scale = counts / sums
+    values *= scale[:, None]
+    return total, values.to(logits.dtype), picked.exp() * scale - counts
+
+
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         grad_x = torch.empty_like(x) if needs_grad else None
-        exact = torch.promote_types(x.dtype, torch.float32)  # of sums, also where products are bfloat16
+        exact = torch.promote_types(x.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad else None
         total = torch.zeros((), device=x.device, dtype=exact)
         values = CHUNK_VALUES if x.device.type == "cpu" else CHUNK_VALUES_GPU
         chunk = max(1, values // len(weight))
         for start in range(0, len(x), chunk):
             part, goal = x[start : start + chunk], targets[start : start + chunk]
-            logits = (part @ weight.T).to(exact)
-            logits -= logits.amax(dim=1, keepdim=True)
-            counts = (goal != IGNORE).to(exact)
-            goal = goal.clamp(min=0)[:, None]
-            picked = logits.gather(1, goal).squeeze(1)
-            sums = logits.exp_().sum(dim=1)
-            total += ((sums.log() - picked) * counts).sum()
+            loss, grad, at_goal = body(part @ weight.T, goal)
+            total += loss
             if grad_x is None or grad_weight is None:
                 continue
-            logits *= (counts / sums)[:, None]  # softmax
-            grad = logits.scatter_add_(1, goal, -counts[:, None]).to(weight.dtype)
+            grad.scatter_(1, goal.clamp(min=0)[:, None], at_goal[:, None].to(grad.dtype))
             torch.mm(grad, weight, out=grad_x[start : start + chunk])
             if exact == weight.dtype:
                 grad_weight.addmm_(grad.T, part)
@@ -310,17 +376,20 @@ class _CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None
+        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
 
 
-@torch.compiler.disable  # compiled, the writes into grad_x become copies of all of it
-def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N)."""
+def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss = softmax_loss) -> Tensor:
+    """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N).
+
+    body: softmax_loss, or compiled. The loop around it stays eager: compiled, its writes into slices of the
+    gradient become copies of all of it.
+    """
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(kind, enabled=False):
-        return _CrossEntropySum.apply(x, weight, targets)
+        return _CrossEntropySum.apply(x, weight, targets, body)

@@ -32,6 +32,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,54 +41,80 @@ import torch
 from torch import Tensor
 
 from llama.command import run_command
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 from llama.files import lock_folder
-from llama.formats import tokenizers
-from llama.formats.export import export_bin
+from llama.formats import llama2c, tokenizers
+from llama.formats.export import export_bin, export_v3
 from llama.formats.models import open_source
+from llama.formats.source import Source, checked_tensors
+from llama.formats.text import with_text
+from llama.formats.v3 import extras_of
 from model import Config, Llama
 from training import checkpoints, evaluation, options, parallel, report
 from training.checkpoints import Progress
 from training.defaults import find_data
 from training.options import Options
-from training.parallel import Ranks
+from training.parallel import Flag, Ranks
 from training.shards import open_split
 from training.step import Run, make_run, micro_batch_size, train_step
-from training.weights import TorchWeights, model_of
+from training.weights import TorchWeights, to_torch
 from training.windows import Batches
 
 # ---------------------------------------------------------------------------------------------------------
 # Setting up
 
 
-def initial_model(options: Options, vocab_size: int, device: torch.device) -> Llama:
-    """A fresh model, or the one of a file or folder of any format. Raises BadFileError."""
+def source_of(options: Options, vocab_size: int) -> Source | None:
+    """The file or folder of any format to start from, None for a fresh model. Raises BadFileError."""
     if options.init_from in ("scratch", "resume"):
-        model = Llama(options.model_config(vocab_size), options.checkpointing)
-        return model.to(device)
+        return None
     source = open_source(Path(options.init_from))
-    changes = {"dropout": options.dropout, "max_seq_len": options.max_seq_len}
-    config = dataclasses.replace(source.config, **changes)
-    if config.vocab_size != vocab_size:
-        found = f"vocab_size = {config.vocab_size}, the data has {vocab_size}"
+    if source.config.vocab_size != vocab_size:
+        found = f"vocab_size = {source.config.vocab_size}, the data has {vocab_size}"
         raise BadFileError(f"{options.init_from}: {found}")
-    model = Llama(config, options.checkpointing)
-    model.load_state_dict(model_of(source).state_dict())
-    return model.to(device)
+    changes = {"dropout": options.dropout, "max_seq_len": options.max_seq_len}
+    return dataclasses.replace(source, config=dataclasses.replace(source.config, **changes))
+
+
+def fill_weights(model: Llama, source: Source | None) -> None:
+    """The weights of a source, or fresh ones: the same, whatever the ranks. Raises BadFileError."""
+    if source is None:
+        parallel.fill(model, lambda name, shape: model.init_weight(name, torch.empty(shape)))
+    else:
+        tensors = checked_tensors(source)
+        parallel.fill(model, lambda name, shape: to_torch(tensors[name]))
+
+
+def check_said(options: Options, said: Iterable[str]) -> None:
+    """Raises UsageError for a shape that the command line says, where the model to start from has another."""
+    if options.init_from in ("scratch", "resume"):
+        return
+    config = open_source(Path(options.init_from)).config.to_dict()
+    for name in config.keys() & set(said) - {"vocab_size", *checkpoints.MAY_CHANGE}:
+        if getattr(options, name) not in (0, config[name]):  # 0: whatever follows from the others
+            found = f"{name} = {getattr(options, name)}, {options.init_from} has {config[name]}"
+            raise UsageError(f"{found}: leave it out, the shape is that of the model")
 
 
 def begin(options: Options, ranks: Ranks) -> Run:
     """Makes or loads everything. All ranks call it."""
     micro_batch_size(options, ranks.world_size)
     shards = open_split(options.data, "train")
-    torch.manual_seed(options.seed)  # the same weights on every rank
-    model = initial_model(options, shards[0].vocab_size, ranks.device)
+    source = source_of(options, shards[0].vocab_size)
+    config = source.config if source else options.model_config(shards[0].vocab_size)
+    with torch.device("meta"):  # a rank of FSDP never holds all of it
+        model = Llama(config, options.checkpointing)
     order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
     run = make_run(model, options, ranks, Batches(shards, *order, documents=options.documents))
+    torch.manual_seed(options.seed)  # the same weights on every rank
+    if options.init_from != "resume":
+        fill_weights(model, source)
     torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
+    fixed = {name: getattr(options, name) for name in checkpoints.FIXED}
     if options.init_from == "resume":
-        folder = checkpoints.newest(Path(options.out_dir))
-        run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks)
+        folder = checkpoints.chosen(Path(options.out_dir), ranks)
+        run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks, fixed)
+    run.progress.fixed = fixed
     return run
 
 
@@ -111,8 +138,13 @@ class Clock:
 
 
 def export_model(out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any) -> None:
-    """Writes model.bin and tokenizer.bin for the C engine."""
-    export_bin(out_dir / "model.bin", config, TorchWeights(weights), version=0, force=True)
+    """Writes model.bin, v0 as llama2.c has it or v3 for what that can't hold, and tokenizer.bin."""
+    path, source = out_dir / "model.bin", Source("model", config, TorchWeights(weights))
+    if llama2c.holds(config):
+        export_bin(path, config, source.tensors, version=0)
+    else:
+        source, vocabulary = with_text(source, Path(tokenizer.path).parent)
+        export_v3(path, config, source.tensors, "fp32", extras=extras_of(source, vocabulary))
     if not (out_dir / "tokenizer.bin").exists():
         tokenizers.export_bin(tokenizer, out_dir / "tokenizer.bin")
 
@@ -146,6 +178,8 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
         values["estimate"] = evaluation.estimate(run.model, batches, o, ranks)
     if result.loss < progress.best_loss:
         progress.best_loss, progress.best_step = result.loss, progress.step
+        if ranks.is_main:
+            checkpoints.mark_best(Path(o.out_dir), progress.step)
     if log:
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"step {progress.step}: {text} (best {progress.best_loss:.4f})", flush=True)
@@ -162,12 +196,12 @@ class Group:
     """The steps since the last line of the log."""
 
     loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
-    n_targets: float = 0.0
+    n_targets: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: Tensor, n_targets: Tensor, seconds: float) -> None:
+    def add(self, loss: Tensor, n_targets: int, seconds: float) -> None:
         self.loss_sum = self.loss_sum + loss
-        self.n_targets += float(n_targets)
+        self.n_targets += n_targets
         self.seconds += seconds
 
 
@@ -211,27 +245,27 @@ def settle(
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
     """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
-    clock, group = Clock(p), Group(torch.zeros((), device=ranks.device))
-    if p.step == 0:
-        evaluate(run, tokenizer, log)
-        clock.lap(training=False)
+    clock, group, stop = Clock(p), Group(torch.zeros((), device=ranks.device)), Flag(ranks)
+    evaluate(run, tokenizer, log)  # after a resume again: what was saved is older than its evaluation
+    clock.lap(training=False)
     done = p.step >= o.max_steps
     while not done:
         loss, n_targets, norm = train_step(run)
         p.step += 1
-        p.tokens += int(n_targets)
+        p.tokens += n_targets
         group.add(loss, n_targets, clock.lap(training=True))
-        done = p.step >= o.max_steps or ranks.any(run.stopping)
+        done = stop.poll(run.stopping) or p.step >= o.max_steps
         evaluating = done or p.step % o.eval_interval == 0
         saving = evaluating or p.step % o.save_interval == 0
         if saving or p.step % o.log_interval == 0:
             settle(run, group, norm, clock, log, flops)  # before a save: what is not finite is never saved
             group = Group(torch.zeros((), device=ranks.device))
-        if evaluating:
-            evaluate(run, tokenizer, log)
         if saving:
             save(run, tokenizer)
+        if evaluating:
+            evaluate(run, tokenizer, log)
         clock.lap(training=False)
+    stop.last()
 
 
 def listen(run: Run) -> None:
@@ -308,6 +342,8 @@ def run_from(arguments: list[str]) -> None:
         )
         return
     chosen, recipes = options.from_arguments(arguments)
+    report.check_installed(chosen)
+    check_said(chosen, options.split(arguments)[1])
     chosen.data = chosen.data or find_data()
     parallel.keep_memory()
     if chosen.threads:

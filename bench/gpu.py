@@ -94,6 +94,7 @@ PLANS = {
         130,
         (
             Case(32),
+            Case(32, documents=True),
             Case(32, compile=False),
             Case(32, compile=False, documents=True),
             Case(64),

@@ -47,6 +47,7 @@ class Same:
 
     def __init__(self, tokens: Tensor, targets: Tensor) -> None:
         self.batch = (tokens, targets, None)
+        self.n_targets = targets.numel()
 
     def at(self, step: int) -> tuple[Tensor, Tensor, None]:
         return self.batch

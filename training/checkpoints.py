@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
@@ -35,12 +35,13 @@ from llama.errors import BadFileError
 from llama.files import sync
 from llama.formats.checkpoint import read_config
 from model import Config
-from training.parallel import Ranks
+from training.parallel import Ranks, fill
 from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
 OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
 MAY_CHANGE = ("dropout", "max_seq_len")  # of a model between two parts of a run
+FIXED = ("optimizer", "batch_size", "seed")  # options that may not: of the state, and of what data is next
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
 
 
@@ -55,6 +56,7 @@ class Progress:
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     rng: list[dict[str, Any]] = field(default_factory=list)  # by rank
+    fixed: dict[str, Any] = field(default_factory=dict)  # options that a resume must have too
 
 
 # --- Files
@@ -122,7 +124,7 @@ def gather_rng(ranks: Ranks) -> list[dict[str, Any]]:
     states: list[Any] = [rng_state()]
     if ranks.world_size > 1:
         states = [None] * ranks.world_size
-        torch.distributed.all_gather_object(states, rng_state())
+        dist.all_gather_object(states, rng_state(), group=ranks.control)
     return states
 
 
@@ -179,6 +181,13 @@ def remove_old(out_dir: Path, keep: int) -> None:
             shutil.rmtree(folder)
 
 
+def mark_best(out_dir: Path, step: int) -> None:
+    """Makes the checkpoint of a step the best, if it has one."""
+    folder = out_dir / f"step-{step:07d}"
+    if folder.exists():
+        point(out_dir / "best", folder.name)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
@@ -212,8 +221,6 @@ def save(
         folder = out_dir / f"step-{progress.step:07d}"
         write_folder(folder, unwrap(model).config, weights, state, extra)
         point(out_dir / "last", folder.name)
-        if progress.best_step == progress.step:
-            point(out_dir / "best", folder.name)
         remove_old(out_dir, keep)
     ranks.barrier()
     return weights
@@ -248,39 +255,53 @@ def newest(out_dir: Path) -> Path:
     raise BadFileError(problem)
 
 
-def read_weights(folder: Path, tied: bool) -> dict[str, Tensor]:
-    """The weights of a checkpoint under the names of the model's state_dict."""
-    weights = load_file(folder / WEIGHTS)
-    if tied:
-        weights["output.weight"] = weights["tok_embeddings.weight"]
-    return weights
+def chosen(out_dir: Path, ranks: Ranks) -> Path:
+    """Rank 0's newest checkpoint, from which all ranks go on. Raises BadFileError if there is none."""
+    found: list[Any] = [None]
+    if ranks.is_main:
+        try:
+            found = [newest(out_dir).name]
+        except BadFileError as error:
+            found = [error]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(found, src=0, group=ranks.control)
+    if isinstance(found[0], BadFileError):
+        raise found[0]
+    if not (out_dir / found[0]).exists():
+        where = f"is not on the node of rank {ranks.rank}, only on that of rank 0"
+        raise BadFileError(f"{out_dir / found[0]}: {where}: out_dir must be a folder that all nodes share")
+    return out_dir / found[0]
 
 
-def check_same_model(folder: Path, config: Config) -> None:
-    """Raises BadFileError where a checkpoint is of another model than the one that is to go on."""
-    found = read_config(folder).to_dict()
-    for name, value in config.to_dict().items():
-        if name not in MAY_CHANGE and found[name] != value:
+def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises BadFileError where a checkpoint has another value than the run that is to go on from it."""
+    for name, value in wanted.items():
+        if name not in MAY_CHANGE and found.get(name, value) != value:
             what = f"{name} = {found[name]}, this run has {value}"
             raise BadFileError(f"{folder}: {what}: go on with the recipe and the options that it began with")
 
 
-def load(folder: Path, model: nn.Module, optimizers: list[Optimizer], scaler: Any, ranks: Ranks) -> Progress:
+def load(
+    folder: Path,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    scaler: Any,
+    ranks: Ranks,
+    fixed: Mapping[str, Any] | None = None,
+) -> Progress:
     """Brings model, optimizers and random numbers to where the checkpoint was; all ranks must call it.
 
-    Raises BadFileError where it is of another model or of other optimizers.
+    fixed: options that must be those of the run that saved it. Raises BadFileError where they or the model
+    are not.
     """
     model = unwrap(model)
-    check_same_model(folder, model.config)
+    check_same(folder, read_config(folder).to_dict(), model.config.to_dict())
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    set_model_state_dict(model, read_weights(folder, model.config.tied), options=FULL)
-    try:
-        set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
-    except (KeyError, RuntimeError, ValueError):
-        raise BadFileError(
-            f"{folder}: is of another --optimizer; go on with the one that it began with"
-        ) from None
-    scaler.load_state_dict(state["scaler"])
     progress = Progress(**state["progress"])
+    check_same(folder, progress.fixed, fixed or {})
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        fill(model, lambda name, shape: file.get_tensor(name))
+    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
+    scaler.load_state_dict(state["scaler"])
     set_rng_state(progress.rng, ranks)
     return progress

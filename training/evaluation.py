@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from training.generation import generate
 from training.options import Options
 from training.parallel import Ranks, autocast
+from training.prefetch import Batch
 from training.shards import Shard
+from training.step import micro_batch_size, micro_batches
 from training.windows import Batches, val_windows
 
 
@@ -30,9 +32,6 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     tokens: int
-
-
-Batch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets, doc_ids or None
 
 
 def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | None) -> Iterator[Batch]:
@@ -48,18 +47,16 @@ def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | N
 
 
 @torch.no_grad()
-def loss_of(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, dtype: str) -> tuple[float, int]:
-    """Sum of the loss in nats, and number of targets, over the batches of all ranks."""
+def loss_of(model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks) -> tuple[float, int]:
+    """Sum of the loss in nats, and number of targets, over the batches of all ranks, as many on each."""
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    count = torch.zeros((), dtype=torch.int64)
-    for batch in batches:
-        with autocast(ranks, dtype):
-            loss, n = model(*(None if part is None else part.to(ranks.device) for part in batch))
-        total += loss.double().cpu()
-        count += n.cpu()
+    sums = [torch.zeros(2, device=ranks.device)]  # of batches: reading them one by one would wait for each
+    for piece in (piece for batch in batches for piece in micro_batches(options, ranks, batch)):
+        with autocast(ranks, options.dtype):
+            loss, n = model(*piece)
+        sums.append(torch.stack((loss, n.to(loss.dtype))))
     model.train()
-    total, count = ranks.sum(total, count)
+    total, count = ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0))
     return float(total), int(count)
 
 
@@ -73,17 +70,16 @@ def bytes_of(shards: list[Shard], n_targets: int) -> float:
 
 def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
     """The loss on the validation split, or on its first eval_windows windows. All ranks must call it."""
-    windows = val_windows(shards, options.max_seq_len, ranks.rank, ranks.world_size)
-    if options.eval_windows:
-        windows = islice(windows, math.ceil(options.eval_windows / ranks.world_size))
+    order = (options.max_seq_len, ranks.rank, ranks.world_size, options.eval_windows)
     bos_id = shards[0].bos_id if options.documents else None
-    total, count = loss_of(model, batched(windows, 16, bos_id), ranks, options.dtype)
+    size = micro_batch_size(options, ranks.world_size)
+    total, count = loss_of(model, batched(val_windows(shards, *order), size, bos_id), options, ranks)
     return Evaluation(total / max(1, count), total / math.log(2) / bytes_of(shards, count), count)
 
 
 def estimate(model: nn.Module, batches: Batches, options: Options, ranks: Ranks) -> float:
     """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
-    total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), ranks, options.dtype)
+    total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), options, ranks)
     return total / max(1, count)
 
 
@@ -94,6 +90,7 @@ def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:
     n = min(options.sample_tokens, options.max_seq_len - len(ids))
     model.eval()
     stops = (tokenizer.bos_id, tokenizer.eos_id)
-    new = list(generate(model, ids, n, temperature=0.8, top_p=0.9, generator=generator, stop_ids=stops))
+    with torch.compiler.set_stance("force_eager"):  # a token at a time, it would be compiled for each length
+        new = list(generate(model, ids, n, temperature=0.8, top_p=0.9, generator=generator, stop_ids=stops))
     model.train()
     return tokenizer.decode(ids + new)

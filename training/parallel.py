@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llama.errors import UsageError
@@ -34,6 +35,7 @@ class Ranks:
     world_size: int
     device: torch.device
     kind: str  # "none", "ddp" or "fsdp"
+    control: dist.ProcessGroup | None = None  # between the CPUs; None for one process
 
     @property
     def is_main(self) -> bool:
@@ -44,17 +46,38 @@ class Ranks:
         """Each scalar summed over all ranks, in float64 so that the order does not show."""
         total = torch.stack([value.detach().to("cpu", torch.float64) for value in values])
         if self.world_size > 1:
-            total = total.to(self.device)
-            dist.all_reduce(total)
-        return tuple(total.cpu())
+            dist.all_reduce(total, group=self.control)
+        return tuple(total)
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.control)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank, so that all stop at the same step."""
-        return bool(self.sum(torch.tensor(float(flag)))[0] > 0)
+
+class Flag:
+    """A flag that any rank can raise, and that all see at the same step.
+
+    No step waits for it: what is raised in one is added up between the CPUs while the next one runs.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.count = ranks, torch.zeros(())
+        self.adding: dist.Work | None = None
+
+    def poll(self, raised: bool) -> bool:
+        """Whether any rank raised it by the poll before, or this one process now. All ranks call it."""
+        if self.ranks.world_size == 1:
+            return raised
+        seen = self.last()
+        self.count = torch.tensor(float(raised))
+        self.adding = dist.all_reduce(self.count, group=self.ranks.control, async_op=True)
+        return seen
+
+    def last(self) -> bool:
+        """Whether any rank raised it by the last poll. All ranks call it at the end."""
+        if self.adding:
+            self.adding.wait()
+        return bool(self.count > 0)
 
 
 def best_device() -> str:
@@ -74,9 +97,10 @@ def start(device: str, parallel: str) -> Ranks:
             raise UsageError(f"device = {device!r}, but PyTorch finds no CUDA device")
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 where the type is float32
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Ranks(rank, world_size, torch.device(device), parallel if world_size > 1 else "none")
+    if world_size == 1:
+        return Ranks(rank, world_size, torch.device(device), "none")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Ranks(rank, world_size, torch.device(device), parallel, dist.new_group(backend="gloo"))
 
 
 def stop(ranks: Ranks) -> None:
@@ -97,16 +121,48 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
-    """The model as the loop calls it. Its parameters stay those of model, or become shards of them."""
-    if ranks.kind == "fsdp":
-        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-        policy = MixedPrecisionPolicy()  # autocast chooses the types, as without shards
-        for block in model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+def shard(model: nn.Module, ranks: Ranks, dtype: str) -> None:
+    """FSDP: cuts each block, and then what is left, into shards.
+
+    Blocks are gathered in the type they are multiplied in, so that autocast makes no copies of them that live
+    until the backward pass. The embedding stays float32: the residual stream begins with it.
+    """
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    of_blocks = MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=of_blocks)
+    fully_shard(model, mesh=mesh)
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Gives a model on the meta device memory, of a shard only where it is cut. Its values are arbitrary."""
+    model.to_empty(device=device)
+    if model.config.tied:  # to_empty makes two of one
+        model.output.weight = model.tok_embeddings.weight
+
+
+@torch.no_grad()
+def fill(model: nn.Module, value_of: Callable[[str, torch.Size], Tensor]) -> None:
+    """Sets each weight, or this rank's shard of it, to value_of(name, shape): one whole tensor at a time."""
+    for name, parameter in model.named_parameters():
+        value = value_of(name, parameter.shape)
+        if isinstance(parameter, DTensor):
+            place = (parameter.device_mesh, parameter.placements)
+            value = distribute_tensor(value.to(parameter.device), *place, src_data_rank=None)
+        parameter.copy_(value)
+
+
+def wrap(model: nn.Module, ranks: Ranks, dtype: str, compiled: bool) -> nn.Module:
+    """The model as the loop calls it. Its parameters stay those of model, or become shards of them.
+
+    A model on the meta device gets memory for what is this rank's: fill sets it.
+    """
     if compiled:
-        model.compile()
+        model.compile()  # before it is cut: a block is gathered around what is compiled
+    if ranks.kind == "fsdp":
+        shard(model, ranks, dtype)
+    if next(model.parameters()).is_meta:
+        materialise(model, ranks.device)
     if ranks.kind == "ddp":
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
@@ -115,9 +171,10 @@ def wrap(model: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
 
 @contextlib.contextmanager
 def synchronised(model: nn.Module, ranks: Ranks, last: bool) -> Iterator[None]:
-    """Gradients are exchanged after the last micro batch of a step only. Must hold the forward pass too."""
-    if ranks.kind == "fsdp":
-        model.set_requires_gradient_sync(last)
+    """DDP exchanges gradients after the last micro batch of a step only. Must hold the forward pass too.
+
+    FSDP does after each: until then every rank would keep whole gradients.
+    """
     with model.no_sync() if ranks.kind == "ddp" and not last else contextlib.nullcontext():
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llama.errors import UsageError
 from model import Config
 from training.options import Options, to_dict
 
@@ -83,12 +85,27 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def check_installed(options: Options) -> None:
+    """Raises UsageError for a library that the report of a run needs and that is not there."""
+    needed = {"matplotlib": "loss.png"}
+    needed |= {"tensorboard": "--tensorboard"} if options.tensorboard else {}
+    needed |= {"wandb": "--wandb"} if options.wandb else {}
+    for name, what in needed.items():
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{what} needs {name}, which is not installed: pip install {name}")
+
+
+def is_of(row: dict[str, str], step: int) -> bool:
+    """Whether a row of the log is of what led to a checkpoint: its evaluation came after it."""
+    return int(row["step"]) < step or (int(row["step"]) == step and not row["val_loss"])
+
+
 class Report:
-    """The log of a run, on its main rank. Rows after the step that a run resumes from are dropped."""
+    """The log of a run, on its main rank. Rows after the checkpoint that a run resumes from are dropped."""
 
     def __init__(self, out_dir: Path, options: Options, step: int) -> None:
         self.path, self.out_dir = out_dir / "log.csv", out_dir
-        self.rows = [row for row in self._read() if int(row["step"]) <= step] if step else []
+        self.rows = [row for row in self._read() if is_of(row, step)] if step else []
         self._rewrite()
         self.tensorboard: Any = None
         self.wandb: Any = None

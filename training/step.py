@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llama.errors import UsageError
-from model import IGNORE, Llama
+from model import Llama
 from training import parallel
 from training.checkpoints import Progress
 from training.optimizers import make_optimizers, rate_factor, set_rates
 from training.options import Options
 from training.parallel import Ranks
-from training.windows import Batches
+from training.prefetch import Batch, Prefetch, Source
 
 
 @dataclass
@@ -28,14 +28,18 @@ class Run:
     model: nn.Module  # as the loop calls it
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
-    batches: Batches
+    batches: Source
     progress: Progress
     stopping: bool = False  # a signal asked for the end
+    ahead: Prefetch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ahead = Prefetch(self.batches, pin=self.ranks.device.type == "cuda")
 
 
-def make_run(model: Llama, options: Options, ranks: Ranks, batches: Batches) -> Run:
+def make_run(model: Llama, options: Options, ranks: Ranks, batches: Source) -> Run:
     """The beginning of a run: the model wrapped for the ranks and compiled, fresh optimizers, step 0."""
-    wrapped = parallel.wrap(model, ranks, options.compile)
+    wrapped = parallel.wrap(model, ranks, options.dtype, options.compile)
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.dtype == "float16")
     return Run(options, ranks, wrapped, make_optimizers(model, options), scaler, batches, Progress())
 
@@ -50,12 +54,12 @@ def micro_batch_size(options: Options, world_size: int) -> int:
     return size
 
 
-def micro_batches(run: Run, batch: tuple[Tensor, Tensor, Tensor | None]) -> Iterator[tuple[Any, ...]]:
+def micro_batches(options: Options, ranks: Ranks, batch: Batch) -> Iterator[tuple[Any, ...]]:
     """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
-    size = micro_batch_size(run.options, run.ranks.world_size)
+    size = micro_batch_size(options, ranks.world_size)
     for start in range(0, len(batch[0]), size):
         yield tuple(
-            None if part is None else part[start : start + size].to(run.ranks.device, non_blocking=True)
+            None if part is None else part[start : start + size].to(ranks.device, non_blocking=True)
             for part in batch
         )
 
@@ -71,17 +75,18 @@ def clip(run: Run) -> Tensor:
     return norm
 
 
-def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+def train_step(run: Run) -> tuple[Tensor, int, Tensor]:
     """One step of the optimizers. Returns the loss sum of this rank, targets of all ranks, gradient norm.
+
+    Nothing here waits for the device, so that it always has work.
 
     The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how
     a batch is cut does not change what is learnt.
     """
     options, ranks = run.options, run.ranks
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
-    batch = run.batches.at(run.progress.step)
-    (n_targets,) = ranks.sum((batch[1] != IGNORE).sum())
-    pieces = list(micro_batches(run, batch))
+    n_targets = run.batches.n_targets
+    pieces = list(micro_batches(options, ranks, run.ahead.at(run.progress.step)))
     total = torch.zeros((), device=ranks.device)
     for i, (tokens, targets, doc_ids) in enumerate(pieces):
         with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
@@ -89,7 +94,7 @@ def train_step(run: Run) -> tuple[Tensor, Tensor, Tensor]:
                 loss, _ = run.model(tokens, targets, doc_ids)
             total += loss.detach()
             # Ranks' gradients are averaged, which divides by their number once more.
-            run.scaler.scale(loss * (ranks.world_size / float(n_targets))).backward()
+            run.scaler.scale(loss * (ranks.world_size / n_targets)).backward()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = clip(run)

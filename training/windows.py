@@ -75,6 +75,8 @@ class Batches:
     batch_size: windows in a step, of all ranks together; rank r gets the r-th of world_size equal parts, so
     the data of a step does not depend on the number of ranks. documents: give doc_ids too.
 
+    Every token of a window is a target: `n_targets` in a step, of all ranks together.
+
     `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
     and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
 
@@ -99,6 +101,7 @@ class Batches:
             raise BadFileError(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise BadFileError(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
+        self.n_targets = batch_size * seq_len
         self.windows = max(1, len(self.stream) // seq_len - 1)
 
     def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:
@@ -129,18 +132,23 @@ class Batches:
 
 
 def val_windows(
-    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1
+    shards: Sequence[Shard], seq_len: int, rank: int = 0, world_size: int = 1, most: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive windows over all tokens: tokens and targets, int64 (seq_len) each.
+    """Consecutive windows over all tokens, or the first `most`: tokens and targets, int64 (seq_len) each.
 
-    Every world_size-th window is a rank's. All tokens but the first are a target once. The last window is
-    filled up with token 0 and target IGNORE.
+    Every world_size-th window is a rank's. All tokens but the first are a target once. What is missing of the
+    last window is token 0 and target IGNORE, and so are whole windows of ranks that would have one fewer than
+    others: each gathers what the others need.
     """
     stream = Stream(shards)
-    for start in range(rank * seq_len, len(stream) - 1, world_size * seq_len):
-        block = torch.from_numpy(stream.read(start, start + seq_len + 1))
+    count = -(-(len(stream) - 1) // seq_len)
+    count = min(count, most) if most else count
+    for first in range(0, count, world_size):
         tokens, targets = torch.zeros(seq_len, dtype=torch.int64), torch.full((seq_len,), IGNORE)
-        tokens[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
+        start = (first + rank) * seq_len
+        if first + rank < count:
+            block = torch.from_numpy(stream.read(start, start + seq_len + 1))
+            tokens[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
         yield tokens, targets
 
 

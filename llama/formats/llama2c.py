@@ -92,6 +92,11 @@ def lost_fields(config: Config) -> tuple[str, ...]:
     return tuple(f"{name} = {getattr(config, name)} (readers take {assumed})" for name, assumed in lost)
 
 
+def holds(config: Config) -> bool:
+    """Whether a .bin file of v0, v1 or v2 holds all of a model."""
+    return config.head_dim * config.n_heads == config.dim and not lost_fields(config)
+
+
 def check_format(path: Path, config: Config, version: int, force: bool) -> None:
     """Raises UsageError if the version can't hold the model; force lets go of what is not in its header."""
     if version not in (0, 1, 2):

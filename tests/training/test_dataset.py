@@ -410,6 +410,7 @@ def test_val_windows_count_each_target_once_in_order(folder, seq_len, world_size
     shards, tokens = open_split(folder, "train"), torch.from_numpy(stream(folder).astype(np.int64))
     seq_len = min(seq_len, 2 * len(tokens))
     ranks = [list(val_windows(shards, seq_len, rank, world_size)) for rank in range(world_size)]
+    assert len({len(windows) for windows in ranks}) == 1  # a rank with fewer would leave the others waiting
     windows = [ranks[i % world_size][i // world_size] for i in range(sum(map(len, ranks)))]
     targets = torch.cat([t for _, t in windows])
     inputs = torch.cat([t for t, _ in windows])

@@ -134,6 +134,23 @@ def test_float16_goes_on_after_a_step_whose_gradients_overflow():
     assert steps(run, 80)[-1] < 6
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"documents": True}, {"compile": True}, {"documents": True, "compile": True}, {"dtype": "float16"}],
+    ids=lambda values: " ".join(values) or "eager",
+)
+def test_no_step_waits_for_the_device(values):
+    run = begin(**{"dtype": "bfloat16", "micro_batch_size": 2} | values)
+    steps(run, 3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            train_step(run)
+            run.progress.step += 1
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # --- Equalities
 
 

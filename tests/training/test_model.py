@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import transformers
+from torch.nn.attention import flex_attention as flex
 
 import model as module
 from llama.formats.rope import rope_frequencies
@@ -165,9 +166,11 @@ def test_packed_documents_equal_each_alone():
             torch.testing.assert_close(packed[row : row + 1, begin:end], alone, rtol=0, atol=1e-5)
 
 
-def gradients(model: Llama, text: torch.Tensor, targets: torch.Tensor) -> tuple[float, int, dict]:
+def gradients(
+    model: Llama, text: torch.Tensor, targets: torch.Tensor, doc_ids: torch.Tensor | None = None
+) -> tuple[float, int, dict]:
     model.zero_grad()
-    loss, count = model(text, targets)
+    loss, count = model(text, targets, doc_ids)
     loss.backward()
     return loss.item(), int(count), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -209,6 +212,7 @@ def test_checkpointing_changes_no_gradient():
         assert torch.equal(gradient, second[2][name])
 
 
+@pytest.mark.filterwarnings("error:Torchinductor does not support code generation for complex")
 def test_compiled_equals_eager():
     model, text, targets = fresh(Config(**TINY)), tokens(), tokens(seed=1)
     eager = gradients(model, text, targets)
@@ -217,6 +221,38 @@ def test_compiled_equals_eager():
     assert compiled[0] == pytest.approx(eager[0], rel=1e-6)
     for name, gradient in eager[2].items():
         torch.testing.assert_close(gradient, compiled[2][name], rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_share_one_compilation():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    model, text = fresh(Config(**TINY | {"n_layers": 5})), tokens()
+    model.compile(backend="aot_eager")
+    gradients(model, text, text)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a block, and the loss
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_documents_in_blocks_equal_the_dense_mask(monkeypatch):
+    """CUDA's way, without the compiler's last stage: PyTorch has no kernels of its gradient for CPUs, and
+    refuses it there. Other documents are not compiled anew."""
+    torch.compiler.reset()
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    for name in ("create_block_mask", "flex_attention"):
+        compiled = torch.compile(getattr(flex, name), backend="aot_eager")
+        short = name.removeprefix("create_")
+        monkeypatch.setattr(module, f"compiled_{short}", compiled)
+    model, text, targets = fresh(Config(**TINY, n_kv_heads=2)), tokens(), tokens(seed=1)
+    documents = [(torch.arange(96) // size).expand(2, -1) for size in (10, 96, 33)]
+    dense = [gradients(model, text, targets, doc_ids) for doc_ids in documents]
+    monkeypatch.setattr(module, "document_mask", module.document_blocks)
+    model.compile(backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for doc_ids, expected in zip(documents, dense, strict=True):
+            found = gradients(model, text, targets, doc_ids)
+            assert found[0] == pytest.approx(expected[0], rel=1e-6)
+            for name, gradient in expected[2].items():
+                torch.testing.assert_close(found[2][name], gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_works_in_training_only():

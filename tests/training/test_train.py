@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 
 from llama.errors import BadFileError, UsageError
 from model import Config, Llama
-from training import checkpoints, defaults, evaluation, parallel, toy
+from training import checkpoints, defaults, evaluation, parallel, report, toy
 from training.llama2c_options import CHANGED
 from training.options import Options, from_arguments, parse, read_recipe
 from training.shards import open_split
+from training.weights import load_model
 from training.windows import val_windows
 
 SHAPE = ["--dim=32", "--n_layers=2", "--n_heads=4", "--n_kv_heads=2", "--max_seq_len=32", "--batch_size=8"]
@@ -64,6 +65,11 @@ def train(data: Path, out: Path, *options: str, ranks: int = 1) -> str:
 def losses(out: Path) -> dict[int, float]:
     with (out / "log.csv").open(newline="") as file:
         return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+
+
+def validations(out: Path) -> dict[int, float]:
+    with (out / "log.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]}
 
 
 def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -163,11 +169,13 @@ def test_a_checkpoint_that_was_damaged_is_passed_over(data, tmp_path):
     ("options", "message"),
     [
         (["--dim=64"], "dim = 32, this run has 64: go on with the recipe and the options that it began with"),
-        (["--optimizer=muon"], "is of another --optimizer; go on with the one that it began with"),
+        (["--optimizer=muon"], "optimizer = adamw, this run has muon: go on with"),
+        (["--batch_size=16"], "batch_size = 8, this run has 16: go on with"),
+        (["--seed=1"], "seed = 1337, this run has 1: go on with"),
     ],
-    ids=["dim", "optimizer"],
+    ids=["dim", "optimizer", "batch_size", "seed"],
 )
-def test_a_resume_with_another_model_or_optimizer_is_one_line(data, alone, options, message):
+def test_a_resume_with_another_model_optimizer_or_data_is_one_line(data, alone, options, message):
     """Such as one that began with a recipe, and is to go on without."""
     result = run(data, alone, "--max_steps=30", "--init_from=resume", *options)
     assert message in refused(result)
@@ -259,11 +267,27 @@ def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(data, alone, tmp_pa
     assert_same_weights(alone, out)
 
 
+def test_what_contradicts_the_model_to_start_from_is_refused_by_name(data, alone, tmp_path):
+    line = ["--max_steps=1", f"--init_from={alone / 'last'}", "--rope_theta=5e5"]
+    message = refused(run(data, tmp_path / "out", *line))
+    assert message.startswith(f"error: rope_theta = 500000.0, {alone / 'last'} has 10000.0: leave it out")
+
+
 def test_what_a_run_leaves_behind(data, alone):
     names = {path.name for path in alone.iterdir()}
     assert {"last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin"} <= names
     assert (alone / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (alone / "last").resolve().name == "step-0000020"
+
+
+def test_model_bin_is_the_whole_model_where_llama2c_has_no_field_for_it(data, tmp_path):
+    out = tmp_path / "out"
+    train(data, out, "--max_steps=1", "--rope_theta=5e5", "--norm_eps=1e-3")
+    exported, saved = load_model(out / "model.bin"), load_model(out / "last")
+    assert (exported.config.rope_theta, exported.config.norm_eps) == (5e5, pytest.approx(1e-3))
+    tokens = torch.arange(3, 32)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(exported(tokens), saved(tokens), rtol=0, atol=1e-6)
 
 
 def test_a_run_in_the_folder_of_an_earlier_one_leaves_that_whole(data, tmp_path):
@@ -281,6 +305,26 @@ def test_a_run_in_the_folder_of_an_earlier_one_leaves_that_whole(data, tmp_path)
         assert (out / "earlier-1" / name).read_bytes() == earlier[name]
     train(data, out, "--max_steps=2")
     assert (out / "earlier-2" / "last").resolve().name == "step-0000004"
+
+
+def test_a_run_that_dies_in_an_evaluation_has_saved_the_step_and_goes_on_exactly(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--max_steps=8", "--eval_interval=4"]
+    train(data, whole, *options)
+    result = signalled(signal.SIGKILL, "os.rename", ".best.new", command(data, killed, *options))
+    assert result.returncode == -signal.SIGKILL
+    assert (killed / "last").resolve().name == "step-0000004"
+    train(data, killed, *options, "--init_from=resume")
+    assert validations(killed) == validations(whole)
+    assert (killed / "best").resolve().name == (whole / "best").resolve().name
+    assert_same_weights(whole, killed)
+
+
+def test_a_library_that_is_missing_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "wandb" else True)
+    report.check_installed(Options())
+    with pytest.raises(UsageError, match="--wandb needs wandb, which is not installed: pip install wandb"):
+        report.check_installed(Options(wandb="mine"))
 
 
 def test_only_the_newest_and_the_best_are_kept(data, tmp_path):
