@@ -146,6 +146,7 @@ class Context:
 
 
 NARROW_HEAD, QUARTERS_FROM = 16, 256
+FLEX_HEAD = 16  # the narrowest heads of flex_attention
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -290,8 +291,9 @@ class Llama(nn.Module):
             if cache is not None:
                 raise ValueError("doc_ids and cache can't be given together")
             turns = rope_turns(self.config, document_positions(doc_ids))
-            # flex_attention has no backward pass on CPUs.
-            return Context(turns, (document_blocks if device.type == "cuda" else document_mask)(doc_ids))
+            # flex_attention has no backward pass on CPUs, and no kernels for narrower heads.
+            flex = device.type == "cuda" and self.config.head_dim >= FLEX_HEAD
+            return Context(turns, (document_blocks if flex else document_mask)(doc_ids))
         start = cache.length if cache is not None else 0
         turns = rope_turns(self.config, torch.arange(start, start + length, device=device).unsqueeze(0))
         mask = None
