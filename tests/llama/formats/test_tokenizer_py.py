@@ -20,6 +20,7 @@ from llama import command, files, names
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
+from llama.formats.sentencepiece_model import KEEPS_SPACES
 from llama.formats.tokenizer_json import LLAMA3_PATTERN
 from llama.formats.tokenizer_json_writer import write_tokenizer as write_json
 from model import Config
@@ -265,6 +266,21 @@ def test_a_pointer_of_git_lfs_is_called_that(tmp_path, capfd):
         b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 499723\n"
     )
     assert refused(capfd, "info", path).endswith("tokenizer.model: is a Git LFS pointer: run git lfs pull\n")
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_a_model_that_leaves_out_extra_spaces_is_read_with_a_note(tmp_path, removes):
+    prefix = str(tmp_path / "t")
+    options = {"vocab_size": 300, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3),
+        model_prefix=prefix,
+        model_type="bpe",
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=removes,
+        **options,
+    )
+    assert tokenizers.load(prefix + ".model").vocabulary.notes == ((KEEPS_SPACES,) if removes else ())
 
 
 @pytest.mark.parametrize("kind", ["word", "char"])
