@@ -271,7 +271,7 @@ def test_a_pointer_of_git_lfs_is_called_that(tmp_path, capfd):
 @pytest.mark.parametrize("removes", [False, True])
 def test_a_model_that_leaves_out_extra_spaces_is_read_with_a_note(tmp_path, removes):
     prefix = str(tmp_path / "t")
-    options = {"vocab_size": 300, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
+    options = {"vocab_size": 330, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
     SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS * 3),
         model_prefix=prefix,
