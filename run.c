@@ -21,6 +21,7 @@
 #include "llama/csrc/kernels/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
 #include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
 #include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
+#include "llama/csrc/weights/guard.h"      // llama_guard: files that shrink while they are mapped
 #include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
 #include "llama/csrc/kernels/pages.h"      // Pool: which pages of the cache are whose
 #include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward
@@ -37,6 +38,8 @@
 #include "llama/csrc/sampling/select.h"    // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampling/sampler.h"   // llama_sample
 #include "llama/csrc/sampling/score.h"     // llama_score: how likely a text is
+#include "llama/csrc/generation/queue.h"   // LlamaGeneration: tokens that wait to be run, how a text stands
+#include "llama/csrc/generation/guesses.h" // go_ahead, forget_guesses: tokens that may come next
 #include "llama/csrc/weights/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
 #include "llama/csrc/weights/pack.h"       // llama_pack: floats to tiles, as export.py writes them
 #include "llama/csrc/text/chat.h"          // llama_chat_turn
@@ -442,122 +445,6 @@ int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *log
 // Generation: tokens wait in a queue until they are run; the logits of the last one give the next token. A step
 // takes rows of many generations through one forward, then draws for all whose queue is empty.
 
-struct LlamaGeneration {
-    LlamaContext *ctx;
-    const LlamaTokenizer *tokenizer;
-    LlamaSampler *sampler;
-    LlamaStream *stream;
-    int32_t sequence, position, limit;
-    int32_t finish;   // why the text ended, LLAMA_RUNNING before
-    int32_t previous; // the newest token, which the next one's text depends on
-    LlamaRow *queue;  // (n_queue) tokens that are to run, from `next` on
-    int32_t n_queue, next;
-    int32_t running; // rows of the queue that run in this step
-    float *logits;   // (vocab_size) of the newest token, in ctx->logits
-    LlamaLogprob *top;
-    int32_t n_top; // -1: no log-probabilities
-    double start, first;
-    LlamaStats stats;
-    LlamaError error; // why finish is LLAMA_STOP_ERROR
-};
-
-void llama_generation_free(LlamaGeneration *g) {
-    if (!g) return;
-    llama_stream_free(g->stream);
-    free(g->queue);
-    free(g->top);
-    free(g);
-}
-
-int llama_generation_init(LlamaContext *ctx, const LlamaTokenizer *tokenizer, LlamaSampler *sampler,
-                          int32_t sequence, const char *const *stops, int32_t n_stops, LlamaGeneration **generation,
-                          LlamaError *error) {
-    *generation = NULL;
-    int code = check_sequence(ctx, sequence, error);
-    if (code != LLAMA_OK) return code;
-    LlamaGeneration *g = calloc(1, sizeof *g);
-    if (!g) return fail_memory(error, sizeof *g);
-    *g = (LlamaGeneration){.ctx = ctx, .tokenizer = tokenizer, .sampler = sampler, .sequence = sequence};
-    g->finish = LLAMA_STOP_LENGTH; // until it is fed
-    g->n_top = -1;
-    code = llama_stream_init(stops, n_stops, &g->stream, error);
-    if (code == LLAMA_OK)
-        *generation = g;
-    else
-        llama_generation_free(g);
-    return code;
-}
-
-int llama_generation_logprobs(LlamaGeneration *g, int32_t n, LlamaError *error) {
-    if (n < -1 || n > LLAMA_MAX_TOP)
-        return fail(error, LLAMA_ERROR_USAGE, "logprobs = %d, allowed 0 to %d, or -1 for none", n, LLAMA_MAX_TOP);
-    LlamaLogprob *top = realloc(g->top, (size_t)(MAX(n, 0) + 1) * sizeof *top);
-    if (!top) return fail_memory(error, LLAMA_MAX_TOP * sizeof *top);
-    g->top = top;
-    g->n_top = n;
-    return LLAMA_OK;
-}
-
-int32_t llama_generation_position(const LlamaGeneration *g) {
-    return g->position + g->n_queue - g->next;
-}
-
-// Room for n tokens behind those that still wait, which move to the front.
-static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
-    int32_t waiting = g->n_queue - g->next;
-    size_t bytes = ((size_t)waiting + n + 1) * sizeof *g->queue; // one more for the token that is drawn
-    LlamaRow *queue = malloc(bytes);
-    if (!queue) return fail_memory(error, bytes);
-    if (waiting > 0) memcpy(queue, g->queue + g->next, (size_t)waiting * sizeof *queue);
-    free(g->queue);
-    g->queue = queue;
-    g->n_queue = waiting;
-    g->next = 0;
-    return LLAMA_OK;
-}
-
-static void queue_push(LlamaGeneration *g, int32_t token) {
-    LlamaRow row = {.token = token, .position = llama_generation_position(g), .sequence = g->sequence};
-    g->queue[g->n_queue++] = row;
-    g->previous = token;
-}
-
-int llama_generation_reuse(LlamaGeneration *g, const int32_t *ids, size_t n, LlamaError *error) {
-    int32_t length = llama_sequence_length(g->ctx, g->sequence);
-    if (n > (size_t)length)
-        return fail(error, LLAMA_ERROR_USAGE, "%zu tokens to reuse, sequence %d holds %d", n, g->sequence, length);
-    for (size_t i = 0; i < n; i++) {
-        int code = llama_sampler_accept(g->sampler, ids[i], 0, error);
-        if (code != LLAMA_OK) return code;
-    }
-    g->position = (int32_t)n;
-    g->n_queue = g->next = 0;
-    g->finish = LLAMA_STOP_LENGTH;
-    return LLAMA_OK;
-}
-
-int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int32_t limit, LlamaError *error) {
-    int32_t context = g->ctx->options.context;
-    if (limit == 0) limit = context;
-    if (limit < 0 || limit > context)
-        return fail(error, LLAMA_ERROR_USAGE, "limit = %d, allowed 1 to %d, the context", limit, context);
-    size_t held = (size_t)llama_generation_position(g);
-    if (n == 0) return fail(error, LLAMA_ERROR_USAGE, "the prompt has no tokens");
-    if (n > (size_t)limit || held + n > (size_t)limit)
-        return fail(error, LLAMA_ERROR_USAGE, "the prompt has %zu tokens, the context has room for %d", n,
-                    MAX(0, limit - (int32_t)held));
-    int code = queue_reserve(g, n, error);
-    for (size_t i = 0; i < n && code == LLAMA_OK; i++) code = llama_sampler_accept(g->sampler, ids[i], 0, error);
-    if (code != LLAMA_OK) return code;
-    for (size_t i = 0; i < n; i++) queue_push(g, ids[i]);
-    llama_stream_reset(g->stream);
-    g->limit = limit;
-    g->finish = LLAMA_RUNNING;
-    g->stats = (LlamaStats){.prompt_tokens = g->n_queue};
-    g->start = g->first = 0;
-    return LLAMA_OK;
-}
-
 // Whether a token ends the text: EOS, BOS of the next one, or what the model's file says.
 static bool ends_text(const LlamaGeneration *g, int32_t token) {
     const LlamaConfig *c = &g->ctx->model->config;
@@ -573,9 +460,11 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     if (g->n_top >= 0) memcpy(raw, g->logits, (size_t)vocab_size * sizeof *raw);
     int code = llama_sample(g->sampler, g->logits, &piece->token, error);
     if (code == LLAMA_OK && g->n_top >= 0) {
+        double logprob = 0;
         piece->top = g->top;
-        piece->n_top = g->n_top;
-        code = logprobs(g->ctx->kernels, raw, vocab_size, piece, error);
+        piece->n_top = MIN(g->n_top, vocab_size);
+        code = llama_logprobs(g->ctx, raw, piece->token, &logprob, piece->top, piece->n_top, error);
+        piece->logprob = (float)logprob;
     }
     if (code == LLAMA_ERROR_FILE) {
         LlamaError why = *error;
@@ -584,8 +473,9 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     return code == LLAMA_OK ? llama_sampler_accept(g->sampler, piece->token, 1, error) : code;
 }
 
-// Takes note of a token drawn: the queue is empty, and time has passed.
+// Takes note of a token drawn: the queue is empty, time has passed, and a guess was right or none is left.
 static void note_token(LlamaGeneration *g, int32_t token) {
+    if (g->ahead > 0 && token != g->guesses[g->n_guessed - g->ahead]) g->ahead = 0;
     double now = seconds();
     if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
     g->stats.generate_seconds = now - g->first;
@@ -666,18 +556,21 @@ static int32_t waiting(const LlamaGeneration *g) {
 }
 
 // Says which rows run: the newest token of every text, and of prompts, in their order, as many as `prefill` allows.
+// Behind a newest token its guesses, as far as there is room for their logits and before the limit.
 static void plan_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill) {
-    int32_t single = 0;
+    int32_t single = 0, guesses = LLAMA_MAX_GUESSES;
     for (int32_t i = 0; i < n; i++) single += waiting(generations[i]) == 1;
     if (prefill == 0) prefill = MAX(1, generations[0]->ctx->options.batch - single);
     for (int32_t i = 0; i < n; i++) {
         LlamaGeneration *g = generations[i];
         g->running = waiting(g) == 1 ? 1 : MIN(waiting(g), prefill);
         if (waiting(g) > 1) prefill -= g->running;
+        g->n_guessed = waiting(g) == 1 ? MIN(MIN(g->n_guesses, guesses), g->limit - 1 - g->position) : 0;
+        guesses -= g->n_guessed;
     }
 }
 
-// Runs the rows of the plan. The last one of a queue has its logits computed.
+// Runs the rows of the plan. The last one of a queue has its logits computed, and so have guesses.
 static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
     int32_t n_rows = 0;
     float *logits = ctx->logits;
@@ -688,17 +581,41 @@ static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int3
         memcpy(ctx->rows + n_rows, g->queue + g->next, (size_t)g->running * sizeof *g->queue);
         n_rows += g->running;
         if (g->running < waiting(g)) continue;
-        ctx->rows[n_rows - 1].wants_logits = 1;
+        LlamaRow *last = &ctx->rows[n_rows - 1];
+        last->wants_logits = 1;
+        for (int32_t j = 0; j < g->n_guessed; j++, n_rows++)
+            ctx->rows[n_rows] = (LlamaRow){g->guesses[j], last->position + 1 + j, g->sequence, .wants_logits = 1};
         g->logits = logits;
-        logits += ctx->model->config.vocab_size;
+        logits += (int64_t)(1 + g->n_guessed) * ctx->model->config.vocab_size;
     }
+    ctx->forward++;
     int code = llama_forward(ctx, ctx->rows, n_rows, ctx->logits, error);
     if (code != LLAMA_OK) return code;
     for (int32_t i = 0; i < n; i++) {
-        generations[i]->position += generations[i]->running;
-        generations[i]->next += generations[i]->running;
+        LlamaGeneration *g = generations[i];
+        g->position += g->running;
+        g->next += g->running;
+        g->ahead = g->n_guessed;
+        g->n_guesses = 0;
+        g->forward = ctx->forward;
     }
     return LLAMA_OK;
+}
+
+// A forward of all generations. Guesses are left out where the cache has no room for them.
+static int plan_and_run(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, int32_t prefill,
+                        LlamaError *error) {
+    plan_step(generations, n, prefill);
+    int code = run_step(ctx, generations, n, error);
+    if (code != LLAMA_ERROR_RESOURCE) return code;
+    int32_t guesses = 0;
+    for (int32_t i = 0; i < n; i++) {
+        guesses += generations[i]->n_guesses;
+        generations[i]->n_guesses = 0;
+    }
+    if (guesses == 0) return code;
+    plan_step(generations, n, prefill);
+    return run_step(ctx, generations, n, error);
 }
 
 int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill, LlamaPiece *pieces,
@@ -710,13 +627,12 @@ int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_
                     ctx->options.batch);
     int code = check_step(generations, n, error);
     if (code != LLAMA_OK) return code;
-    plan_step(generations, n, prefill);
-    code = run_step(ctx, generations, n, error);
+    if (!go_ahead(generations, n)) code = plan_and_run(ctx, generations, n, prefill, error);
     if (code != LLAMA_OK) return code;
     Step step = {generations, pieces, n};
     // all threads or one: OpenMP makes a team of another size anew
     team_run(n > 1 ? alone_or(&ctx->alone, ctx->options.threads) : 1, ctx->processors, write_pieces, &step);
-    return LLAMA_OK;
+    return forget_guesses(ctx, generations, n, error);
 }
 
 int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
@@ -724,19 +640,6 @@ int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *err
     if (code != LLAMA_OK || !piece->error) return code;
     if (error) *error = *piece->error;
     return piece->error->code;
-}
-
-int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {
-    if (n < 0 || n > g->position)
-        return fail(error, LLAMA_ERROR_USAGE, "rewind to %d, allowed 0 to %d", n, g->position);
-    g->position = n;
-    g->n_queue = g->next = 0;
-    g->finish = LLAMA_STOP_LENGTH;
-    return LLAMA_OK;
-}
-
-const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
-    return &g->stats;
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama._engine import ffi, lib
-from llama.engine import FINISH, Llama, alive
 from llama.errors import ERRORS, LlamaError, ResourceError, UsageError
 from llama.native import (
+    alive,
     c_strings,
     call,
     check,
@@ -35,11 +35,19 @@ from llama.native import (
     sampler_init,
     sequence_restore,
     sequence_save,
+    vocab_size,
 )
 
+if TYPE_CHECKING:
+    from llama.engine import Llama
+
+# LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+FINISH = (None, "stop_token", "stop_string", "length", "error")
 # The tokens drawn so far to the tokens allowed next: a buffer of uint32 words, a bit for each
 # (llama_sampler_mask).
 Mask = Callable[[list[int]], Any]
+# All ids of a text so far to guesses of those that come next (llama.speculation).
+Guesser = Callable[[list[int]], Sequence[int]]
 PAGE = 16  # positions; fewer are not worth waiting for
 DEFAULTS = {"temperature": 1.0, "top_p": 0.9, "repeat_penalty": 1.0}  # of Llama.generate that are not 0
 SAMPLING = (*DEFAULTS, "top_k", "min_p", "presence_penalty", "frequency_penalty")
@@ -52,7 +60,8 @@ class Request:
     prompt: its ids. tokens: those drawn so far. reused: how many of the prompt were not run again. slot: the
     sequence that it has, None before it begins and after it ends. finish: None while the text goes on, then
     "stop_token", "stop_string", "length", "error" (error says why) or "cancelled". prompt_seconds: until the
-    first token was drawn; generate_seconds: from there to the last one.
+    first token was drawn; generate_seconds: from there to the last one. guessed: tokens that its guesser
+    gave; accepted: how many of them saved a pass.
     """
 
     prompt: list[int]
@@ -63,11 +72,14 @@ class Request:
     error: Exception | None = None
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
+    guessed: int = 0
+    accepted: int = 0
     _sampler: Any = field(default=None, repr=False)
     _stops: list[Any] = field(default_factory=list, repr=False)
     _limit: int = 0  # as of llama_generation_feed
     _logprobs: int = -1
     _mask: Mask | None = None
+    _guesser: Guesser | None = None
     _allowed: Any = field(default=None, repr=False)  # the mask of the next token, which C reads
     _masked: int | None = None  # how many tokens had been drawn when it was asked for
     _handle: Any = field(default=None, repr=False)  # the LlamaGeneration, while it has a slot
@@ -152,18 +164,30 @@ class Batch:
         threads: int | None = None,
         kv: str | None = None,
     ) -> None:
-        self._model, self._tokenizer = alive(llama._model, "Llama"), llama.tokenizer.handle
-        self._context: Any = context_init(
-            self._model, context or 0, threads or 0, sequences, kv or llama.kv, cache=cache or 0
-        )
-        self.context: int = lib.llama_context_options(self._context).context
-        self.vocab_size = llama.config.vocab_size
+        options = {"threads": threads or 0, "kv": kv or llama.kv, "cache": cache or 0}
+        model = alive(llama._model, "Llama")
+        self._over(context_init(model, context or 0, sequences=sequences, **options), llama.tokenizer.handle)
         self.prefill = prefill
+
+    @classmethod
+    def over(cls, context: Any, tokenizer: Any) -> Batch:
+        """The batch of all sequences of a C context, by a C tokenizer."""
+        self = cls.__new__(cls)
+        self._over(context, tokenizer)
+        return self
+
+    def _over(self, context: Any, tokenizer: Any) -> None:
+        options = lib.llama_context_options(context)
+        self._context, self._tokenizer, sequences = context, tokenizer, options.sequences
+        self.context: int = options.context
+        self.vocab_size = vocab_size(context)
+        self.prefill = 0
         self.slots = [Slot(i) for i in range(sequences)]
         self._joined: deque[Request] = deque()  # since the last step
         self._cancelled: deque[Request] = deque()
         self._waiting: list[Request] = []  # for a slot, or for what another one will hold
         self._running: list[Request] = []  # in the order in which they began
+        self._ended: list[Event] = []  # what the next step says of them
         self._clock = 0
         self._generations = ffi.new("LlamaGeneration *[]", sequences)
         self._pieces = ffi.new("LlamaPiece[]", sequences)
@@ -179,6 +203,7 @@ class Batch:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         mask: Mask | None = None,
+        guesser: Guesser | None = None,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         **sampling: float,
@@ -186,7 +211,8 @@ class Batch:
         """A request that begins with the next step, or when a sequence is free.
 
         logprobs: 0 to 128 most likely tokens to report with each one drawn. mask: called before each token
-        with those drawn so far. sampling: temperature, top_p and so on, and all else, as of Llama.generate.
+        with those drawn so far. guesser: called before a pass, for tokens to check in it. sampling:
+        temperature, top_p and so on, and all else, as of Llama.generate.
         Raises UsageError.
         """
         if unknown := sampling.keys() - set(SAMPLING):
@@ -201,7 +227,11 @@ class Batch:
         if logprobs is not None and not 0 <= logprobs <= lib.LLAMA_MAX_TOP:
             raise UsageError(f"logprobs = {logprobs}, allowed 0 to {lib.LLAMA_MAX_TOP}")
         request = Request(
-            ids, _mask=mask, _stops=c_strings(stop), _logprobs=-1 if logprobs is None else logprobs
+            ids,
+            _mask=mask,
+            _guesser=guesser,
+            _stops=c_strings(stop),
+            _logprobs=-1 if logprobs is None else logprobs,
         )
         create("LlamaStream", lib.llama_stream_init, request._stops, len(request._stops))  # checks them
         request._sampler = sampler_init(self.vocab_size, logit_bias or {}, seed, **DEFAULTS | sampling)
@@ -226,9 +256,9 @@ class Batch:
         Raises ClosedError. What goes wrong with a request ends that one.
         """
         alive(self._context, "Batch")
-        events = self._leave()
+        events, self._ended = self._ended + self._leave(), []
         self._begin()
-        events += self._ask_masks()
+        events += self._ask_masks() + self._guess()
         while self._running and (error := self._run()):
             events += self._make_room(error)
         return events + self._events()
@@ -255,6 +285,22 @@ class Batch:
         if self._slot(slot).request:
             raise UsageError(f"slot {slot} has a request")
         self._forget(self.slots[slot])
+
+    def settle(self) -> None:
+        """Lets go of requests that were cancelled, now and not with the next step. Raises ClosedError."""
+        alive(self._context, "Batch")
+        self._ended += self._leave()
+
+    def lend(self) -> int:
+        """A slot that no request has, emptied, whose sequence is the caller's until the next step.
+
+        Raises UsageError where every slot has a request, ClosedError.
+        """
+        self.settle()
+        if not (idle := self._idle()):
+            raise UsageError("every slot has a request")
+        self._forget(idle[0])
+        return idle[0].index
 
     @property
     def free(self) -> int:
@@ -313,7 +359,9 @@ class Batch:
         if request.slot is not None:
             slot, stats = self.slots[request.slot], lib.llama_generation_stats(request._handle)
             request.prompt_seconds, request.generate_seconds = stats.prompt_seconds, stats.generate_seconds
-            slot.ids, slot.request = slot.ids[: self._held(slot)], None
+            held = min(self._held(slot), len(slot.ids))  # guesses may have run beyond
+            call(lib.llama_sequence_trim, self._context, slot.index, held)
+            slot.ids, slot.request = slot.ids[:held], None
             self._running.remove(request)
             self._number()
         request._handle = request._sampler = request.slot = None
@@ -381,6 +429,21 @@ class Batch:
                 continue
             lib.llama_sampler_mask(request._sampler, words)
             request._allowed, request._masked = words, len(request.tokens)
+        return events
+
+    def _guess(self) -> list[Event]:
+        """Asks for guesses of the next tokens where none is left. One that fails ends its request."""
+        events = []
+        for request in [r for r in self._running if r._guesser and r.tokens]:
+            if lib.llama_generation_ahead(request._handle):
+                request.accepted += 1
+                continue
+            try:
+                guesses = request._guesser(self.slots[request.slot].ids)[: lib.LLAMA_MAX_GUESSES]
+                call(lib.llama_generation_guess, request._handle, guesses, len(guesses))
+                request.guessed += len(guesses)
+            except Exception as error:  # whatever the caller's function raises
+                events.append(self._end(request, "error", error))
         return events
 
     def _run(self) -> ResourceError | None:

@@ -29,9 +29,9 @@ from typing import Any
 from llama import names
 from llama._engine import ffi, lib
 from llama.command import run_command
-from llama.engine import SHIPPED, model_config
+from llama.config import model_config
 from llama.errors import UsageError
-from llama.native import KV, call, check, context_init, model_open
+from llama.native import KV, SHIPPED, call, check, context_init, model_open
 
 PREFILL, SEQUENCES = (128, 512), (1, 8, 32)
 PROMPT, TOKENS = 16, 64  # of decoding, less where the context is smaller

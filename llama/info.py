@@ -25,14 +25,15 @@ from llama import headers, hub
 from llama._engine import ffi, lib
 from llama.bench import aligned
 from llama.command import run_command
-from llama.engine import SHIPPED, Tokenizer, model_config
+from llama.config import model_config
 from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
 from llama.formats.chat_templates import KINDS
 from llama.formats.header import Tensor, printable
 from llama.formats.kinds import start_of
-from llama.native import KV, call, model_open
+from llama.native import KV, SHIPPED, call, model_open
 from llama.pack import packed_bytes
+from llama.tokenizer import Tokenizer
 
 ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
 TYPES = ("fp32", "bf16", "int8", "int4")  # that export.py writes

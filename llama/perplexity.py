@@ -123,10 +123,11 @@ def windows(ids: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], i
 
 
 Score = Callable[[Sequence[int]], list[float]]  # Llama.score
+Say = Callable[[Perplexity], object]
 
 
-def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, score: Score) -> None:
-    """Adds a document to a result. Raises UsageError for a context that holds no window."""
+def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, score: Score, say: Say) -> None:
+    """Adds a document to a result, which say hears of. Raises UsageError for a context without a window."""
     if context < 2:
         raise UsageError(f"--context = {context}, allowed 2 or more to judge a text")
     result.documents += 1
@@ -135,17 +136,24 @@ def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, sc
         scores = score(piece)
         result.log_probability += math.fsum(scores[len(scores) - new :])
         result.tokens += new
-        if sys.stderr.isatty():
-            print(f"\r{result.tokens} tokens", end="", file=sys.stderr, flush=True)
+        say(result)
 
 
-def measure(llama: Llama, texts: Iterable[str]) -> Perplexity:
+def say_nothing(_: Perplexity) -> None:
+    pass
+
+
+def say_tokens(result: Perplexity) -> None:
+    """Shows how far it is in a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{result.tokens} tokens", end="", file=sys.stderr, flush=True)
+
+
+def measure(llama: Llama, texts: Iterable[str], say: Say = say_nothing) -> Perplexity:
     """Reads the texts. Raises BadFileError, UsageError."""
     result, start = Perplexity(), time.perf_counter()
     for text in texts:
-        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score)
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
+        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score, say)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -170,7 +178,9 @@ def main(arguments: list[str]) -> None:
         names.opened(options.model, options.tokenizer, options.dtype, not options.no_cache) as files,
         Llama(*files, options.threads, options.context, **special) as llama,
     ):
-        result = measure(llama, documents(options.text, options.field))
+        result = measure(llama, documents(options.text, options.field), say_tokens)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
     if not result.tokens:
         raise BadFileError(f"{options.text}: holds no text")
     print(json.dumps(result.to_dict()) if options.json else result)

@@ -17,9 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from llama._engine import ffi, lib
-from llama.engine import SHIPPED
 from llama.errors import LlamaError
-from llama.native import c_text, call, check
+from llama.native import SHIPPED, c_text, call, check
 
 
 def parse(arguments: list[bytes]) -> Any:
@@ -51,7 +50,7 @@ def llama_python_converse(
     user: Any, model: Any, tokenizer: Any, messages: Any, n: int, ids: Any, room: int
 ) -> int:
     """A conversation by the model's own template, which jinja2 runs."""
-    from llama.chat import encode_chat  # most runs do without
+    from llama.templates import encode_chat  # most runs do without
 
     said = [(ffi.string(messages[i].role), c_text(messages[i].text, messages[i].length)) for i in range(n)]
     texts = [{"role": role.decode(), "content": text.decode(errors="replace")} for role, text in said]

@@ -1,7 +1,7 @@
 """Turns of a chat (chat.h) have the ids that transformers makes by the template; what a user writes is text.
 
 Left out on purpose: what a chat asks and prints, and when it ends (test_conversation.py); which template a
-model has (test_chat_templates.py), and templates that Python runs (test_chat_py.py).
+model has (test_chat_templates.py), and templates that Python runs (test_templates.py).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from helpers import environment
 
 import llama
 from llama import cache, convert
-from llama.engine import SHIPPED
 from llama.files import written_aside
+from llama.native import SHIPPED
 
 PROMPT = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
 

@@ -269,7 +269,7 @@ def test_a_file_and_a_revision_can_be_named(server, tmp_path, model, tokenizer):
 
 
 def test_a_v3_file_needs_no_tokenizer(server, tmp_path, tokenizer):
-    server.files[HOME, "model.bin"] = llama.engine.SHIPPED.read_bytes()
+    server.files[HOME, "model.bin"] = llama.native.SHIPPED.read_bytes()
     server.files[HOME, "tokenizer.bin"] = tokenizer
     assert len(get(f"hf:{HOME}", server, tmp_path)) == 1
     result = run(

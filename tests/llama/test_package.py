@@ -231,4 +231,5 @@ def test_wheel_from_the_sdist_works_in_a_fresh_environment(noise, tmp_path):
         check=False,
     )
     assert result.stdout.splitlines() == [str(site / "llama" / "__init__.py"), "64"], result.stderr
+    assert (site / "llama" / "page" / "index.html").exists()
     assert not list(site.glob("llama/csrc")), "only the package is installed"

@@ -24,6 +24,7 @@ typedef struct {         // 0 in any field: the default
 int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
                        LlamaError *error);
 void llama_context_free(LlamaContext *context);
+const LlamaModel *llama_context_model(const LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
 const char *llama_kv_name(int32_t kv);                     // "fp32", "bf16", "fp16"

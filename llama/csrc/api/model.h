@@ -44,7 +44,12 @@ const LlamaConfig *llama_config(const LlamaModel *model);
 const char *llama_type_name(int32_t type);           // "fp32", "int8", "bf16", "int4"
 uint64_t llama_parameters(const LlamaModel *model);  // number of weights
 uint64_t llama_token_bytes(const LlamaModel *model); // bytes of weights that one decoded token reads
-int llama_has_tokenizer(const LlamaModel *model);    // 1: its file holds one
+// Until the model is closed, or llama_unguard, what its file has lost since it was opened reads as zeros; without
+// it, that is a SIGBUS. Changes how the whole process takes that signal, so it is for programs, from one thread at
+// a time.
+int llama_guard(const LlamaModel *model, LlamaError *error);
+void llama_unguard(const LlamaModel *model);
+int llama_has_tokenizer(const LlamaModel *model); // 1: its file holds one
 // cdef end
 
 #endif

@@ -35,10 +35,11 @@ struct LlamaContext {
     int32_t *wanted; // (B) rows whose logits are wanted
     int32_t *shown;  // (B) rows whose hidden state is
     // of a step of generations
-    LlamaRow *rows; // (B + sequences)
-    float *logits;  // (sequences, vocab_size)
-    float *raw;     // (threads, vocab_size) logits as the model gave them, for log-probabilities
-    void *memory;   // all of the above
+    LlamaRow *rows;   // (B + sequences + LLAMA_MAX_GUESSES)
+    float *logits;    // (sequences + LLAMA_MAX_GUESSES, vocab_size)
+    uint32_t forward; // number of the forward that they are of
+    float *raw;       // (threads, vocab_size) logits as the model gave them, for log-probabilities
+    void *memory;     // all of the above
     uint64_t n_bytes;
 };
 
@@ -97,8 +98,8 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->weights = arena_take(arena, exact * MAX(ctx->input.cols, ctx->hidden.cols), sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
     ctx->shown = arena_take(arena, B, sizeof(int32_t));
-    ctx->rows = arena_take(arena, B + o->sequences, sizeof(LlamaRow));
-    ctx->logits = arena_take(arena, (int64_t)o->sequences * c->vocab_size, sizeof(float));
+    ctx->rows = arena_take(arena, B + o->sequences + LLAMA_MAX_GUESSES, sizeof(LlamaRow));
+    ctx->logits = arena_take(arena, (int64_t)(o->sequences + LLAMA_MAX_GUESSES) * c->vocab_size, sizeof(float));
     ctx->raw = arena_take(arena, (int64_t)o->threads * c->vocab_size, sizeof(float));
 }
 
@@ -228,6 +229,9 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
     return code;
 }
 
+const LlamaModel *llama_context_model(const LlamaContext *ctx) {
+    return ctx->model;
+}
 const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
     return &ctx->options;
 }

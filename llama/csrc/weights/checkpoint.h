@@ -11,6 +11,7 @@
 #define LLAMA_CHECKPOINT_H
 
 #include "checkpoint_v3.h" // read_header_v3, place_tensors_v3
+#include "guard.h"         // llama_unguard
 #include "model.h"         // LlamaModel, Layer
 
 // ---------------------------------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ static int place_tensors(const char *path, LlamaModel *m, LlamaError *error) {
 
 void llama_close(LlamaModel *m) {
     if (!m) return;
+    llama_unguard(m); // its memory will be somebody else's
     mapping_free(&m->file);
     free(m->layers);
     free(m->path);
