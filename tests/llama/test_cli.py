@@ -6,26 +6,28 @@ import importlib
 
 import pytest
 
-from llama import cli, run
+from llama import chat, cli
 from llama.errors import UsageError
 
 
-@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"chat"}))
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_a_command_is_the_program_of_that_name(monkeypatch, command):
     seen = []
     monkeypatch.setattr(
-        importlib.import_module(f"llama.{command}"), "main", lambda rest: seen.append(rest) or 7
+        importlib.import_module(f"llama.{cli.MODULES.get(command, command)}"),
+        "main",
+        lambda rest: seen.append(rest) or 7,
     )
     assert cli.start([command, "model.bin", "--flag"]) == 7
     assert seen == [["model.bin", "--flag"]]
 
 
-def test_a_chat_begins_with_the_first_question(monkeypatch):
+@pytest.mark.parametrize(("said", "temperature"), [([], 0.2), (["-t", "0.7"], 0.7)])
+def test_a_chat_has_a_temperature_of_its_own(monkeypatch, said, temperature):
     seen = []
-    monkeypatch.setattr(run, "main", seen.append)
-    cli.start(["chat", "model.bin", "-y", "Rhyme."])
-    assert seen == [[*cli.CHAT, "model.bin", "-y", "Rhyme."]]  # the last one counts
-    assert cli.CHAT == ("--mode", "chat", "--system", "", "--temperature", "0.2")
+    monkeypatch.setattr(chat, "converse", seen.append)
+    cli.start(["chat", "model.bin", *said])
+    assert seen[0].sampling.temperature == pytest.approx(temperature)
 
 
 def test_what_is_no_command_is_refused():
