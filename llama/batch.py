@@ -146,10 +146,10 @@ def piece_error(piece: Any) -> LlamaError | None:
 class Batch:
     """Requests on one model that run together.
 
-    llama: the model; its own context is left alone. sequences: requests that run side by side, and texts that
-    are remembered. context: positions of each (the model's). cache: positions of all together, at least
-    `context` (sequences x context); finished texts give way when it is full, then the newest request ends
-    with an error. prefill: tokens of prompts in a step at most, which bounds how long texts wait for one
+    llama: the model, its exact and rope_theta; its context is left alone. sequences: requests that run side
+    by side, and texts that are remembered. context: positions of each (the model's). cache: positions of all
+    together, at least `context` (sequences x context); finished texts give way when it is full, then the
+    newest request ends with an error. prefill: tokens of prompts in a step at most, which bounds how long texts wait for one
     another's prompts; 0: as many as fill a batch of 128 rows. threads, kv: as of Llama.
     Raises UsageError, ResourceError, BadFileError without a tokenizer.
     """
@@ -164,8 +164,9 @@ class Batch:
         threads: int | None = None,
         kv: str | None = None,
     ) -> None:
+        model, same = alive(llama._model, "Llama"), lib.llama_context_options(llama._context)
         options = {"threads": threads or 0, "kv": kv or llama.kv, "cache": cache or 0}
-        model = alive(llama._model, "Llama")
+        options |= {"exact": same.exact, "rope_theta": same.rope_theta}
         self._over(context_init(model, context or 0, sequences=sequences, **options), llama.tokenizer.handle)
         self.prefill = prefill
 
@@ -187,6 +188,7 @@ class Batch:
         self._cancelled: deque[Request] = deque()
         self._waiting: list[Request] = []  # for a slot, or for what another one will hold
         self._running: list[Request] = []  # in the order in which they began
+        self._order: list[Request] = []  # the same, in the order in which C reads their prompts
         self._ended: list[Event] = []  # what the next step says of them
         self._clock = 0
         self._generations = ffi.new("LlamaGeneration *[]", sequences)
@@ -258,6 +260,7 @@ class Batch:
         alive(self._context, "Batch")
         events, self._ended = self._ended + self._leave(), []
         self._begin()
+        self._take_turns()
         events += self._ask_masks() + self._guess()
         while self._running and (error := self._run()):
             events += self._make_room(error)
@@ -310,7 +313,7 @@ class Batch:
     def close(self) -> None:
         """Lets go of the context. Requests that run stay unfinished. May be called twice."""
         self._context = None
-        for requests in (self._running, self._waiting, self._joined):
+        for requests in (self._running, self._order, self._waiting, self._joined):
             requests.clear()
 
     def __enter__(self) -> Batch:
@@ -363,13 +366,14 @@ class Batch:
             call(lib.llama_sequence_trim, self._context, slot.index, held)
             slot.ids, slot.request = slot.ids[:held], None
             self._running.remove(request)
+            self._order.remove(request)
             self._number()
         request._handle = request._sampler = request.slot = None
         return Event(request, "", None, finish)
 
     def _number(self) -> None:
-        """Tells C which generations run."""
-        for i, request in enumerate(self._running):
+        """Tells C which generations run, in which order."""
+        for i, request in enumerate(self._order):
             self._generations[i] = request._handle
 
     def _leave(self) -> list[Event]:
@@ -410,9 +414,18 @@ class Batch:
         slot.ids, slot.request, slot.used = list(prompt), request, self._clock
         request._handle, request.slot, request.reused = handle, slot.index, shared
         self._running.append(request)
+        self._order.append(request)
         self._number()
 
     # --- A step
+
+    def _take_turns(self) -> None:
+        """The prompt that C reads first is another one with each step, so that a long one holds up none."""
+        reading = [request for request in self._order if not request.tokens]
+        if len(reading) > 1:
+            self._order.remove(reading[0])
+            self._order.append(reading[0])
+            self._number()
 
     def _ask_masks(self) -> list[Event]:
         """Asks for the masks of the next tokens. One that fails ends its request."""
@@ -471,7 +484,7 @@ class Batch:
     def _events(self) -> list[Event]:
         """What C has said of each request that runs, but for those whose prompt is still being read."""
         events = []
-        for request, piece in zip(self._running[:], self._pieces, strict=False):
+        for request, piece in zip(self._order[:], self._pieces, strict=False):
             token, finish = piece.token, FINISH[piece.finish]
             if token < 0 and finish is None:
                 continue
