@@ -15,6 +15,7 @@ from http import HTTPStatus
 from itertools import chain
 from typing import Any
 
+import anyio
 import h11
 import uvicorn
 from fastapi import Request
@@ -200,8 +201,9 @@ def bounded(receive: Receive) -> Receive:
         if whole:
             return await receive()  # says when the client leaves
         try:
-            message = await asyncio.wait_for(receive(), deadline - loop.time())
-        except asyncio.TimeoutError:
+            with anyio.fail_after(deadline - loop.time()):  # asyncio.wait_for may lose a cancellation
+                message = await receive()
+        except TimeoutError:
             raise ApiError(408, f"the body took more than {BODY_SECONDS} seconds", headers=CLOSE) from None
         size += len(message.get("body", b""))
         whole = not message.get("more_body", False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,7 @@ class Completion:
             texts.append(self.told(i, echo.text + choice.text, [*echo.pieces, *choice.pieces], finish))
         return self.frame.chunk(texts, usage(self.prompts, self.choices))
 
-    async def parts(self) -> AsyncIterator[dict[str, Any]]:
+    async def parts(self) -> AsyncGenerator[dict[str, Any], None]:
         """The answer as a stream."""
         if self.body.echo or not self.tasks:
             finish = None if self.tasks else "length"
@@ -197,7 +197,7 @@ class Chat:
         ]
         return self.frame.chunk(answers, usage([self.prompt], self.choices))
 
-    async def parts(self) -> AsyncIterator[dict[str, Any]]:
+    async def parts(self) -> AsyncGenerator[dict[str, Any], None]:
         """The answer as a stream. The first part of each choice says whose it is."""
         begun: set[int] = set()
         with self.service.engine.write(self.service.client(self.request), self.tasks) as writing:

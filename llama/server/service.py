@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from llama.server.choices import Choice, Piece
 from llama.server.constrain import Grammars, stop_ids
 from llama.server.engine import Engine, Task, Writing
 from llama.server.errors import ApiError, explained, unsupported
-from llama.server.limits import while_connected
+from llama.server.limits import Receive, Scope, Send, while_connected
 from llama.server.schemas import MAX_CHOICES, Message, Prompt, Sampling
 from llama.tokenizer import Tokenizer
 
@@ -183,7 +183,25 @@ def sse(data: Any) -> str:
     return f"data: {data if isinstance(data, str) else json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-async def event_stream(request: Request, events: AsyncIterator[Any], end: str | None) -> StreamingResponse:
+class EventStream(StreamingResponse):
+    """An answer of events. When it ends, however that is, so do they: a client that leaves while it is being
+    sent something would leave them waiting to be collected, and their texts being written.
+    """
+
+    def __init__(self, body: AsyncIterator[str], events: AsyncGenerator[Any, None]) -> None:
+        super().__init__(body, media_type="text/event-stream", headers=UNBUFFERED)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
+async def event_stream(
+    request: Request, events: AsyncGenerator[Any, None], end: str | None
+) -> StreamingResponse:
     """An answer of events. What goes wrong before the first one is raised, later it is the last event."""
     first = await while_connected(request, anext(events))
 
@@ -197,7 +215,7 @@ async def event_stream(request: Request, events: AsyncIterator[Any], end: str | 
         if end is not None:
             yield sse(end)
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=UNBUFFERED)
+    return EventStream(body(), events)
 
 
 # --- Answers
