@@ -96,10 +96,11 @@ def serving(
     hosts: Sequence[str] = limits.LOCAL_NAMES,
     origins: Sequence[str] = (),
     slot_folder: Path | None = None,
+    draft: str | Llama | None = None,
     **batch: Any,
 ) -> Iterator[Server]:
     """A server of a model, until the end of the block."""
-    engine = Engine(llama, parallel, queue, {"threads": 1} | batch)
+    engine = Engine(llama, parallel, queue, {"threads": 1} | batch, draft)
     service = Service(engine, ALIAS, bool(keys), slot_folder and str(slot_folder))
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(service, keys, hosts, origins)

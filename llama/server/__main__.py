@@ -17,7 +17,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a name that this machine is asked by",
     )
-    add("--draft", help="a smaller model that guesses ahead: not offered yet")
+    add("--draft", metavar="MODEL", help="a smaller model with the same tokens, or lookup: guesses ahead")
     add("--log-level", choices=LEVELS, default="info", help="(%(default)s)")
     names.add_model_options(made)
     return made
@@ -84,8 +85,6 @@ def check(options: argparse.Namespace) -> None:
     """Raises UsageError, BadFileError for what can't be."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UsageError(f"the server needs {', '.join(missing)}: pip install 'cria[serve]'")
-    if options.draft:
-        raise UsageError(f"--draft = {options.draft}: the server does not guess ahead yet")
     if not 0 <= options.port < 2**16:
         raise UsageError(f"--port = {options.port}, allowed 0 to 65535")
     if options.slot_save_path and not Path(options.slot_save_path).is_dir():
@@ -111,8 +110,28 @@ def listen(host: str, port: int) -> socket.socket:
         raise ResourceError(f"--host {host} --port {port}: {why}") from None
 
 
-def serve(options: argparse.Namespace, llama: Llama) -> None:
-    """Answers until it is told to end."""
+@contextmanager
+def draft_of(options: argparse.Namespace, llama: Llama) -> Iterator[str | Llama | None]:
+    """Who guesses ahead for llama, until the end of the block."""
+    if options.draft in (None, "lookup"):
+        yield options.draft
+        return
+    with (
+        names.opened(options.draft, None, options.dtype, not options.no_cache) as files,
+        Llama(
+            files.model,
+            llama.tokenizer,
+            options.threads,
+            options.context,
+            kv=options.kv,
+            sequences=options.parallel,
+        ) as draft,
+    ):
+        yield draft
+
+
+def serve(options: argparse.Namespace, llama: Llama, draft: str | Llama | None) -> None:
+    """Answers until it is told to end. draft: as of Engine."""
     import uvicorn
 
     from llama.server import limits
@@ -122,7 +141,7 @@ def serve(options: argparse.Namespace, llama: Llama) -> None:
 
     keys = [*options.api_key, *filter(None, [os.environ.get(KEY_VARIABLE)])]
     batch = {"context": options.context, "threads": options.threads, "kv": options.kv}
-    engine = Engine(llama, options.parallel, options.queue, batch)
+    engine = Engine(llama, options.parallel, options.queue, batch, draft)
     alias = options.alias or Path(options.model).name
     service = Service(engine, alias, bool(keys), options.slot_save_path)
     if not keys and not limits.is_local(options.host):
@@ -143,8 +162,9 @@ def main(arguments: list[str]) -> None:
     with (
         names.opened(options.model, options.tokenizer, options.dtype, not options.no_cache) as files,
         Llama(*files, options.threads, options.context, kv=options.kv) as llama,
+        draft_of(options, llama) as draft,
     ):
-        serve(options, llama)
+        serve(options, llama, draft)
 
 
 if __name__ == "__main__":

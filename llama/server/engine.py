@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama._engine import lib
-from llama.batch import Batch, Event, Request, drained
+from llama.batch import Batch, Event, Guesser, Request, drained
 from llama.engine import Llama
 from llama.errors import BadFileError, LlamaError, ResourceError
 from llama.native import call
 from llama.server.errors import ApiError
 from llama.server.fair import FairQueue
+from llama.speculation import guesser
 
 T = TypeVar("T")
 
@@ -88,18 +89,23 @@ class Writing:
 class Engine:
     """The model of a server, from start to stop.
 
-    parallel: texts written side by side. queue: texts that may wait. batch: options of Batch.
+    parallel: texts written side by side. queue: texts that may wait. batch: options of Batch. draft: who
+    guesses ahead, as of Llama.generate; a Llama needs as many sequences.
     totals: counts for metrics: prompt_tokens (reused_tokens of them not run again), generated_tokens,
-    requests, refused, cancelled. failed: why the thread has ended, if it has.
+    guessed_tokens (accepted_tokens of them saved a pass), requests, refused, cancelled. failed: why the
+    thread has ended, if it has. Raises UsageError for a draft with other tokens.
     """
 
     llama: Llama
     parallel: int = 4
     queue: int = 64
     batch: dict[str, Any] = field(default_factory=dict)
+    draft: str | Llama | None = None
 
     def __post_init__(self) -> None:
-        call(lib.llama_guard, self.llama._model)
+        self._guesser()  # checks the draft
+        for model in self._models():
+            call(lib.llama_guard, model)
         self.texts = Batch(self.llama, sequences=self.parallel, **self.batch)
         self.waiting: FairQueue[Job] = FairQueue(self.queue)
         self.chores: FairQueue[Chore] = FairQueue(self.queue)
@@ -126,8 +132,13 @@ class Engine:
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
         self.texts.close()
-        lib.llama_unguard(self.llama._model)
+        for model in self._models():
+            lib.llama_unguard(model)
         self._file.close()
+
+    def _models(self) -> list[Any]:
+        """The C models: that of the texts, and of the draft."""
+        return [one._model for one in (self.llama, self.draft) if isinstance(one, Llama)]
 
     def write(self, client: str, tasks: Sequence[Task]) -> Writing:
         """Begins to write texts: with engine.write(...) as writing: async for index, event in writing: ...
@@ -245,11 +256,15 @@ class Engine:
     def _join(self) -> None:
         while len(self._running) < self.parallel and (job := self.waiting.pop()):
             try:
-                job.request = self.texts.join(job.task.prompt, **job.task.options)
+                job.request = self.texts.join(job.task.prompt, guesser=self._guesser(), **job.task.options)
             except LlamaError as error:
                 self._post(job.writing.events.put_nowait, error)
             else:
                 self._running[job.request] = job
+
+    def _guesser(self) -> Guesser | None:
+        """Who guesses for one text. Raises UsageError for a draft with other tokens."""
+        return guesser(self.draft, self.llama.config.vocab_size)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
         told: list[tuple[Job, Event]] = []
@@ -269,6 +284,8 @@ class Engine:
         self.totals["prompt_tokens"] += len(request.prompt)
         self.totals["reused_tokens"] += request.reused
         self.totals["generated_tokens"] += len(request.tokens)
+        self.totals["guessed_tokens"] += request.guessed
+        self.totals["accepted_tokens"] += request.accepted
         self.totals["prompt_ms"] += round(1000 * request.prompt_seconds)
         self.totals["generate_ms"] += round(1000 * request.generate_seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,8 @@ def timings(choice: Choice) -> dict[str, Any]:
     ):
         speed = n / seconds if seconds else None
         counts |= {f"{name}_n": n, f"{name}_ms": 1000 * seconds, f"{name}_per_second": speed}
-    return counts
+    guesses = {"draft_n": request.guessed, "draft_n_accepted": request.accepted}
+    return counts | guesses if request.guessed else counts
 
 
 def part(
@@ -87,7 +88,7 @@ async def complete(
     tasks = await service.tasks(prompts, 1, options, body.json_schema)
     choices = service.choices(tasks)
 
-    async def parts() -> AsyncIterator[dict[str, Any]]:
+    async def parts() -> AsyncGenerator[dict[str, Any], None]:
         with service.engine.write(service.client(request), tasks) as writing:
             before = [0] * len(tasks)
             async for i, choice, text, pieces in told(writing, choices):

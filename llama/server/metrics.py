@@ -16,6 +16,8 @@ COUNTERS = {  # of Engine.totals
     "prompt_tokens": "tokens of prompts",
     "reused_tokens": "tokens of prompts that were known and not run again",
     "generated_tokens": "tokens drawn",
+    "guessed_tokens": "tokens that the draft gave",
+    "accepted_tokens": "tokens of the draft that saved a pass",
     "prompt_ms": "milliseconds until first tokens, over all texts",
     "generate_ms": "milliseconds from first to last tokens, over all texts",
 }

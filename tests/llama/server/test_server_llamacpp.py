@@ -32,6 +32,23 @@ def test_a_completion(server, tiny):
     assert [part["stop"] for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
+@pytest.mark.parametrize("draft", ["lookup", "itself"])
+def test_a_draft_changes_no_text(server, tiny, draft):
+    body = {"prompt": PROMPT * 4, "n_predict": 40, "seed": 3, "temperature": 0.3, "ignore_eos": True}
+    expected = server.post("/completion", body).json
+    assert "draft_n" not in expected["timings"]
+    with (
+        Llama(tiny.path, threads=1) as one,
+        Llama(tiny.path, threads=1, sequences=4) as other,
+        serving(one, draft=other if draft == "itself" else draft) as guessing,
+    ):
+        found = guessing.post("/completion", body).json
+        metrics = guessing.get("/metrics").body.decode()
+    assert found["content"] == expected["content"]
+    assert found["timings"]["draft_n"] >= found["timings"]["draft_n_accepted"] > 0
+    assert f"cria_accepted_tokens_total {found['timings']['draft_n_accepted']:.1f}\n" in metrics
+
+
 def test_completions_of_several_prompts(server):
     answers = server.post("/completion", {"prompt": [PROMPT, "j"], "n_predict": 5, "temperature": 0}).json
     alone = [

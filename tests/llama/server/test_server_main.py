@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from helpers import assert_refused, environment, finish
-from serving import SLOW, write_model
+from serving import PIECES, SLOW, write_model
+
+from llama.native import SHIPPED
 
 STREAM = {"prompt": "abc", "max_tokens": 2000, "n": 100, "ignore_eos": True, "stream": True}
 
@@ -61,7 +63,8 @@ def get(port: int, path: str, body: object = None) -> http.client.HTTPResponse:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--draft", "x.bin"], 2, "--draft = x.bin: the server does not guess ahead yet"),
+        (["--draft", "no/such.bin"], 3, "no/such.bin: No such file or directory"),
+        (["--draft", SHIPPED], 2, f"the tokenizer has {len(PIECES)} tokens, the model 4096"),
         (["--port", "70000"], 2, "--port = 70000, allowed 0 to 65535"),
         (["--slot-save-path", "no/such"], 3, "no/such: is no folder"),
         (["--parallel", "0"], 2, None),
