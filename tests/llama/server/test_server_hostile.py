@@ -380,6 +380,20 @@ def test_a_full_queue_says_when_to_come_back(slow_path):
         assert server.post("/v1/completions", GOOD).status == 200
 
 
+def test_a_very_long_prompt_does_not_hold_up_short_ones(slow_path):
+    """4 tokens of prompts a step: that of one client takes 475 steps, those of the other a few each."""
+    with Llama(slow_path, threads=1) as llama, serving(llama, parallel=2, prefill=4) as server:
+        with server.connect() as client:
+            client.sendall(request({"prompt": list(range(3, 253)) * 7 + [5] * 150, "max_tokens": 1}))
+            while not server.engine.running:
+                time.sleep(0.01)
+            for _ in range(5):
+                assert server.post("/v1/completions", GOOD).status == 200
+            ended = server.engine.totals["requests"]
+            assert client.recv(4096)
+        assert (ended, server.engine.totals["requests"]) == (5, 6)
+
+
 # --- Strangers
 
 
