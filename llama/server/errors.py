@@ -58,10 +58,17 @@ def explained(error: Exception) -> ApiError:
     return ApiError(500, f"{type(error).__name__}: {error}")
 
 
-def validation(error: RequestValidationError) -> ApiError:
+def is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.removeprefix("application/").rpartition("+")[2] == "json"
+
+
+def validation(error: RequestValidationError, content_type: str) -> ApiError:
     """The first thing that is wrong with a body. What it holds is not said: it may be long, or no text."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:]]
+    if first["loc"] == ("body",) and not is_json(content_type):
+        return ApiError(415, f"Content-Type = {content_type[:100]!r}, allowed application/json")
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}")
     name = ".".join(place) or "the body"
@@ -78,7 +85,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return validation(error).response()
+        return validation(error, request.headers.get("content-type", "")).response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

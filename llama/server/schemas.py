@@ -60,8 +60,12 @@ class OpenAIBody(Sampling):
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str = Field("", description="counts as a client of its own in the queue")
-    metadata: dict[str, JsonValue] = Field({}, description="not looked at")
+    # not looked at, as they don't change an answer
+    user: str = ""
+    metadata: dict[str, JsonValue] = {}
+    service_tier: str = ""
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
     store: bool = Field(False, description="nothing is stored")
 
 

@@ -39,6 +39,13 @@ def test_a_chat(client):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+def test_what_only_concerns_openai_changes_no_answer(client):
+    fields = {"user": "me", "service_tier": "auto", "store": False, "metadata": {"a": "b"}}
+    fields |= {"safety_identifier": "me", "prompt_cache_key": "key"}
+    answer = client.chat.completions.create(model="any", messages=MESSAGES, temperature=0, **fields)
+    assert answer.choices[0].message.content == ANSWER
+
+
 def test_a_chat_as_a_stream(client):
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *parts, last = client.chat.completions.create(model="any", messages=MESSAGES, temperature=0, **options)

@@ -186,7 +186,9 @@ def test_another_type_of_body_is_refused(server):
     """A page of somebody else's may send forms and plain text without asking a browser's leave."""
     body = json.dumps(GOOD).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        assert_refused(server.post("/v1/completions", body, **{"Content-Type": kind}))
+        answer = server.post("/v1/completions", body, **{"Content-Type": kind})
+        assert_refused(answer, 415)
+        assert answer.json["error"]["message"] == f"Content-Type = '{kind}', allowed application/json"
 
 
 def test_random_bytes(server):
