@@ -150,8 +150,7 @@ class Batch:
     by side, and texts that are remembered. context: positions of each (the model's). cache: positions of all
     together, at least `context` (sequences x context); finished texts give way when it is full, then the
     newest request ends with an error. prefill: tokens of prompts in a step at most, which bounds how
-    long texts wait for one another's prompts; 0: as many as fill a batch of 128 rows. threads, kv: as of
-    Llama.
+    long texts wait for one another's prompts; 0: what fills a batch of 128 rows. threads, kv: as of Llama.
     Raises UsageError, ResourceError, BadFileError without a tokenizer.
     """
 
