@@ -2,7 +2,7 @@
 
     characters and a space in front, as Llama 2: normalizer Prepend and Replace, or pre_tokenizer Metaspace;
     what has no piece is spelt in bytes ("byte_fallback"), is the unknown token, or is left out
-    byte-level, as Llama 3 (Split, ByteLevel), GPT-2 (ByteLevel) or SmolLM (Digits, ByteLevel)
+    byte-level, split into words by a pattern that split_patterns.py has
     Unigram, with spaces as the first kind has them
 
 The library merges pairs in the order of a list; sentencepiece and tiktoken merge any two tokens whose bytes
@@ -21,15 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama.errors import BadFileError
+from llama.formats import split_patterns
 from llama.formats import vocabulary as tokens
 from llama.formats.vocabulary import Vocabulary
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PATTERNS = {LLAMA3_PATTERN: tokens.LLAMA3, GPT2_PATTERN: tokens.GPT2}
 SPACE = "\u2581"
 
 Pieces = dict[str, int]  # as the file spells them, with their ids
@@ -106,27 +101,23 @@ def strip_flag(path: Path, data: dict[str, Any]) -> int:
     return tokens.STRIP if decoders[-1] == undo[-1] else 0
 
 
-def pattern_of(path: Path, data: dict[str, Any]) -> int:
-    """How a byte-level tokenizer splits text into words. Raises BadFileError."""
-    if data["normalizer"]:
-        refuse(path, "normalizer", data["normalizer"], "null")
+def split_of(path: Path, data: dict[str, Any]) -> tuple[int, int]:
+    """How a byte-level tokenizer splits text into words, and the flags of a space in front.
+
+    Raises BadFileError.
+    """
+    if normalizers := steps(data["normalizer"], "normalizers"):
+        refuse(path, "normalizer", normalizers, "null")
     if [step["type"] for step in steps(data["decoder"], "decoders")] != ["ByteLevel"]:
         refuse(path, "decoder", data["decoder"], "ByteLevel")
-    *before, last = steps(data["pre_tokenizer"], "pretokenizers")
-    require(path, "pre_tokenizer", last, {"add_prefix_space": (False,)})
-    uses_regex, kinds = last.get("use_regex", True), [step["type"] for step in before]
-    if not before:
-        return tokens.GPT2 if uses_regex else tokens.NO_PATTERN
-    if kinds == ["Digits"] and before[0]["individual_digits"] and uses_regex:
-        return tokens.GPT2_DIGITS
-    if kinds == ["Split"] and not uses_regex:
-        pattern = before[0]["pattern"].get("Regex")
-        if pattern not in PATTERNS:
-            refuse(path, "pre_tokenizer.pattern", before[0]["pattern"], "the patterns of Llama 3 and GPT-2")
-        require(path, "pre_tokenizer", before[0], {"behavior": ("Isolated",), "invert": (False,)})
-        return PATTERNS[pattern]
-    allowed = "ByteLevel, after Digits with individual_digits, or Split and use_regex false"
-    return refuse(path, "pre_tokenizer", data["pre_tokenizer"], allowed)
+    splitters = steps(data["pre_tokenizer"], "pretokenizers")
+    pattern = split_patterns.pattern_of(splitters)
+    if pattern is None:
+        refuse(path, "pre_tokenizer", data["pre_tokenizer"], split_patterns.KNOWN)
+    prefix = splitters[-1].get("add_prefix_space", True)
+    if len(splitters) > 1:  # each piece would get one
+        require(path, "pre_tokenizer", splitters[-1], {"add_prefix_space": (False,)})
+    return pattern, tokens.PREFIXES_BYTES if prefix else 0
 
 
 def is_byte_level(data: dict[str, Any]) -> bool:
@@ -385,7 +376,7 @@ def unknown_of(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Voca
 def read_vocabulary(path: Path, data: dict[str, Any], vocab: dict[str, int], kind: int) -> Vocabulary:
     """The tokens, of any kind, and how spaces are dealt with. Raises BadFileError."""
     if kind == tokens.BYTES:
-        pattern, flags, late = pattern_of(path, data), 0, frozenset[int]()
+        (pattern, flags), late = split_of(path, data), frozenset[int]()
     else:
         flags, late = space_flags(path, data) | strip_flag(path, data), late_of(data)
         pattern = tokens.SPACES if splits_at_spaces(data) else tokens.NO_PATTERN

@@ -21,9 +21,11 @@ from llama.errors import BadFileError
 
 CHARACTERS, BYTES, UNIGRAM = range(3)  # kinds: what merges at first, or pieces are chosen by their sum
 TEXT, UNKNOWN, CONTROL, USER, BYTE = range(5)  # types of tokens
-NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words
+NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words: split_patterns.py
+QWEN2, TEKKEN, DEEPSEEK_LLM, DEEPSEEK_CODER, GPT2_NUMBERS, LLAMACPP_DEFAULT = range(5, 11)
 PREFIX, PREFIX_EACH, PREFIX_UNLESS_SPACE, WHOLE_WORDS = 1, 2, 4, 8  # flags
 USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES = 16, 32, 64, 128, 256
+PREFIXES_BYTES = PREFIX | PREFIX_EACH | PREFIX_UNLESS_SPACE  # what add_prefix_space of ByteLevel does
 SENTENCEPIECE = PREFIX | PREFIX_EACH | STRIP  # what its models do unless they say otherwise
 
 MAGIC, VERSION = 0x6B6F746C, 1

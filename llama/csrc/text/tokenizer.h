@@ -85,9 +85,10 @@ static int word_encode(Encoder *e, const char *word, size_t length, LlamaError *
 }
 
 static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+    Pieces pieces = {{0}};
     int code = LLAMA_OK;
     for (size_t at = 0, end; at < length && code == LLAMA_OK; at = end) {
-        end = word_end(e->tokenizer->pattern, text, at, length);
+        end = word_end(e->tokenizer->pattern, &pieces, text, at, length);
         code = word_encode(e, text + at, end - at, error);
     }
     return code;
@@ -182,7 +183,8 @@ static bool utf8_is_valid(const char *text, size_t length) {
 // Whether a space goes in front of a part of a text.
 static bool part_has_prefix(const LlamaTokenizer *t, const char *text, size_t length, bool first) {
     if (!(t->flags & FLAG_PREFIX) || !(first || t->flags & FLAG_PREFIX_EACH)) return false;
-    bool space = text[0] == ' ' || (length >= 3 && memcmp(text, SPACE_SYMBOL, 3) == 0);
+    bool symbol = t->kind != KIND_BYTES && length >= 3 && memcmp(text, SPACE_SYMBOL, 3) == 0;
+    bool space = text[0] == ' ' || symbol;
     return !(t->flags & FLAG_PREFIX_UNLESS_SPACE && space);
 }
 
@@ -223,10 +225,10 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     const LlamaTokenizer *t = e->tokenizer;
     e->begin = e->n;
     if (length == 0) return LLAMA_OK;
-    if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
+    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
+    if (t->kind == KIND_BYTES && !prefix && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
-    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
     size_t n = text_normalise(t, text, length, prefix, normal);
     int code = n >= INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                      "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX - 1)

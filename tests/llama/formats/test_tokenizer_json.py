@@ -18,7 +18,8 @@ from test_tokenizer_bytes import random_text
 
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from llama.formats.tokenizer_json import LLAMA3_PATTERN, merges_any_pair
+from llama.formats.split_patterns import LLAMA3_PATTERN
+from llama.formats.tokenizer_json import merges_any_pair
 
 hf = pytest.importorskip("tokenizers")
 

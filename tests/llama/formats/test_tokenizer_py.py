@@ -21,7 +21,7 @@ from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
 from llama.formats.sentencepiece_model import KEEPS_SPACES
-from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from llama.formats.split_patterns import LLAMA3_PATTERN
 from llama.formats.tokenizer_json_writer import write_tokenizer as write_json
 from model import Config
 from training import text as reading
