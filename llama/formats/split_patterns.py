@@ -1,5 +1,5 @@
-r"""How byte-level tokenizers split text into words: the steps that a tokenizer.json lists, and their number in
-an indexed file (docs/format.md), by which the engine knows them (llama/csrc/text/split.h).
+r"""How byte-level tokenizers split text into words: the steps that a tokenizer.json lists, and their number
+in an indexed file (docs/format.md), by which the engine knows them (llama/csrc/text/split.h).
 
 A step is a regular expression. Its matches are pieces, and so is what lies between two of them; the next step
 splits each piece for itself. ByteLevel that uses its own expression is a step with that one. Digits is one
