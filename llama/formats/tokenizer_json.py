@@ -106,8 +106,8 @@ def split_of(path: Path, data: dict[str, Any]) -> tuple[int, int]:
 
     Raises BadFileError.
     """
-    if normalizers := steps(data["normalizer"], "normalizers"):
-        refuse(path, "normalizer", normalizers, "null")
+    if steps(data["normalizer"], "normalizers"):
+        refuse(path, "normalizer", data["normalizer"], "null")
     if [step["type"] for step in steps(data["decoder"], "decoders")] != ["ByteLevel"]:
         refuse(path, "decoder", data["decoder"], "ByteLevel")
     splitters = steps(data["pre_tokenizer"], "pretokenizers")

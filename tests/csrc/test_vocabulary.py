@@ -175,7 +175,7 @@ HOSTILE = {
     "header": (lambda data: data[:63], "has 63 bytes, needed are at least 64"),
     "version": (patch(4, "<I", 2), "version = 2, allowed 1 to 1"),
     "kind": (patch(8, "<I", 3), "kind = 3, allowed 0 to 2"),
-    "pattern": (patch(12, "<I", 5), "pattern = 5, allowed 0 to 4"),
+    "pattern": (patch(12, "<I", 11), "pattern = 11, allowed 0 to 10"),
     "flags": (patch(16, "<I", 512), "flags = 512, allowed 0 to 511"),
     "vocab_size": (patch(20, "<i", 0), "vocab_size = 0, allowed 1 to 16777215"),
     "huge vocab_size": (patch(20, "<i", 2**31 - 1), "vocab_size = 2147483647, allowed 1 to 16777215"),

@@ -226,7 +226,8 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     e->begin = e->n;
     if (length == 0) return LLAMA_OK;
     bool prefix = !e->bare && part_has_prefix(t, text, length, first);
-    if (t->kind == KIND_BYTES && !prefix && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
+    if (t->kind == KIND_BYTES && !prefix && utf8_is_valid(text, length))
+        return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
     size_t n = text_normalise(t, text, length, prefix, normal);
