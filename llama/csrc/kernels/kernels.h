@@ -228,6 +228,7 @@ static const Kernels kernels_scalar = {
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
 #include "kernels_avx512bf16.h"
+#include "kernels_amx.h"
 #elif defined(__aarch64__)
 #include "kernels_neon.h"
 #endif
@@ -235,6 +236,7 @@ static const Kernels kernels_scalar = {
 // From the best to the one that always runs.
 static const Kernels *const all_kernels[] = {
 #if defined(__x86_64__)
+    &kernels_amx,
     &kernels_avx512bf16,
     &kernels_avx512,
     &kernels_avx2,
