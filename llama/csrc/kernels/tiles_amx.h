@@ -1,20 +1,21 @@
-// tiles_amx.h: products with the tiles of tiles.h for AMX.
+// tiles_amx.h: products with tiles of int8 and int4 for AMX.
 //
-// int8 and int4: the sums of a group are whole numbers, so outputs are those of tiles_avx512.h to the bit, and few
-// rows of activations go there. Weights are made signed, some groups at a time, before all rows of activations meet
-// them.
+// The sums of a group are whole numbers, so outputs are those of tiles_avx512.h to the bit, and few rows of
+// activations go there. Weights are made signed, some groups at a time, before all rows of activations meet them.
+// Then the sums of these groups are computed, and after that they are scaled: while tiles are at work, vectors have
+// half of their units, so that both at once take longer than one after the other.
 #ifndef LLAMA_TILES_AMX_H
 #define LLAMA_TILES_AMX_H
 
 #include "amx.h"
 
-// Rows of activations at least: fewer are multiplied faster without tiles. Groups at once, and those whose sums are
-// under way.
-enum { AMX_LEAST = 8, AMX_GROUPS = 24, AMX_AHEAD = 4 };
+// Rows of activations at least: fewer are multiplied faster without tiles. Groups at once, as the first cache
+// holds.
+enum { AMX_LEAST = 16, AMX_GROUPS = 12, AMX_TILES = 2 };
 
 // Groups of a tile of weights.
 typedef struct {
-    int8_t weights[AMX_GROUPS][TILE_GROUP * TILE_ROWS]; // [8 chunks][16 rows][4 columns] each
+    _Alignas(64) int8_t weights[AMX_GROUPS][TILE_GROUP * TILE_ROWS]; // [8 chunks][16 rows][4 columns] each
     float scales[AMX_GROUPS][TILE_ROWS];
     int32_t n;
 } Groups;
@@ -40,44 +41,61 @@ AMX_INLINE void groups_amx(Groups *groups, const uint8_t *tile, int32_t g0, int3
     }
 }
 
-// Step g of a row of groups: writes the sums that were begun AMX_AHEAD steps before, and begins those of group g in
-// the same tile. To write them at once would be to wait for them.
-#define DOTS_STEP(tile, g)                                                                                         \
+// Begins the sums of group g in a tile, and writes those that were begun there four groups before: to write them at
+// once would be to wait for them.
+#define BEGIN_DOTS(tile, g)                                                                                        \
     do {                                                                                                           \
-        if ((g) >= AMX_AHEAD) TILE_STORE(tile, dots[tile], 64);                                                    \
-        if ((g) >= groups->n) break;                                                                               \
+        if ((g) >= 4) TILE_STORE(tile, dots[(g) - 4], 64);                                                         \
         TILE_LOAD(4, x_q + (g) * TILE_GROUP, x_stride);                                                            \
         TILE_LOAD(5, groups->weights[g], 64);                                                                      \
         TILE_ZERO(tile);                                                                                           \
         TILE_INT8(tile, 4, 5);                                                                                     \
     } while (0)
 
-AMX_INLINE void dots_amx(int32_t dots[AMX_AHEAD][AMX_ROWS][TILE_ROWS], const int8_t *x_q, int64_t x_stride,
-                         const Groups *groups, int32_t g) {
-    switch (g % AMX_AHEAD) {
-    case 0: DOTS_STEP(0, g); break;
-    case 1: DOTS_STEP(1, g); break;
-    case 2: DOTS_STEP(2, g); break;
-    default: DOTS_STEP(3, g);
+// dots: of each group, rows of activations and of weights. The sums of the last four are still in their tiles.
+AMX_INLINE void begin_dots(int32_t dots[AMX_GROUPS][AMX_ROWS][TILE_ROWS], const int8_t *x_q, int64_t x_stride,
+                           const Groups *groups) {
+    int32_t g = 0, n = groups->n;
+    for (; g + 4 <= n; g += 4) {
+        BEGIN_DOTS(0, g);
+        BEGIN_DOTS(1, g + 1);
+        BEGIN_DOTS(2, g + 2);
+        BEGIN_DOTS(3, g + 3);
     }
+    if (g < n) BEGIN_DOTS(0, g);
+    if (g + 1 < n) BEGIN_DOTS(1, g + 1);
+    if (g + 2 < n) BEGIN_DOTS(2, g + 2);
 }
 
-// Adds groups, the first of which is number g0 of the row, to 16 outputs, or those of the mask, of n rows of
-// activations.
+// Writes the sums of the last group of n that a tile holds, if there is one.
+#define END_DOTS(tile)                                                                                             \
+    do {                                                                                                           \
+        int32_t last = n - 1 - (n - 1 - (tile) + 4) % 4;                                                           \
+        if (last >= 0) TILE_STORE(tile, dots[last], 64);                                                           \
+    } while (0)
+
+AMX_INLINE void end_dots(int32_t dots[AMX_GROUPS][AMX_ROWS][TILE_ROWS], int32_t n) {
+    END_DOTS(0);
+    END_DOTS(1);
+    END_DOTS(2);
+    END_DOTS(3);
+}
+
+// Adds groups to 16 outputs, or those of the mask, of n rows of activations; they begin with the first of the row
+// or go on.
 AMX_INLINE void rows_amx(float *out, int64_t stride, __mmask16 mask, const int8_t *x_q, int64_t x_stride,
                          const float *x_scales, int64_t x_groups, const Groups *groups, bool first, const int n) {
-    _Alignas(64) int32_t dots[AMX_AHEAD][AMX_ROWS][TILE_ROWS];
+    _Alignas(64) int32_t dots[AMX_GROUPS][AMX_ROWS][TILE_ROWS];
+    begin_dots(dots, x_q, x_stride, groups);
+    end_dots(dots, groups->n);
     __m512 sum[AMX_ROWS];
     EACH (i, n) sum[i] = _mm512_maskz_loadu_ps(first ? 0 : mask, out + i * stride);
-    LOOP (g, AMX_AHEAD + 1) dots_amx(dots, x_q, x_stride, groups, g);
     LOOP (g, groups->n) {
         __m512 scale = _mm512_load_ps(groups->scales[g]);
         EACH (i, n) {
             __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[i * x_groups + g]));
-            __m512i dot = _mm512_load_si512(dots[g % AMX_AHEAD][i]);
-            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, sum[i]);
+            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots[g][i])), both, sum[i]);
         }
-        dots_amx(dots, x_q, x_stride, groups, g + AMX_AHEAD + 1);
     }
     EACH (i, n) _mm512_mask_storeu_ps(out + i * stride, mask, sum[i]);
 }
@@ -101,14 +119,19 @@ AMX_INLINE void some_rows_amx(float *out, int64_t stride, __mmask16 mask, const 
     }
 }
 
-// n rows of activations, a multiple of m, with a tile of weights.
-AMX_INLINE void tile_amx(float *out, int64_t stride, const Rows *x, int32_t n, int32_t m, const Tensor *w,
-                         int32_t r, int32_t rows, const int type) {
-    int32_t size = even_part(tile_groups(w), AMX_GROUPS);
-    _Alignas(64) Groups groups;
+// n rows of activations, a multiple of m, with rows [r, end) of weights, which are no more than AMX_TILES tiles.
+AMX_INLINE void some_tiles_amx(float *out, int64_t stride, const Rows *x, int32_t n, int32_t m, const Tensor *w,
+                               int32_t r, int32_t end, const int type) {
+    int32_t size = even_part(tile_groups(w), AMX_GROUPS), tiles = (end - r + TILE_ROWS - 1) / TILE_ROWS;
+    Groups groups[AMX_TILES];
     for (int32_t g = 0; g < tile_groups(w); g += size) {
-        groups_amx(&groups, tensor_tile(w, r), g, MIN(size, tile_groups(w) - g), type);
-        for (int32_t i = 0; i < n; i += m) some_rows_amx(out + r, stride, mask_avx512(rows), x, i, m, &groups, g);
+        int32_t count = MIN(size, tile_groups(w) - g);
+        for (int32_t t = 0; t < tiles; t++)
+            groups_amx(&groups[t], tensor_tile(w, r + t * TILE_ROWS), g, count, type);
+        for (int32_t i = 0; i < n; i += m)
+            for (int32_t t = 0; t < tiles; t++)
+                some_rows_amx(out + r + t * TILE_ROWS, stride, mask_avx512(end - r - t * TILE_ROWS), x, i, m,
+                              &groups[t], g);
     }
 }
 
@@ -117,8 +140,8 @@ AMX_INLINE void matmul_tiles_amx(float *out, int64_t stride, const Rows *x, int3
     uint8_t m = (uint8_t)amx_rows(n), k = TILE_GROUP / 4;
     TileShapes shapes = {.palette = 1, .row_bytes = {64, 64, 64, 64, TILE_GROUP, 64}, .rows = {m, m, m, m, m, k}};
     TILE_CONFIGURE(shapes);
-    for (int32_t r = begin; r < end; r += TILE_ROWS)
-        tile_amx(out, stride, x, n / m * m, m, w, r, MIN(TILE_ROWS, end - r), type);
+    for (int32_t r = begin; r < end; r += AMX_TILES * TILE_ROWS)
+        some_tiles_amx(out, stride, x, n / m * m, m, w, r, MIN(end, r + AMX_TILES * TILE_ROWS), type);
     TILE_RELEASE();
 }
 
