@@ -72,10 +72,13 @@ lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
 
+# Those for AMX with its instructions in C too, for CPUs without it (but with AVX-512 and bf16).
 kernels: ## compare the kernels of this machine's CPU with the scalar ones
 	mkdir -p build
 	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/csrc/kernels.c -o build/kernels -lm
 	build/kernels
+	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) -DAMX_IN_C tests/csrc/kernels.c -o build/kernels_amx -lm
+	build/kernels_amx
 
 # Under qemu: on CPUs with int8 matrix products, with int8 dot products, and with neither. Each is offered what it
 # has, its best first. Then the model that ships tells a story with each of them, and the same one as on this machine;

@@ -8,9 +8,15 @@
 // Inputs are random, and shapes fill neither vectors nor tiles. Every array ends where memory ends that may not be
 // read or written, so a kernel that goes too far is killed. Left out on purpose: how fast they are.
 #define LLAMA_LIBRARY
+#define _GNU_SOURCE // as run.c has it
+#ifdef AMX_IN_C
+#include "amx_in_c.h"
+#endif
 #include "../../run.c"
 
-enum { MAX_ROWS = 17, MAX_ARRAYS = 32 };
+#include <signal.h> // sigaltstack
+
+enum { MAX_ROWS = 37, MAX_ARRAYS = 32 };
 
 static int n_failed;
 
@@ -189,6 +195,28 @@ static void check_matmul_tiles_floats(const Kernels *kernels, int32_t type, int3
     check_matmul(kernels, &x, &w, 0);
 }
 
+// x row i . w row r in the order of AMX: 32 columns at a time, those with even numbers and those with odd ones
+// apart.
+static float bf16_in_order_of_amx(const Rows *x, int32_t i, const Tensor *w, int32_t r) {
+    float sum = 0;
+    for (int32_t begin = 0; begin < w->cols; begin += 32) {
+        float some[2] = {0};
+        for (int32_t k = begin; k < MIN(begin + 32, w->cols); k++)
+            some[k % 2] = fmaf(x->values[(int64_t)i * x->cols + k],
+                               tile_float(tensor_tile(w, r), r % TILE_ROWS, k, TILES_BF16), some[k % 2]);
+        sum += some[0] + some[1];
+    }
+    return sum;
+}
+
+static void check_order_of_amx(const Kernels *kernels, const Rows *x, const Tensor *w) {
+    float *out = array(w->rows * 4);
+    kernels->matmul[TILES_BF16](out, w->rows, x, 1, w, 0, w->rows);
+    for (int32_t r = 0; r < w->rows; r++)
+        check(out[r] == bf16_in_order_of_amx(x, 0, w, r), kernels->name, "order of bf16: rows, row, columns",
+              w->rows, r, w->cols);
+}
+
 // Where activations are rounded to bf16 too, products of two columns are added at a time.
 static void check_matmul_tiles_bf16(const Kernels *kernels, int32_t rows, int32_t cols) {
     if (!kernels->round) {
@@ -204,6 +232,7 @@ static void check_matmul_tiles_bf16(const Kernels *kernels, int32_t rows, int32_
         if (cols % 2) x.halves[i] = 0;
     for (int32_t i = 0; i < n; i++) x.values[i] = bf16_to_float(x.halves[i]);
     w.data = bf16s((int64_t)tensor_bytes(&w) / 2);
+    if (strcmp(kernels->name, "amx") == 0) check_order_of_amx(kernels, &x, &w);
     check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
 }
 
@@ -495,7 +524,21 @@ static void check_alone(void) {
     check(alone_or(&alone, 4) == 4 && alone.length == 0, "threads", "passes in time count as late", 0, 0, 0);
 }
 
+// A process whose signals have no room for tiles is refused them, and the next best kernels are chosen.
+static void check_refused(void) {
+#if defined(LLAMA_AMX) && !defined(AMX_IN_C)
+    static char small[4096];
+    stack_t room = {.ss_sp = small, .ss_size = sizeof small}, none = {.ss_flags = SS_DISABLE};
+    const Kernels *kernels;
+    sigaltstack(&room, NULL);
+    check(kernels_find(NULL, &kernels, NULL) == LLAMA_OK && strcmp(kernels->name, "amx") != 0, "amx",
+          "chosen though it is refused", 0, 0, 0);
+    sigaltstack(&none, NULL);
+#endif
+}
+
 int main(int argc, char **argv) {
+    check_refused();
     check_alone();
     check_fp16();
     check_bf16();

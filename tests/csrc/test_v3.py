@@ -171,7 +171,7 @@ def narrowed(dtype: str, isa: str) -> dict[str, Any]:
     """How activations enter products with weights of a type, as reference_logits takes it."""
     if dtype in ("int8", "int4"):
         return {"group_size": 32}
-    return {"activations": torch.bfloat16} if (dtype, isa) == ("bf16", "avx512bf16") else {}
+    return {"activations": torch.bfloat16} if dtype == "bf16" and isa in ("avx512bf16", "amx") else {}
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -13,9 +13,13 @@
 
 #include "tiles_avx512bf16.h" // matmul_tiles_bf16_avx512bf16
 
+#ifdef AMX_IN_C
+#define AMX AVX512BF16
+#else
 #define AMX                                                                                                        \
     __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,"                \
                           "amx-tile,amx-int8,amx-bf16")))
+#endif
 #define AMX_INLINE AMX __attribute__((always_inline)) static inline
 
 // What LDTILECFG loads.
@@ -33,7 +37,13 @@ static inline int32_t amx_rows(int32_t n) {
     return n / ((n + AMX_ROWS - 1) / AMX_ROWS);
 }
 
-#ifndef AMX_IN_C
+#ifdef AMX_IN_C
+
+static bool available_amx(void) {
+    return available_avx512bf16();
+}
+
+#else
 
 #include <cpuid.h>       // __get_cpuid_count
 #include <sys/syscall.h> // SYS_arch_prctl

@@ -228,7 +228,11 @@ static const Kernels kernels_scalar = {
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
 #include "kernels_avx512bf16.h"
+// What the compiler knows (gcc 11, clang 12), and the system lets a process use that asks for it.
+#if defined(AMX_IN_C) || (defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11))
+#define LLAMA_AMX
 #include "kernels_amx.h"
+#endif
 #elif defined(__aarch64__)
 #include "kernels_neon.h"
 #endif
@@ -236,10 +240,10 @@ static const Kernels kernels_scalar = {
 // From the best to the one that always runs.
 static const Kernels *const all_kernels[] = {
 #if defined(__x86_64__)
+#ifdef LLAMA_AMX
     &kernels_amx,
-    &kernels_avx512bf16,
-    &kernels_avx512,
-    &kernels_avx2,
+#endif
+    &kernels_avx512bf16, &kernels_avx512, &kernels_avx2,
 #elif defined(__aarch64__)
     &kernels_i8mm,
     &kernels_dotprod,

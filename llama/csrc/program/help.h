@@ -70,7 +70,7 @@ static const char run_help[] =
     "The text goes to standard output, its speed and what went wrong to standard error. Exit status: 0 all is "
     "well,\n"
     "2 the command line is wrong, 3 a file is bad, 4 memory, disk or output failed.\n"
-    "LLAMA_ISA=scalar|avx2|avx512|avx512bf16|neon|dotprod|i8mm chooses the kernels.\n";
+    "LLAMA_ISA=scalar|avx2|avx512|avx512bf16|amx|neon|dotprod|i8mm chooses the kernels.\n";
 
 const char *llama_run_help(void) {
     return run_help;
