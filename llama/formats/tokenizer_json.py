@@ -15,7 +15,7 @@ and of bytes as pieces of a Unigram, which the library takes for the tokens even
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -270,10 +270,19 @@ def with_ends(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocab
 # --- Merges
 
 
-def cuts(piece: bytes, byte_level: bool) -> list[tuple[bytes, bytes]]:
-    """The pairs that a piece can be cut into: between bytes, or between characters."""
-    ends = (at for at in range(1, len(piece)) if byte_level or piece[at] & 0xC0 != 0x80)
-    return [(piece[:at], piece[at:]) for at in ends]
+CHARACTER_MAX = 4  # bytes of UTF-8
+
+
+def is_character(text: bytes) -> bool:
+    """Whether UTF-8 text is one character."""
+    return all(byte & 0xC0 == 0x80 for byte in text[1:])
+
+
+def cuts(piece: bytes, byte_level: bool, sizes: Set[int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs of parts of some sizes that a piece can be cut into: between bytes, or between characters."""
+    for at in range(1, len(piece)):
+        if at in sizes and len(piece) - at in sizes and (byte_level or piece[at] & 0xC0 != 0x80):
+            yield piece[:at], piece[at:]
 
 
 def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None:
@@ -302,12 +311,15 @@ def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], b
 
     def fits(x: bytes, y: bytes) -> bool:
         if (x, y) not in ranks:
-            return any(part not in pieces and (byte_level or cuts(part, False)) for part in (x, y))
+            return any(part not in pieces and (byte_level or not is_character(part)) for part in (x, y))
         after = ranks.get((y, (x + y)[len(y) :]), -1) if (x + y).startswith(y) else -1
         made_before = max(order.get(x, -1), order.get(y, -1)) < order[x + y]
         return made_before and (after < 0 or after >= ranks[x, y])
 
-    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level))
+    # Only cuts into tokens and characters matter. To try each byte of a long token would take the square of
+    # its length.
+    sizes = {*map(len, pieces), *range(1, CHARACTER_MAX + 1)}
+    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level, sizes))
 
 
 def read_merges(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import assert_linear
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from references import llama3_tokenizer_path, mistral_tokenizer_path
@@ -309,6 +310,14 @@ def test_scores_are_enough_only_where_they_come_to_the_same(merges, same):
     spelt = [(left.encode(), right.encode()) for left, right in merges]
     pieces = {b"a", b"b", b"c"} | {left + right for left, right in spelt}
     assert merges_any_pair(pieces, spelt, True) == same
+
+
+def test_a_long_token_takes_time_by_its_length():
+    def work(n):
+        letters = [b"a" * 2**i for i in range(8)]
+        merges_any_pair({*letters, b"a" * n}, [(part, part) for part in letters[:-1]], False)
+
+    assert_linear(work, 1 << 19)
 
 
 def test_a_pair_that_makes_a_special_token_leaves_its_name_text(tmp_path):
