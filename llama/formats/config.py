@@ -7,7 +7,24 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
+
+KINDS = {  # of fields, by their annotation: types, and what messages call them
+    "int": (Integral, "whole numbers"),
+    "float": (Real, "finite numbers"),
+    "bool": (bool, "true and false"),
+    "str": (str, "text"),
+}
+
+
+def check_types(values: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is of another type than it is annotated with."""
+    for field in dataclasses.fields(values):
+        value, (kind, allowed) = getattr(values, field.name), KINDS.get(str(field.type), (object, ""))
+        fits = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
+        if not fits or (kind is Real and not abs(value) < math.inf):
+            raise ValueError(f"{field.name} = {value!r:.40}, allowed {allowed}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,7 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.kind not in ("linear", "llama3"):
             raise ValueError(f"rope_scaling kind = {self.kind!r}, allowed 'linear' and 'llama3'")
         if not self.factor > 0:
@@ -67,6 +85,9 @@ class Config:
     dropout: float = 0.0  # of the embedding and of what each block adds, while training
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ValueError(f"rope_scaling = {self.rope_scaling!r:.40}, allowed an object, or none")
         fill = object.__setattr__  # the way to set a field of a frozen dataclass
         fill(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         fill(self, "head_dim", self.head_dim or self.dim // max(1, self.n_heads))
