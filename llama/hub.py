@@ -156,12 +156,10 @@ def is_commit(revision: str) -> bool:
 
 def write_tokenizer(model: Path, path: Path) -> None:
     """Makes a tokenizer.bin of a sentencepiece model. Raises BadFileError."""
-    from sentencepiece import SentencePieceProcessor
+    from llama.formats.sentencepiece_model import opened
 
-    try:
-        sp = SentencePieceProcessor(model_file=str(model))
-    except RuntimeError:
-        raise BadFileError(f"{model}: is not a sentencepiece model; export.py reads others") from None
+    if (sp := opened(model.read_bytes())) is None:
+        raise BadFileError(f"{model}: is not a sentencepiece model; export.py reads others")
     names = {sp.bos_id(): "\n<s>\n", sp.eos_id(): "\n</s>\n"}
     texts = (names.get(i, sp.id_to_piece(i)).replace("\u2581", " ") for i in range(sp.vocab_size()))
     pieces = [text.encode() for text in texts]

@@ -21,15 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
-
 from llama.errors import BadFileError
 from llama.files import write_aside
 from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
 from llama.formats.added_tokens import find_added, with_added
 from llama.formats.kinds import checked_start
-from llama.formats.sentencepiece_model import read_sentencepiece
+from llama.formats.sentencepiece_model import opened, read_sentencepiece
 from llama.formats.tokenizer_kinds import is_json, is_tiktoken
 from llama.formats.vocabulary import Vocabulary, count_bin
 
@@ -172,10 +170,7 @@ def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) 
 
 def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer | None:
     """A sentencepiece model, with what its folder adds to it; None for another file. Raises BadFileError."""
-    try:
-        sp = SentencePieceProcessor(model_proto=data) if data else None
-    except RuntimeError:
-        sp = None
+    sp = opened(data) if data else None
     if sp is None or sp.vocab_size() == 0:
         return None
     if any(most is None or token.id < most for token in find_added(path.parent, sp.vocab_size())):

@@ -376,6 +376,10 @@ def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch):
         ("a.json", b'[{"body": "x"}]', "fields = body, allowed text or story or content"),
         ("a.json", b'[{"text": 5}]', "text = int, allowed a string"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2 is no JSON"),
+        ("a.json", b"[" * 100_000, "item 0 is nested too deeply"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "item 0 is cut off or no JSON: Exceeds the limit"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: it is nested too deeply"),
+        ("a.jsonl", b"9" * 5000, "line 1 is no JSON: Exceeds the limit"),
         ("a.txt", b"abc\xff\xfe", "not UTF-8 near byte 5"),
         ("a.parquet", b"PAR1 not", "is no Parquet file"),
     ],
@@ -421,6 +425,23 @@ def test_the_commands_train_export_encode_decode_and_info_work_together(tmp_path
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(tmp_path, capfd, data):
     (tmp_path / "t.model").write_bytes(data)
     assert "is neither a sentencepiece model nor" in refused(capfd, "info", tmp_path / "t.model")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"<0x02>", b"<\xff\xff02>", "is neither a sentencepiece model nor"),  # its reason is no UTF-8
+        (b"\x03<s>\x15\0\0\0\0\x18\3", b"\x03<s>\x15\0\0\0\0\x18\x0b", ""),  # a type that there is not
+        (b"\x03<s>\x15\0\0\0\0\x18\3", b"\x03<s>\x12\0\0\0\0\x18\3", ""),
+    ],
+)
+def test_a_damaged_sentencepiece_model_is_at_most_one_line(trained, tmp_path, capfd, old, new, says):
+    assert trained.data.count(old) == 1
+    (tmp_path / "t.model").write_bytes(trained.data.replace(old, new))
+    code = command.run_command(lambda: program.main(["info", str(tmp_path / "t.model")]))
+    said = capfd.readouterr().err
+    assert said.count("\n") == (code != 0)
+    assert says in said
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path, capfd):
