@@ -5,7 +5,6 @@ dataset.py says what is in them. Folders of llama2.c (headerless uint16 .bin fil
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -17,6 +16,8 @@ import numpy as np
 
 from llama.errors import BadFileError
 from llama.formats import tokenizers
+from llama.formats.files import parse_json
+from llama.formats.kinds import checked_start
 
 SPLITS = ("train", "val")
 
@@ -60,6 +61,26 @@ def padding(n_tokens: int, dtype: np.dtype) -> int:
     return -n_tokens * dtype.itemsize % 8
 
 
+NUMBERS = ("version", "vocab_size", "bos_id", "n_tokens", "n_documents", "n_bytes", "crc32")  # of a header
+
+
+def read_head(header: bytes) -> dict[str, Any]:
+    """The fields of a header. Raises ValueError for one of another type, KeyError for one that is missing."""
+    head = parse_json(header.decode(errors="replace"))
+    if not isinstance(head, dict):
+        raise ValueError("it is no JSON object")
+    for name in NUMBERS:
+        least = 1 if name in ("n_tokens", "n_documents") else -1
+        if type(head[name]) is not int or head[name] < least:
+            raise ValueError(f"{name} = {head[name]!r:.40}, allowed whole numbers from {least} on")
+    if not isinstance(head["tokenizer_hash"], str):
+        raise ValueError(f"tokenizer_hash = {head['tokenizer_hash']!r:.40}, allowed text")
+    position = head["next"]
+    if not (isinstance(position, list) and len(position) == 2 and all(type(n) is int for n in position)):
+        raise ValueError(f"next = {position!r:.40}, allowed a file and a document of it")
+    return head
+
+
 def open_shard(path: Path) -> Shard:
     """Maps a shard. Raises BadFileError if its header or its size is wrong; `check_shard` reads the rest."""
     if not path.is_file():
@@ -67,7 +88,7 @@ def open_shard(path: Path) -> Shard:
     with path.open("rb") as file:
         header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     try:
-        head = json.loads(header.decode(errors="replace"))
+        head = read_head(header)
         n_tokens, n_documents = head["n_tokens"], head["n_documents"]
         dtype = token_type(head["vocab_size"])
         ends_at = HEADER_BYTES + n_tokens * dtype.itemsize + padding(n_tokens, dtype)
@@ -119,13 +140,29 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
     return folder / split / f"{number:05}.tokens"
 
 
+def has_shards(split: Any) -> bool:
+    return isinstance(split, dict) and type(split.get("shards")) is int and split["shards"] > 0
+
+
+def check_meta(meta: Any) -> None:
+    """Raises ValueError for what is no object, or has splits without a number of shards."""
+    if not isinstance(meta, dict):
+        raise ValueError("it is no JSON object")
+    splits = meta.get("splits")
+    if splits is not None and not (isinstance(splits, dict) and all(map(has_shards, splits.values()))):
+        raise ValueError(f"splits = {splits!r:.80}, allowed each with the number of its shards")
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a folder. Raises BadFileError."""
+    checked_start(folder / "meta.json")
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
+        meta = parse_json((folder / "meta.json").read_bytes())
+        check_meta(meta)
         return {name: meta[name] for name in ("vocab_size", "tokenizer_hash", "source", "splits")}
     except (ValueError, KeyError) as error:
-        raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: it lacks {error}") from None
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: {reason}") from None
 
 
 def open_split(folder: str | Path, split: str) -> list[Shard]:

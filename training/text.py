@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama.errors import BadFileError
+from llama.formats.files import parse_json
 from llama.formats.tokenizers import well_formed
 
 CHUNK = 1 << 20  # bytes read at once
@@ -90,10 +91,13 @@ def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
             return
         try:
             item, end = decoder.raw_decode(text)
-        except json.JSONDecodeError as error:  # mostly since the item goes on in the next chunk
+        except RecursionError:
+            raise BadFileError(f"{file.name}: item {n} is nested too deeply") from None
+        except ValueError as error:  # mostly since the item goes on in the next chunk
             more = next(chunks, None) if len(text) < DOCUMENT_MAX * 4 else None
             if more is None:  # "" is half a character
-                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {error.msg}") from None
+                reason = getattr(error, "msg", error)
+                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {reason}") from None
             text += more
             continue
         yield text_of(item, form, f"{file.name}: item {n}")
@@ -106,7 +110,7 @@ def read_jsonl(file: BinaryIO, form: Format) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError as error:
             raise BadFileError(f"{file.name}: line {n} is no JSON: {error}") from None
         yield text_of(item, form, f"{file.name}: line {n}")

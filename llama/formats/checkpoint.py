@@ -6,12 +6,12 @@ as JSON in the metadata under "config".
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from llama.errors import BadFileError
 from llama.formats.config import Config
+from llama.formats.files import parse_json
 from llama.formats.mapped import SafetensorsFile
 from llama.formats.source import Source, checked_config
 
@@ -26,8 +26,10 @@ def open_checkpoint(path: StrPath) -> Source:
     if "config" not in file.metadata:
         raise BadFileError(f"{path}: metadata has no config, so it is not a checkpoint of train.py")
     try:
-        config = checked_config(f"{path}: config", **json.loads(file.metadata["config"]))
-    except (json.JSONDecodeError, RecursionError, TypeError) as error:
+        config = checked_config(f"{path}: config", **parse_json(file.metadata["config"]))
+    except BadFileError:
+        raise
+    except (ValueError, TypeError) as error:
         raise BadFileError(f"{path}: config: {error}") from None
     return Source(str(path), config, file)
 

@@ -15,7 +15,7 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
-from llama.formats.files import Fields, read_json
+from llama.formats.files import Fields, is_file_name, read_json
 from llama.formats.mapped import SafetensorsFile, open_pickle
 from llama.formats.source import (
     CLASSIFIER,
@@ -218,8 +218,8 @@ def shard_names(folder: Path, index: Fields) -> dict[str, str]:
     """The file of each tensor that an index names. Raises BadFileError."""
     names = index.object("weight_map").values
     for tensor, file in names.items():
-        if not (isinstance(file, str) and file == Path(file).name):
-            raise BadFileError(f"{index.path}: {tensor} is in {file!r}, allowed files of the folder")
+        if not is_file_name(file):
+            raise BadFileError(f"{index.path}: {tensor} is in {file!r:.200}, allowed files of the folder")
     return dict(names)
 
 

@@ -5,7 +5,6 @@ Only the header is read here, without numpy: mapped.py has the tensors themselve
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import BadFileError
+from llama.formats.files import parse_json
 from llama.formats.header import MAX_HEADER, Tensor, checked_shape, printable
 from llama.formats.kinds import checked_start, kind_of
 
@@ -71,8 +71,8 @@ def read_header(path: Path) -> Header:
     """What a .safetensors file says of itself. Raises BadFileError."""
     text, size = header_text(path)
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise BadFileError(f"{path}: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadFileError(f"{path}: its header is no JSON object")

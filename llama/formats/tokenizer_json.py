@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
+from llama.formats.files import parse_json, read_json
 from llama.formats.vocabulary import Vocabulary
 
 LLAMA3_PATTERN = (
@@ -208,7 +209,7 @@ def ends_of(path: Path, special: dict[str, int]) -> list[int]:
         "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
     }
     config = path.with_name("tokenizer_config.json")
-    said = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    said = read_json(config).values if config.exists() else {}
     ends = []
     for name, names in usual.items():
         token = said.get(name)
@@ -372,7 +373,7 @@ def read(path: Path, data: bytes, most: int | None = None) -> Vocabulary:
     most: of the rows of the embedding; added tokens that have none are left out.
     """
     try:
-        return read_fields(path, within(json.loads(data), most))
+        return read_fields(path, within(parse_json(data), most))
     except BadFileError:
         raise
     except KeyError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
 import sys
@@ -288,6 +289,10 @@ GOOD = '{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
         (header(GOOD.replace("F32", "\\n")), r"w: \? of shape"),
         (header("{" * 60_000), "its header is not JSON"),
         (header('{"a":' * 60_000), "its header is not JSON"),
+        (
+            header('{"__metadata__":{"config":"' + "[" * 60_000 + '"},' + GOOD[1:], rest=bytes(16)),
+            "the config of its metadata is not JSON",
+        ),
     ],
 )
 def test_a_hostile_safetensors_is_one_line(tmp_path, data, message):
@@ -310,6 +315,8 @@ def test_a_hostile_safetensors_is_one_line(tmp_path, data, message):
             {"model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}'},
             "a.safetensors: No such file",
         ),
+        ({"model.safetensors.index.json": b'{"weight_map": {"w": "a\\u0000b"}}'}, "is no object of names"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"w": "../b"}}'}, "is no object of names"),
         (
             {"model.safetensors": header(GOOD, rest=bytes(16)), "config.json": b"{"},
             "config.json: is not JSON",
@@ -329,6 +336,14 @@ def test_a_bad_folder_is_one_line(tmp_path, monkeypatch, capsys, files, message)
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert message in said.err
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_tokenizer_that_is_no_file_is_named(tmp_path, make):
+    (tmp_path / "model.safetensors").write_bytes(header(GOOD, rest=bytes(16)))
+    make(tmp_path / "tokenizer.model")
+    with pytest.raises(llama.BadFileError, match=r"^/.*tokenizer\.model: [iI]s a "):
+        info.info(str(tmp_path))
 
 
 def test_odd_configurations_are_shown_as_far_as_they_go(tmp_path):

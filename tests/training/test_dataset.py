@@ -269,6 +269,11 @@ def test_tokens_of_another_tokenizer_are_not_mixed(folder, text, tmp_path):
         write(folder, other, text, shard_tokens=2500)
 
 
+def changed_head(data: bytes, **fields: object) -> bytes:
+    """A shard with other fields in its header."""
+    return json.dumps(json.loads(data[:4096]) | fields).encode().ljust(4096) + data[4096:]
+
+
 def damaged(folder, tmp_path, change) -> Path:
     """A copy of a folder in which the first shard of the training split was changed."""
     for path in folder.rglob("*"):
@@ -293,12 +298,29 @@ def damaged(folder, tmp_path, change) -> Path:
         ),
         (lambda data: data.replace(b'"tokenizer_hash": "', b'"tokenizer_hash":"x'), "tokenizer_hash = x"),
         (lambda data: data[:-8] + bytes(8), "last document end = 0"),
+        (lambda data: b"[" * 4096 + data[4096:], "its header is damaged .it is nested too deeply"),
+        (lambda data: b"[]".ljust(4096) + data[4096:], "its header is damaged .it is no JSON object"),
+        (lambda data: changed_head(data, n_documents=0), "n_documents = 0, allowed whole numbers from 1"),
+        (lambda data: changed_head(data, n_documents="5"), "n_documents = '5', allowed whole"),
+        (lambda data: changed_head(data, n_bytes=[]), r"n_bytes = \[\], allowed whole"),
+        (lambda data: changed_head(data, next=[0]), r"next = \[0\], allowed"),
         (lambda data: b"", "is no shard of tokens"),
     ],
 )
 def test_a_corrupt_shard_is_refused_when_it_is_opened(folder, tmp_path, change, says):
     with pytest.raises(BadFileError, match=says):
         open_split(damaged(folder, tmp_path, change), "train")
+
+
+@pytest.mark.parametrize(
+    "data", ["[]", "5", "null", "[" * 100_000, '{"splits": 5}', '{"splits": {"train": {"shards": 0}}}', "{}"]
+)
+def test_a_broken_meta_json_is_refused_in_one_line(folder, tmp_path, data):
+    bad = damaged(folder, tmp_path, lambda shard: shard)
+    (bad / "meta.json").write_text(data)
+    with pytest.raises(BadFileError, match=r"meta\.json: is no description of tokens: ") as raised:
+        open_split(bad, "train")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_shard_that_is_gone_is_refused(folder, tmp_path):

@@ -452,9 +452,10 @@ DAMAGE = {
     ),
     "allowed files of the folder": lambda folder: move(folder, "../model.safetensors"),
     "is in model-00001-of-": repeat,
+    r"is in 'a\x00b', allowed files of the folder": lambda folder: move(folder, "a\0b"),
     "is not JSON": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
     "holds a list, allowed an object": lambda folder: (folder / "config.json").write_text("[]"),
-    "maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 10**5),
+    "it is nested too deeply": lambda folder: (folder / "config.json").write_text("[" * 10**5),
     "has none of model.safetensors.index.json, ": lambda folder: [
         path.unlink() for path in folder.glob("model*")
     ],
