@@ -16,7 +16,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats.files import is_file_name, parse_json
 from llama.formats.header import Tensor, printable
-from llama.formats.kinds import checked_start, start_of
+from llama.formats.kinds import checked_start, start_of, whole
 from llama.formats.pickles import read_pickle
 from llama.formats.safetensors import read_header
 
@@ -250,8 +250,7 @@ def tokenizer(folder: Path) -> dict[str, Any] | None:
 
 def tokenizer_model(path: Path) -> dict[str, Any]:
     """A tokenizer.model, of sentencepiece or of Llama 3: a line for each token of text, base64 and rank."""
-    checked_start(path)
-    data = path.read_bytes()
+    data = whole(path)
     if data[:1] != b"\n":
         n = len(data.splitlines()) + LLAMA3_SPECIAL
         return {"file": path.name, "kind": "Llama 3 BPE", "vocab_size": n}

@@ -17,7 +17,7 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats.files import parse_json
-from llama.formats.kinds import checked_start
+from llama.formats.kinds import whole
 
 SPLITS = ("train", "val")
 
@@ -155,9 +155,9 @@ def check_meta(meta: Any) -> None:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a folder. Raises BadFileError."""
-    checked_start(folder / "meta.json")
+    data = whole(folder / "meta.json")
     try:
-        meta = parse_json((folder / "meta.json").read_bytes())
+        meta = parse_json(data)
         check_meta(meta)
         return {name: meta[name] for name in ("vocab_size", "tokenizer_hash", "source", "splits")}
     except (ValueError, KeyError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import BadFileError
-from llama.formats.kinds import checked_start
+from llama.formats.kinds import whole
 
 LARGEST = 1e30  # of a number in a configuration
 
@@ -71,9 +71,9 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_json(path: Path) -> Fields:
     """The fields of a file that holds a JSON object. Raises BadFileError, OSError."""
-    checked_start(path)
+    data = whole(path)
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(data)
     except ValueError as error:
         raise BadFileError(f"{path}: is not JSON ({error})") from None
     if not isinstance(values, dict):

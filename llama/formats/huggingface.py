@@ -16,6 +16,7 @@ from llama.errors import BadFileError
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, is_file_name, read_json
+from llama.formats.kinds import checked_start
 from llama.formats.mapped import SafetensorsFile, open_pickle
 from llama.formats.source import (
     CLASSIFIER,
@@ -152,6 +153,7 @@ def named_default(templates: Any) -> str:
 def read_chat(folder: Path) -> Chat:
     """The chat template of a folder: beside the configuration, or in that of its tokenizer."""
     if (path := folder / "chat_template.jinja").exists():
+        checked_start(path)
         return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
     for name in (SETTINGS, "chat_template.json"):
         said = read_json(path).values if (path := folder / name).exists() else {}

@@ -60,6 +60,12 @@ def checked_start(path: Path) -> bytes:
     return start
 
 
+def whole(path: Path) -> bytes:
+    """The bytes of a small file. Raises BadFileError as checked_start does, OSError."""
+    checked_start(path)
+    return path.read_bytes()
+
+
 def start_of(path: Path) -> bytes:
     """The first bytes of a file, none of what can't be read: whoever opens it says why."""
     try:

@@ -455,6 +455,7 @@ DAMAGE = {
     r"is in 'a\x00b', allowed files of the folder": lambda folder: move(folder, "a\0b"),
     "is not JSON": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
     "holds a list, allowed an object": lambda folder: (folder / "config.json").write_text("[]"),
+    "chat_template.jinja: is a pipe": lambda folder: os.mkfifo(folder / "chat_template.jinja"),
     "it is nested too deeply": lambda folder: (folder / "config.json").write_text("[" * 10**5),
     "has none of model.safetensors.index.json, ": lambda folder: [
         path.unlink() for path in folder.glob("model*")
