@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
+from llama.errors import BadFileError, LlamaError, ResourceError, UsageError, one_line
 
 INTERRUPTED = 130  # exit code, as a shell has it
 OUTPUT_ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EFBIG)  # of a closed or full output
@@ -45,7 +45,7 @@ def drop_output() -> None:
 def note(text: str) -> None:
     """Writes a line to standard error, for the person before it. If that fails there is nobody to tell."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def print_notes(name: object, notes: Iterable[str]) -> None:
@@ -91,5 +91,5 @@ def run_command(work: Callable[[], object], interrupted: str = "interrupted") ->
         message, code = "not enough memory", ResourceError.code
     except KeyboardInterrupt:
         message, code = interrupted, INTERRUPTED
-    print("error:", message.replace("\n", " "), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return code

@@ -18,7 +18,7 @@ from typing import Any
 
 from llama._engine import ffi, lib
 from llama.engine import SHIPPED
-from llama.errors import LlamaError
+from llama.errors import LlamaError, one_line
 from llama.native import c_text, call, check
 
 
@@ -98,7 +98,7 @@ def start(options: Any) -> None:
 def note(text: str) -> None:
     """Writes a line to standard error. If that fails there is nobody left to tell."""
     try:
-        os.write(2, os.fsencode(text) + b"\n")
+        os.write(2, os.fsencode(one_line(text)) + b"\n")
     except OSError:
         pass
 
