@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama._engine import ffi, lib
 from llama.errors import BadFileError, ClosedError, UsageError
+from llama.forks import OPEN
 from llama.native import (
     StrPath,
     c_bytes,
@@ -291,8 +292,8 @@ class Llama:
         or bf16 for a small one (llama.cache).
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
-    instruction set, as LLAMA_ISA names it) say what it came to. Raises
-    BadFileError, UsageError, ResourceError. One thread at a time is inside the engine; others wait.
+    instruction set, as LLAMA_ISA names it) say what it came to. Raises BadFileError, UsageError, ResourceError.
+    One thread at a time is inside the engine; others wait. In a child forked off meanwhile it is closed.
     """
 
     def __init__(
@@ -321,6 +322,7 @@ class Llama:
         self.kv = kv
         self.kernels: str = ffi.string(options.kernels).decode()
         self._lock = threading.Lock()
+        OPEN.add(self)
         self._turn = 0  # counts what used the context: a generation is good while it is the last
 
     def _checked(self, tokenizer: StrPath | Tokenizer) -> Tokenizer:
