@@ -292,8 +292,8 @@ class Llama:
         or bf16 for a small one (llama.cache).
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
-    instruction set, as LLAMA_ISA names it) say what it came to. Raises BadFileError, UsageError, ResourceError.
-    One thread at a time is inside the engine; others wait. In a child forked off meanwhile it is closed.
+    instruction set, as LLAMA_ISA names it) say what it came to. Raises
+    BadFileError, UsageError, ResourceError. One thread at a time is inside the engine; others wait.
     """
 
     def __init__(
