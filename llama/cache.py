@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +29,7 @@ from pathlib import Path
 
 from llama.command import Parser, note, run_command
 from llama.errors import BadFileError, UsageError
-from llama.files import lock_file, remove_left_over, write_aside
+from llama.files import ended_in_order, lock_file, remove_left_over, temporary_folder, write_aside
 
 VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
@@ -158,7 +157,7 @@ def convert(source: Path, out: Path, dtype: str | None, say: Say, fate: str) -> 
 def alone(path: Path) -> Iterator[None]:
     """Waits until no other process makes the file at path."""
     lock = path.with_suffix(".lock")
-    with lock.open("w") as file:
+    with ended_in_order(), lock.open("w") as file:
         while True:
             try:
                 lock_file(file)
@@ -201,8 +200,8 @@ def converted_for_now(
     source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info
 ) -> Iterator[Path]:
     """The .bin of a model in another format, deleted at the end of the block. Raises as converted."""
-    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
-        path = Path(aside, "model.bin")
+    with temporary_folder() as aside:
+        path = aside / "model.bin"
         convert(Path(source), path, dtype, say, "for this run")
         yield path
 

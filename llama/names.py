@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llama.cache import DTYPES, converted, converted_for_now, is_foreign, note
+from llama.files import temporary_folder
 from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
 
@@ -32,8 +32,8 @@ def tokenizer_bin(path: str | None) -> Iterator[str | None]:
         return
     from llama.formats import tokenizers  # the libraries that read such files
 
-    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
-        file = Path(aside, "tokenizer.bin")
+    with temporary_folder() as aside:
+        file = aside / "tokenizer.bin"
         tokenizers.export_bin(tokenizers.load(path), file, indexed=True)
         yield os.fspath(file)
 
