@@ -30,6 +30,7 @@ from pathlib import Path
 from llama.command import Parser, note, run_command
 from llama.errors import BadFileError, UsageError
 from llama.files import ended_in_order, lock_file, remove_left_over, temporary_folder, write_aside
+from llama.formats.kinds import LONGEST, is_of_folder
 
 VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
@@ -39,7 +40,10 @@ Say = Callable[[str], object]
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a model that has to be converted: a folder, GGUF, safetensors, a file of PyTorch."""
+    """Whether a path is a model that has to be converted: a folder, GGUF, safetensors, a file of PyTorch.
+
+    One file of a folder is taken for such too: who reads it says that the folder is wanted.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -47,13 +51,14 @@ def is_foreign(path: str | os.PathLike[str]) -> bool:
         if not path.is_file():  # to open a pipe is to wait for who writes to it
             return False
         with path.open("rb") as file:
-            head = file.read(10)
+            head = file.read(LONGEST)
     except (OSError, ValueError):
         return False  # whoever opens it says what is wrong
     return (
         head[:4] in (b"GGUF", b"PK\3\4")
         or head[8:10] in (b"{}", b'{"')
         or path.suffix in (".gguf", ".safetensors")
+        or is_of_folder(path, head)
     )
 
 

@@ -130,8 +130,8 @@ def check_room(path: Path, needed: int) -> None:
 def written_aside_folder(path: Path) -> Iterator[Path]:
     """A new folder beside path, to fill; at the end of the block it gets that name.
 
-    If the block raises, or a signal ends it, the new folder is removed. Raises UsageError if path is a file or
-    a folder that holds something: it may be anything of the user's. OSError as in written_aside.
+    If the block raises, or a signal ends it, the new folder is removed. Raises UsageError if path is a file
+    or a folder that holds something: it may be anything of the user's. OSError as in written_aside.
     """
     target = path.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

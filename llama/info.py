@@ -30,7 +30,7 @@ from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
 from llama.formats.chat_templates import KINDS
 from llama.formats.header import Tensor, printable
-from llama.formats.kinds import start_of
+from llama.formats.kinds import is_of_folder, refuse_alone, start_of
 from llama.native import KV, call, model_open
 from llama.pack import packed_bytes
 
@@ -305,6 +305,8 @@ def info(path: str, tokenizer: str | None = None, context: int = 0, check: bool 
         return of_gguf(path, context)
     if is_foreign(Path(path)):
         return of_headers(path, context)
+    if is_of_folder(Path(path), start_of(Path(path))):
+        refuse_alone(Path(path))
     return of_engine(path, tokenizer, context, check)
 
 

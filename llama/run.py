@@ -83,6 +83,7 @@ def start(options: Any) -> None:
     model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
     tokenizer = None if options.tokenizer == ffi.NULL else ffi.string(options.tokenizer)
     is_ours = model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
+    is_ours &= b"pytorch_model" not in model  # which other programs call their files
     if options.help or (is_ours and os.access(model, os.F_OK)):
         run(options, model, tokenizer)
         return

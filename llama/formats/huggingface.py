@@ -16,6 +16,7 @@ from llama.errors import BadFileError
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, read_json
+from llama.formats.kinds import CONFIG
 from llama.formats.mapped import SafetensorsFile, open_pickle
 from llama.formats.source import (
     CLASSIFIER,
@@ -29,7 +30,7 @@ from llama.formats.source import (
 from llama.formats.tensor import Tensor
 from llama.formats.tokenizer_json import put_around
 
-CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
+GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
 WEIGHTS = (
     INDEX,
     "model.safetensors",

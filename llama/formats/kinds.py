@@ -5,8 +5,10 @@ llama/csrc/base/util.h has the same for the engine.
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 from llama.errors import BadFileError
 
@@ -28,11 +30,29 @@ KINDS = (  # offset, what stands there, what that is
     (0, b"\x7fELF", "a program"),
 )
 LONGEST = 32  # bytes that have to be looked at
+CONFIG, PARAMS = "config.json", "params.json"  # which a folder of Hugging Face has, and one of Meta
+OF_FOLDERS = re.compile(
+    r"config\.json|generation_config\.json|params\.json|tokenizer\w*\.json|.*\.index\.json"
+    r"|consolidated\.\d+\.pth|pytorch_model.*\.bin|model-\d+-of-\d+\.safetensors"
+)
 
 
 def kind_of(start: bytes) -> str | None:
     """What a file is that begins so, None if it is none of KINDS."""
     return next((kind for at, magic, kind in KINDS if start[at:].startswith(magic)), None)
+
+
+def is_of_folder(path: Path, start: bytes) -> bool:
+    """Whether a file that begins so has the name of one that is in a model's folder, and no model itself."""
+    return bool(OF_FOLDERS.fullmatch(path.name)) and kind_of(start) is not None
+
+
+def refuse_alone(path: Path) -> NoReturn:
+    """Raises BadFileError for one file of a folder of another program: the folder is the model."""
+    folder = path.parent if path.parent != Path() else Path.cwd()
+    beside = (folder / CONFIG).exists() or (folder / PARAMS).exists()
+    wanted = f"give the folder, {folder}" if beside else f"neither {CONFIG} nor {PARAMS} is beside it"
+    raise BadFileError(f"{path}: is one file of a model's folder: {wanted}")
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:

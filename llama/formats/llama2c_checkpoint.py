@@ -47,7 +47,8 @@ def weights_of(file: PickleFile) -> dict[str, Tensor]:
     weights = {names[name]: found[name] for name in found if not names[name].endswith(DROPPED)}
     for name in (EMBEDDING, FIRST_W1):
         if name not in weights or len(weights[name].shape) != 2:
-            raise BadFileError(f"{file.path}: {name} is missing, or not a matrix")
+            found = ", ".join(printable(other, 40) for other in sorted(weights)[:3])
+            raise BadFileError(f"{file.path}: model: {name} is missing, or not a matrix, found {found} ...")
     return weights
 
 

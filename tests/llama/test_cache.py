@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import environment
+from helpers import assert_refused, environment, finish
 
 import llama
 from llama import cache, convert
@@ -222,3 +222,14 @@ def test_with_standard_error_closed_the_text_is_the_same(source, home):
     result = subprocess.run(closed, capture_output=True, env=environment(), check=False)
     told = subprocess.run(command, capture_output=True, env=environment(), check=False)
     assert (result.returncode, result.stdout) == (0, told.stdout)
+
+
+@pytest.mark.parametrize("program", ["run", "info", "perplexity"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "pytorch_model.bin", "params.json"])
+def test_one_file_of_a_folder_asks_for_the_folder(source, program, name):
+    if not (source / name).exists():
+        (source / name).write_bytes((source / "config.json").read_bytes())
+    text = [str(source / "config.json")] if program == "perplexity" else []
+    command = [sys.executable, "-m", f"llama.{program}", str(source / name), *text]
+    wanted = f"{source / name}: is one file of a model's folder: give the folder, {source}"
+    assert_refused(finish(command, env=environment(), capture_output=True), 3, wanted)
