@@ -306,19 +306,23 @@ class Llama(nn.Module):
         tokens: Tensor,
         targets: Tensor | None = None,
         doc_ids: Tensor | None = None,
+        weights: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Any:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T) the summed loss and their number.
 
         doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
+        weights (B, T): what each target counts in both sums, instead of 1.
         cache: the tokens go on from what it holds, and are added to it.
         Targets equal to IGNORE do not count.
         """
         x = self.hidden(tokens, doc_ids, cache)
         if targets is None:
             return self.output(x)
-        loss = cross_entropy_sum(x.flatten(0, 1), self.output.weight, targets.flatten(), self.softmax_loss)
-        return loss, (targets != IGNORE).sum()
+        counts = (targets != IGNORE).float()
+        counts = counts if weights is None else counts * weights
+        flat = (x.flatten(0, 1), self.output.weight, targets.flatten(), counts.flatten())
+        return cross_entropy_sum(*flat, self.softmax_loss), counts.sum()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -330,11 +334,11 @@ CHUNK_VALUES = 1 << 22  # logits alive at once
 CHUNK_VALUES_GPU = 1 << 27  # more of them, so that starting kernels costs nothing
 
 
-SoftmaxLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+SoftmaxLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits (n, V) and their targets (n), with 0 for all of a target that is IGNORE:
+def softmax_loss(logits: Tensor, goal: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (n, V), their targets (n), and what each counts (n), 0 for one that is IGNORE:
 
     the sum of -log softmax(logits)[target]; its gradient (n, V) in the type of the logits, but for targets,
     where it is the softmax; the gradient at the targets (n). float32 logits are overwritten.
@@ -342,7 +346,7 @@ def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.promote_types(logits.dtype, torch.float32)  # of sums, also where products are bfloat16
     values = logits.to(exact)
     values -= values.amax(dim=1, keepdim=True)
-    counts = (goal != IGNORE).to(exact)
+    counts = counts.to(exact)
     picked = values.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)
     sums = values.exp_().sum(dim=1)
     total = ((sums.log() - picked) * counts).sum()
@@ -353,39 +357,43 @@ def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
-        grad_x = torch.empty_like(x) if needs_grad else None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, body: SoftmaxLoss
+    ) -> Tensor:
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if of_x else None
         exact = torch.promote_types(x.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if of_weight else None
         total = torch.zeros((), device=x.device, dtype=exact)
         values = CHUNK_VALUES if x.device.type == "cpu" else CHUNK_VALUES_GPU
         chunk = max(1, values // len(weight))
         for start in range(0, len(x), chunk):
             part, goal = x[start : start + chunk], targets[start : start + chunk]
-            loss, grad, at_goal = body(part @ weight.T, goal)
+            loss, grad, at_goal = body(part @ weight.T, goal, counts[start : start + chunk])
             total += loss
-            if grad_x is None or grad_weight is None:
-                continue
-            grad.scatter_(1, goal.clamp(min=0)[:, None], at_goal[:, None].to(grad.dtype))
-            torch.mm(grad, weight, out=grad_x[start : start + chunk])
-            if exact == weight.dtype:
+            if of_x or of_weight:
+                grad.scatter_(1, goal.clamp(min=0)[:, None], at_goal[:, None].to(grad.dtype))
+            if grad_x is not None:
+                torch.mm(grad, weight, out=grad_x[start : start + chunk])
+            if grad_weight is not None and exact == weight.dtype:
                 grad_weight.addmm_(grad.T, part)
-            else:
+            elif grad_weight is not None:
                 grad_weight += grad.T @ part
-        if grad_x is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        whole = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
+        return (*whole, None, None, None)
 
 
-def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss = softmax_loss) -> Tensor:
-    """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N).
+def cross_entropy_sum(
+    x: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, body: SoftmaxLoss = softmax_loss
+) -> Tensor:
+    """Sum over N tokens of -log softmax(x . weight^T)[target] times what it counts.
 
+    x (N, D), weight (V, D), targets (N), counts (N), 0 where a target is IGNORE.
     body: softmax_loss, or compiled. The loop around it stays eager: compiled, its writes into slices of the
     gradient become copies of all of it.
     """
@@ -394,4 +402,4 @@ def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxL
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(kind, enabled=False):
-        return _CrossEntropySum.apply(x, weight, targets, body)
+        return _CrossEntropySum.apply(x, weight, targets, counts, body)

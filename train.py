@@ -56,9 +56,9 @@ from training.defaults import find_data
 from training.options import Options
 from training.parallel import Flag, Ranks
 from training.shards import open_split
+from training.sources import open_batches
 from training.step import Run, make_run, micro_batch_size, train_step
 from training.weights import TorchWeights, to_torch
-from training.windows import Batches
 
 # ---------------------------------------------------------------------------------------------------------
 # Setting up
@@ -104,8 +104,7 @@ def begin(options: Options, ranks: Ranks) -> Run:
     config = source.config if source else options.model_config(shards[0].vocab_size)
     with torch.device("meta"):  # a rank of FSDP never holds all of it
         model = Llama(config, options.checkpointing)
-    order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
-    run = make_run(model, options, ranks, Batches(shards, *order, documents=options.documents))
+    run = make_run(model, options, ranks, open_batches(shards, options, ranks))
     torch.manual_seed(options.seed)  # the same weights on every rank
     if options.init_from != "resume":
         fill_weights(model, source)
@@ -173,9 +172,7 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
     result = evaluation.evaluate(run.model, shards, o, ranks)
     values = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
     if o.estimate_batches:
-        order = (o.batch_size, o.max_seq_len, o.seed, ranks.rank, ranks.world_size)
-        batches = Batches(shards, *order, documents=o.documents)
-        values["estimate"] = evaluation.estimate(run.model, batches, o, ranks)
+        values["estimate"] = evaluation.estimate(run.model, open_batches(shards, o, ranks), o, ranks)
     if result.loss < progress.best_loss:
         progress.best_loss, progress.best_step = result.loss, progress.step
         if ranks.is_main:
@@ -196,12 +193,14 @@ class Group:
     """The steps since the last line of the log."""
 
     loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
-    n_targets: int = 0
+    weight: float = 0.0  # what all targets count
+    steps: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: Tensor, n_targets: int, seconds: float) -> None:
+    def add(self, loss: Tensor, weight: float, seconds: float) -> None:
         self.loss_sum = self.loss_sum + loss
-        self.n_targets += n_targets
+        self.weight += weight
+        self.steps += 1
         self.seconds += seconds
 
 
@@ -212,12 +211,13 @@ def settle(
     p, o = run.progress, run.options
     (total,) = run.ranks.sum(group.loss_sum)
     group.seconds += clock.lap(training=True)  # the device may have had work left
-    loss = float(total) / group.n_targets
+    loss = float(total) / group.weight
     if not math.isfinite(loss):
         raise BadFileError(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
     if not log:
         return
-    rate, speed = run.optimizers[0].param_groups[0]["lr"], group.n_targets / group.seconds
+    rate, n_tokens = run.optimizers[0].param_groups[0]["lr"], group.steps * o.batch_size * o.max_seq_len
+    speed = n_tokens / group.seconds
     share = p.train_seconds / p.total_seconds
     left = p.total_seconds / p.step * (o.max_steps - p.step)
     print(
@@ -250,10 +250,10 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
     clock.lap(training=False)
     done = p.step >= o.max_steps
     while not done:
-        loss, n_targets, norm = train_step(run)
+        loss, weight, norm = train_step(run)
         p.step += 1
-        p.tokens += n_targets
-        group.add(loss, n_targets, clock.lap(training=True))
+        p.tokens += round(weight)
+        group.add(loss, weight, clock.lap(training=True))
         done = stop.poll(run.stopping) or p.step >= o.max_steps
         evaluating = done or p.step % o.eval_interval == 0
         saving = evaluating or p.step % o.save_interval == 0
@@ -303,8 +303,8 @@ def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: 
     print(f"recipe: {', '.join(map(shown, recipes))}")
     print(f"model: {n:,} parameters, {json.dumps(model.config.to_dict())}")
     print(
-        f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of "
-        f"{o.max_seq_len}; {o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
+        f"data: {o.data}, {run.batches}; "
+        f"{o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
     )
     print(
         f"machine: {run.ranks.world_size} x {run.ranks.device} {run.ranks.kind}, {o.dtype}; "

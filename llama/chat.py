@@ -22,6 +22,7 @@ Message = Mapping[str, Any]  # role and content, and what else a template knows
 Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
 
 MARKS = [chr(0xFDD0 + i) for i in range(32)]  # characters that Unicode promises to no text
+AROUND = ("generation_begins", "generation_ends")  # what stands around {% generation %}, nothing by default
 NEEDED = "a chat template in Jinja needs jinja2: pip install 'cria[chat]'"
 
 
@@ -51,19 +52,21 @@ def today(form: str) -> str:
 def environment() -> Any:
     """The sandbox. Raises UsageError where jinja2 is not installed."""
     try:
+        from jinja2 import nodes
         from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise UsageError(NEEDED) from None
 
     class Generation(Extension):
-        """{% generation %} marks what an assistant wrote, for training; here it is its content."""
+        """{% generation %} marks what an assistant wrote, for training: its content, between AROUND."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            begin, end = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in AROUND)
+            return [begin, *parser.parse_statements(("name:endgeneration",), drop_needle=True), end]
 
     extensions = [Generation, "jinja2.ext.loopcontrols"]
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
@@ -129,6 +132,15 @@ def plain_spans(text: str, mark: str) -> Iterator[Span]:
             yield at - len(part[-1].encode(errors="replace")), at, -1
 
 
+def free_marks(template: str, messages: Sequence[Message], n: int) -> list[str]:
+    """Characters that are in neither. Raises UsageError where fewer than n are left."""
+    said = json.dumps([template, *messages], ensure_ascii=False, default=str)
+    marks = [mark for mark in MARKS if mark not in said]
+    if len(marks) < n:
+        raise UsageError("messages hold all of U+FDD0 to U+FDEF, which are no characters")
+    return marks[:n]
+
+
 def render_guarded(
     template: str,
     messages: Sequence[Message],
@@ -140,13 +152,27 @@ def render_guarded(
 
     Raises what render does.
     """
-    said = json.dumps([template, *messages], ensure_ascii=False, default=str)
-    mark = next((mark for mark in MARKS if mark not in said), None)
-    if mark is None:
-        raise UsageError("messages hold all of U+FDD0 to U+FDEF, which are no characters")
+    (mark,) = free_marks(template, messages, 1)
     guarded_messages = [guard(message, specials, mark) for message in messages]
     text = render(template, guarded_messages, add_generation_prompt, **names)
     return text.replace(mark, ""), list(plain_spans(text, mark))
+
+
+def render_generated(
+    template: str, messages: Sequence[Message], specials: Collection[str], **names: Any
+) -> tuple[str, list[Span], list[tuple[int, int]]]:
+    """As render_guarded, and the characters of what stands in each {% generation %}: begin, end."""
+    mark, begin, end = free_marks(template, messages, 3)
+    around = dict(zip(AROUND, (begin, end), strict=True))
+    guarded_messages = [guard(message, specials, mark) for message in messages]
+    text = render(template, guarded_messages, False, **names, **around)
+    spans = list(plain_spans(text.replace(begin, "").replace(end, ""), mark))
+    before, *parts = text.replace(mark, "").split(begin)
+    places, at = [], len(before)
+    for said, _, rest in (part.partition(end) for part in parts):
+        places.append((at, at + len(said)))
+        at += len(said) + len(rest)
+    return text.replace(mark, "").replace(begin, "").replace(end, ""), spans, places
 
 
 def encode_chat(

@@ -8,47 +8,36 @@ compare. llama2.c draws 100 random batches instead; estimate does so too, for co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.generation import generate
 from training.options import Options
 from training.parallel import Ranks, autocast
-from training.prefetch import Batch
+from training.prefetch import Batch, Source
 from training.shards import Shard
+from training.sources import val_batches
 from training.step import micro_batch_size, micro_batches
-from training.windows import Batches, val_windows
 
 
 @dataclass
 class Evaluation:
-    """loss: nats per token. bits_per_byte: of the text of the shard."""
+    """loss: nats per token. bits_per_byte: of the text of the shard. weight: what all targets count."""
 
     loss: float
     bits_per_byte: float
-    tokens: int
-
-
-def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | None) -> Iterator[Batch]:
-    """Windows (T,) of tokens and targets, as batches (size, T); the last one may be smaller.
-
-    bos_id: where documents begin, if tokens attend within theirs only.
-    """
-    windows = iter(windows)
-    while group := list(islice(windows, size)):
-        tokens, targets = zip(*group, strict=True)
-        batch = torch.stack(tokens)
-        yield batch, torch.stack(targets), None if bos_id is None else (batch == bos_id).cumsum(1)
+    weight: float
 
 
 @torch.no_grad()
-def loss_of(model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks) -> tuple[float, int]:
-    """Sum of the loss in nats, and number of targets, over the batches of all ranks, as many on each."""
+def loss_of(
+    model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks
+) -> tuple[float, float]:
+    """Sum of the loss in nats, and what its targets count, over the batches of all ranks, as many on each."""
     model.eval()
     sums = [torch.zeros(2, device=ranks.device)]  # of batches: reading them one by one would wait for each
     for piece in (piece for batch in batches for piece in micro_batches(options, ranks, batch)):
@@ -57,12 +46,12 @@ def loss_of(model: nn.Module, batches: Iterable[Batch], options: Options, ranks:
         sums.append(torch.stack((loss, n.to(loss.dtype))))
     model.train()
     total, count = ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0))
-    return float(total), int(count)
+    return float(total), float(count)
 
 
-def bytes_of(shards: list[Shard], n_targets: int) -> float:
+def bytes_of(shards: list[Shard], n_targets: float) -> float:
     """Bytes of the text that n_targets tokens stand for; nan where the shards do not know."""
-    if any(shard.n_bytes is None for shard in shards):
+    if any(shard.n_bytes is None or shard.weights is not None for shard in shards):
         return math.nan
     n_tokens = sum(len(shard.tokens) for shard in shards)
     return sum(shard.n_bytes for shard in shards) * n_targets / (n_tokens - 1)
@@ -70,17 +59,16 @@ def bytes_of(shards: list[Shard], n_targets: int) -> float:
 
 def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
     """The loss on the validation split, or on its first eval_windows windows. All ranks must call it."""
-    order = (options.max_seq_len, ranks.rank, ranks.world_size, options.eval_windows)
-    bos_id = shards[0].bos_id if options.documents else None
-    size = micro_batch_size(options, ranks.world_size)
-    total, count = loss_of(model, batched(val_windows(shards, *order), size, bos_id), options, ranks)
-    return Evaluation(total / max(1, count), total / math.log(2) / bytes_of(shards, count), count)
+    batches = val_batches(shards, options, ranks, micro_batch_size(options, ranks.world_size))
+    total, weight = loss_of(model, batches, options, ranks)
+    mean = total / weight if weight else 0.0
+    return Evaluation(mean, total / math.log(2) / bytes_of(shards, weight), weight)
 
 
-def estimate(model: nn.Module, batches: Batches, options: Options, ranks: Ranks) -> float:
+def estimate(model: nn.Module, batches: Source, options: Options, ranks: Ranks) -> float:
     """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
     total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), options, ranks)
-    return total / max(1, count)
+    return total / count if count else 0.0
 
 
 def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:

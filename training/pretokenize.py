@@ -14,11 +14,12 @@ import signal
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -31,10 +32,12 @@ from llama.errors import BadFileError
 from llama.files import lock_folder, write_aside
 from llama.formats import tokenizers
 from llama.formats.tokenizers import Tokenizer, well_formed
+from training.conversations import Encoder, open_encoder
 from training.shards import (
     HEADER_BYTES,
     SPLITS,
     VERSION,
+    WEIGHT,
     Position,
     Shard,
     open_shard,
@@ -82,7 +85,8 @@ class Encoded:
 
     tokens: np.ndarray  # (n_tokens)
     lengths: np.ndarray  # (n_documents)
-    n_bytes: int
+    n_bytes: int  # of text; 0 for conversations
+    weights: np.ndarray | None = None  # (n_tokens), of each as a target; None: all count 1
 
 
 def read_batches(selection: Selection, form: Format, start: Position) -> Iterator[Batch]:
@@ -116,27 +120,57 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     return Encoded(tokens.astype(token_type(tokenizer.vocab_size)), lengths, n_bytes)
 
 
-_worker: dict[str, Tokenizer] = {}  # of a worker process, set once as it starts
+def encode_records(encoder: Encoder, kind: str, texts: list[str]) -> Encoded:
+    """The conversations of records, or the chosen and the rejected one of each. Raises BadFileError."""
+    wanted, samples = 2 if kind == "pairs" else 1, []
+    for text in texts:
+        found = encoder.encode_record(text)
+        if len(found) != wanted:
+            kinds = "a pair" if len(found) == 2 else "one conversation"
+            raise BadFileError(f"record {text[:60]!r}: is {kinds}, allowed in a folder of {kind}: {wanted}")
+        samples += found
+    ids, weights = ([*chain.from_iterable(part)] for part in zip(*samples, strict=True))
+    lengths = np.array([len(sample[0]) for sample in samples])
+    tokens = np.array(ids, token_type(encoder.tokenizer.vocab_size))
+    return Encoded(tokens, lengths, 0, np.array(weights, WEIGHT))
 
 
-def start_worker(path: Path) -> None:
+@dataclass(frozen=True)
+class Chats:
+    """How conversations become tokens. kind: "chat" or "pairs". template: as in with_text."""
+
+    model: Path
+    kind: str = "chat"
+    template: str | None = None
+
+
+Encode = Callable[[list[str]], Encoded]
+_worker: dict[str, Encode] = {}  # of a worker process, set once as it starts
+
+
+def encode_chats(chats: Chats) -> Encode:
+    return partial(encode_records, open_encoder(chats.model, chats.template), chats.kind)
+
+
+def start_worker(path: Path, chats: Chats | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the others
-    _worker["tokenizer"] = tokenizers.load(path)
+    _worker["encode"] = encode_chats(chats) if chats else partial(encode_batch, tokenizers.load(path))
 
 
 def work(texts: list[str]) -> Encoded:
-    return encode_batch(_worker["tokenizer"], texts)
+    return _worker["encode"](texts)
 
 
 def encode_all(
-    tokenizer: Tokenizer, batches: Iterable[Batch], workers: int
+    tokenizer: Tokenizer, batches: Iterable[Batch], workers: int, chats: Chats | None = None
 ) -> Iterator[tuple[Batch, Encoded]]:
     """Each batch with its tokens, in order. Raises what a worker raised, RuntimeError if one was killed."""
     if workers == 1:
-        yield from ((batch, encode_batch(tokenizer, batch.texts)) for batch in batches)
+        encode = encode_chats(chats) if chats else partial(encode_batch, tokenizer)
+        yield from ((batch, encode(batch.texts)) for batch in batches)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
-    pool = ProcessPoolExecutor(workers, spawn, start_worker, (tokenizer.path,))
+    pool = ProcessPoolExecutor(workers, spawn, start_worker, (tokenizer.path, chats))
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
@@ -181,10 +215,11 @@ def hold_interrupt() -> Iterator[Interrupt]:
 class ShardWriter:
     """What has been written of a shard to a file that write_aside gave."""
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self.file, self.tokenizer = file, tokenizer
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, kind: str = "text") -> None:
+        self.file, self.tokenizer, self.kind = file, tokenizer, kind
         self.n_tokens = self.n_bytes = self.crc32 = 0
         self.ends: list[np.ndarray] = []
+        self.weights: list[np.ndarray] = []
         file.write(b" " * HEADER_BYTES)
 
     def write(self, data: bytes) -> None:
@@ -196,14 +231,19 @@ class ShardWriter:
         self.ends.append(self.n_tokens + np.cumsum(encoded.lengths))
         self.n_tokens += len(encoded.tokens)
         self.n_bytes += encoded.n_bytes
+        if encoded.weights is not None:
+            self.weights.append(encoded.weights)
 
     def finish(self, position: Position) -> None:
         """Writes what follows the tokens, and the header; position: of the document after the last one."""
         dtype = token_type(self.tokenizer.vocab_size)
         self.write(bytes(padding(self.n_tokens, dtype)))
         self.write(np.concatenate(self.ends).astype("<u8").tobytes())
+        for weights in self.weights:
+            self.write(weights.tobytes())
         head = {
             "version": VERSION,
+            "kind": self.kind,
             "type": dtype.name,
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer_hash": self.tokenizer.hash,
@@ -228,6 +268,11 @@ class Job:
     workers: int
     shard_tokens: int
     stop: Interrupt
+    chats: Chats | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.chats.kind if self.chats else "text"
 
 
 def existing_shards(folder: Path, split: str) -> list[Shard]:
@@ -243,7 +288,7 @@ def write_shards(job: Job, split: str, number: int, results: Iterator[tuple[Batc
     result = next(results, None)
     while result is not None:
         with write_aside(shard_path(job.folder, split, number)) as file:
-            shard = ShardWriter(file, job.tokenizer)
+            shard = ShardWriter(file, job.tokenizer, job.kind)
             while result is not None:
                 position = result[0].next
                 shard.add(result[1])
@@ -283,7 +328,8 @@ def write_split(job: Job, split: str, selection: Selection) -> dict[str, int]:
     shards = existing_shards(job.folder, split)
     start = shards[-1].next if shards else (0, 0)
     size = sum(path.stat().st_size for path in selection.files)
-    results = encode_all(job.tokenizer, read_batches(selection, job.form, start), job.workers)
+    batches = read_batches(selection, job.form, start)
+    results = encode_all(job.tokenizer, batches, job.workers, job.chats)
     with tqdm(total=size, desc=f"{split:5}", unit="B", unit_scale=True, mininterval=0.5) as bar:
         write_shards(job, split, len(shards), show_progress(bar, results))
     shards = existing_shards(job.folder, split)
@@ -344,25 +390,28 @@ def pretokenize(
     form: Format,
     workers: int = 0,
     shard_tokens: int = SHARD_TOKENS,
+    chats: Chats | None = None,
 ) -> dict[str, Any]:
     """Writes a folder of tokens, or what is missing of it, and returns its meta.json.
 
-    workers: processes; 0: one a processor. shard_tokens: of a shard, about. Raises BadFileError, OSError;
-    KeyboardInterrupt once all that was encoded is on disk.
+    workers: processes; 0: one a processor. shard_tokens: of a shard, about. chats: documents are records of
+    conversations. Raises BadFileError, OSError; KeyboardInterrupt once all that was encoded is on disk.
     """
     folder = Path(folder)
-    if tokenizer.bos_id < 0:
+    if tokenizer.bos_id < 0 and not chats:
         raise BadFileError(f"{tokenizer.path}: has no BOS, which begins each document")
     if workers < 0 or shard_tokens < 1:
         raise BadFileError(f"workers = {workers}, shard_tokens = {shard_tokens}: allowed 0 and 1 or more")
     selections = {"val": val, "train": train}
-    source = {name: describe(selection) for name, selection in selections.items()} | asdict(form)
+    source = {name: describe(selection) for name, selection in selections.items()}
+    source |= {name: value for name, value in asdict(form).items() if name != "records"}
+    source |= {"kind": chats.kind, "template": chats.template} if chats else {}
     with lock_folder(folder), hold_interrupt() as stop:
         meta = begin_folder(folder, tokenizer, source)
         if meta["splits"]:
             return meta
         copy_tokenizer(folder, tokenizer)
-        job = Job(folder, tokenizer, form, workers or os.cpu_count() or 1, shard_tokens, stop)
+        job = Job(folder, tokenizer, form, workers or os.cpu_count() or 1, shard_tokens, stop, chats)
         meta["splits"] = {name: write_split(job, name, selection) for name, selection in selections.items()}
         write_meta(folder, meta)
     return meta

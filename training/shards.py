@@ -5,10 +5,12 @@ dataset.py says what is in them. Folders of llama2.c (headerless uint16 .bin fil
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ SPLITS = ("train", "val")
 # A shard
 
 VERSION = 1
+KINDS = ("text", "chat", "pairs")  # what documents are: texts; conversations; chosen and rejected in turn
+WEIGHT = np.dtype("<f2")  # of a target, in all but texts
 HEADER_BYTES = 4096  # a page, so that the tokens are aligned in memory
 Position = tuple[int, int]  # in the input: number of the file, number of the document in it
 
@@ -41,6 +45,8 @@ class Shard:
     n_bytes: int | None  # UTF-8 bytes of the text, for bits per byte; None: unknown
     crc32: int | None = None  # of all after the header
     next: Position = (0, 0)  # the document after the last one
+    kind: str = "text"  # one of KINDS
+    weights: np.ndarray | None = None  # (n_tokens) float16, of each as a target; None: all count 1
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Tokens start to end as int64. Raises BadFileError for one outside the vocabulary."""
@@ -72,18 +78,31 @@ def open_shard(path: Path) -> Shard:
         dtype = token_type(head["vocab_size"])
         ends_at = HEADER_BYTES + n_tokens * dtype.itemsize + padding(n_tokens, dtype)
         facts = {name: head[name] for name in ("vocab_size", "tokenizer_hash", "bos_id", "n_bytes", "crc32")}
-        version, position = head["version"], tuple(head["next"])
+        version, position, kind = head["version"], tuple(head["next"]), head.get("kind", "text")
     except (ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{path}: is no shard of tokens: its header is damaged ({error})") from None
     if version != VERSION:
         raise BadFileError(f"{path}: version = {version}, allowed {VERSION}")
-    if size != ends_at + 8 * n_documents:
-        raise BadFileError(f"{path}: size = {size} bytes, allowed {ends_at + 8 * n_documents} by its header")
+    if kind not in KINDS:
+        raise BadFileError(f"{path}: kind = {kind!r}, allowed {', '.join(KINDS)}")
+    weights_at = ends_at + 8 * n_documents
+    allowed = weights_at + (WEIGHT.itemsize * n_tokens if kind != "text" else 0)
+    if size != allowed:
+        raise BadFileError(f"{path}: size = {size} bytes, allowed {allowed} by its header")
+    weights = np.memmap(path, WEIGHT, "r", weights_at, (n_tokens,)) if kind != "text" else None
     tokens = np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
     ends = np.memmap(path, "<u8", "r", ends_at, (n_documents,))
     if ends[-1] != n_tokens:
         raise BadFileError(f"{path}: last document end = {ends[-1]}, allowed {n_tokens}")
-    return Shard(path, tokens, ends, **facts, next=position)
+    return Shard(path, tokens, ends, **facts, next=position, kind=kind, weights=weights)
+
+
+def documents(shards: Iterable[Shard]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids, int64, and weights, float32, of each document: (T) each."""
+    for shard in shards:
+        for begin, end in itertools.pairwise([0, *shard.ends.tolist()]):
+            ids, weights = shard.read(begin, end), shard.weights
+            yield ids, np.ones(len(ids), np.float32) if weights is None else weights[begin:end].astype("f4")
 
 
 def check_shard(shard: Shard) -> None:

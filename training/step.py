@@ -55,7 +55,7 @@ def micro_batch_size(options: Options, world_size: int) -> int:
 
 
 def micro_batches(options: Options, ranks: Ranks, batch: Batch) -> Iterator[tuple[Any, ...]]:
-    """A batch in pieces of (tokens, targets, doc_ids or None), on the device."""
+    """A batch in pieces, on the device."""
     size = micro_batch_size(options, ranks.world_size)
     for start in range(0, len(batch[0]), size):
         yield tuple(
@@ -75,26 +75,27 @@ def clip(run: Run) -> Tensor:
     return norm
 
 
-def train_step(run: Run) -> tuple[Tensor, int, Tensor]:
-    """One step of the optimizers. Returns the loss sum of this rank, targets of all ranks, gradient norm.
+def train_step(run: Run) -> tuple[Tensor, float, Tensor]:
+    """One step of the optimizers. Returns the loss sum of this rank, what all ranks' targets count, and the
+    gradient norm.
 
     Nothing here waits for the device, so that it always has work.
 
-    The loss is divided by the number of targets of the whole step, over micro batches and ranks, so that how
+    The loss is divided by what the targets of the whole step count, over micro batches and ranks, so that how
     a batch is cut does not change what is learnt.
     """
     options, ranks = run.options, run.ranks
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
-    n_targets = run.batches.n_targets
+    weight = run.batches.weight_of(run.progress.step)
     pieces = list(micro_batches(options, ranks, run.ahead.at(run.progress.step)))
     total = torch.zeros((), device=ranks.device)
-    for i, (tokens, targets, doc_ids) in enumerate(pieces):
+    for i, piece in enumerate(pieces):
         with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
             with parallel.autocast(ranks, options.dtype):
-                loss, _ = run.model(tokens, targets, doc_ids)
+                loss, _ = run.model(*piece)
             total += loss.detach()
             # Ranks' gradients are averaged, which divides by their number once more.
-            run.scaler.scale(loss * (ranks.world_size / n_targets)).backward()
+            run.scaler.scale(loss * (ranks.world_size / weight)).backward()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = clip(run)
@@ -102,4 +103,4 @@ def train_step(run: Run) -> tuple[Tensor, int, Tensor]:
         run.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
-    return total, n_targets, norm
+    return total, weight, norm

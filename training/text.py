@@ -35,6 +35,10 @@ class Format:
     field: str = ""  # "": the first of FIELDS that is there
     separator: str = SEPARATOR  # of documents in a .txt
     strip: bool = False  # drop the whitespace around each document
+    records: bool = False  # documents are whole objects, as JSON, not a text of theirs
+
+
+RECORDS = Format(records=True)
 
 
 def read_chunks(file: BinaryIO) -> Iterator[str]:
@@ -64,7 +68,9 @@ def read_txt(file: BinaryIO, form: Format) -> Iterator[str]:
 
 
 def text_of(item: Any, form: Format, where: str) -> str:
-    """The text of a JSON value: itself, or its field. Raises BadFileError."""
+    """The text of a JSON value: itself, or its field; of records, JSON. Raises BadFileError."""
+    if form.records:
+        return json.dumps(item, ensure_ascii=False)
     if isinstance(item, dict):
         names = [form.field] if form.field else FIELDS
         item = next((item[name] for name in names if name in item), item)
@@ -121,16 +127,14 @@ def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
         raise BadFileError(f"{file.name}: to read it: pip install pyarrow") from None
     try:
         table = pq.ParquetFile(file)
-        names = [
-            name for name in ([form.field] if form.field else FIELDS) if name in table.schema_arrow.names
-        ]
+        columns = table.schema_arrow.names
+        wanted = columns if form.records else [form.field] if form.field else FIELDS
+        names = [name for name in wanted if name in columns]
         if not names:
-            columns = ", ".join(table.schema_arrow.names)
-            raise BadFileError(
-                f"{file.name}: columns = {columns}, allowed {form.field or ' or '.join(FIELDS)} (--field)"
-            )
-        for rows in table.iter_batches(batch_size=1024, columns=names[:1]):
-            for n, item in enumerate(rows.column(0).to_pylist()):
+            found = f"columns = {', '.join(columns)}"
+            raise BadFileError(f"{file.name}: {found}, allowed {' or '.join(wanted)} (--field)")
+        for rows in table.iter_batches(batch_size=1024, columns=names if form.records else names[:1]):
+            for n, item in enumerate((rows if form.records else rows.column(0)).to_pylist()):
                 yield text_of(item, form, f"{file.name}: row {n} of 1024")
     except pa.ArrowException as error:
         raise BadFileError(f"{file.name}: is no Parquet file: {error}") from None
@@ -141,6 +145,8 @@ READERS = {".txt": read_txt, ".json": read_json, ".jsonl": read_jsonl, ".parquet
 
 def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
     """The documents of a file opened as binary, blank ones included. Raises BadFileError."""
+    if form.records and Path(file.name).suffix == ".txt":
+        raise BadFileError(f"{file.name}: holds no records, allowed .json .jsonl .parquet")
     for text in READERS[Path(file.name).suffix](file, form):
         yield text.strip() if form.strip else text
 

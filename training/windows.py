@@ -75,7 +75,7 @@ class Batches:
     batch_size: windows in a step, of all ranks together; rank r gets the r-th of world_size equal parts, so
     the data of a step does not depend on the number of ranks. documents: give doc_ids too.
 
-    Every token of a window is a target: `n_targets` in a step, of all ranks together.
+    Every token of a window is a target.
 
     `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
     and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
@@ -101,8 +101,10 @@ class Batches:
             raise BadFileError(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise BadFileError(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
-        self.n_targets = batch_size * seq_len
         self.windows = max(1, len(self.stream) // seq_len - 1)
+
+    def __str__(self) -> str:
+        return f"{len(self.stream):,} tokens, {self.windows:,} windows of {self.seq_len}"
 
     def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:
         """Where in the stream the windows begin that come index-th (B) in an epoch."""
@@ -113,6 +115,10 @@ class Batches:
         shift = int(offset) % min(self.seq_len, slack)
         order = permute(index, self.windows, np.array(keys))
         return shift + order.astype(np.int64) * self.seq_len
+
+    def weight_of(self, step: int) -> float:
+        """How many targets all ranks together have in a step."""
+        return float(self.batch_size * self.seq_len)
 
     def at(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Tokens, targets, doc_ids or None: int64 (batch_size / world_size, seq_len) each.

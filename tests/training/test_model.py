@@ -199,8 +199,8 @@ def test_the_chunked_loss_and_its_gradients_equal_pytorchs(monkeypatch, tied, ch
 def test_the_chunked_loss_passes_a_gradient_check():
     x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([1, 10, IGNORE, 0, 3, 3])
-    assert torch.autograd.gradcheck(lambda a, b: module.cross_entropy_sum(a, b, targets), (x, weight))
+    targets, counts = torch.tensor([1, 10, IGNORE, 0, 3, 3]), torch.tensor([1, 0.5, 0, 2, 1, 0])
+    assert torch.autograd.gradcheck(lambda a, b: module.cross_entropy_sum(a, b, targets, counts), (x, weight))
 
 
 def test_checkpointing_changes_no_gradient():

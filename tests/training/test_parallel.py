@@ -84,7 +84,7 @@ def validation_losses(ranks: Ranks) -> list[tuple[float, int]]:
     for n, most in [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 3)]:
         options = Options(max_seq_len=16, batch_size=4, micro_batch_size=2, eval_windows=most)
         result = evaluation.evaluate(model, [shard(16 * n - 3)], options, ranks)
-        found.append((result.loss, result.tokens))
+        found.append((result.loss, result.weight))
     return found
 
 
