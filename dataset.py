@@ -36,7 +36,9 @@ from llama.command import Parser, run_command
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats.chat_templates import BUILT_IN
-from training.conversations import Encoder, coloured, open_text
+from llama.formats.texts import told
+from training.conversations import Encoder, coloured
+from training.named import open_text
 from training.pretokenize import Chats, Selection, add_writer_options, pretokenize, print_totals, totals
 from training.shards import SPLITS, check_shard, documents, open_split
 from training.text import RECORDS, add_text_options, read_documents, text_files, text_format
@@ -108,11 +110,11 @@ def first_record(files: list[Path]) -> str:
 
 def chat_command(options: argparse.Namespace) -> dict[str, Any]:
     train, val = selections(options)
-    source, vocabulary = open_text(options.model, options.template)
+    source, vocabulary = open_text(str(options.model), options.template)
     tokenizer = tokenizers.load_vocabulary(options.model, "of a model", vocabulary.indexed, vocabulary)
     encoder = Encoder(source, tokenizer.model)
     kind = "pairs" if len(encoder.encode_record(first_record(train.files))) == 2 else "chat"
-    chats = Chats(options.model, kind, options.template)
+    chats = Chats(options.model, kind, options.template, told(source))
     work = (options.workers, options.shard_tokens, chats)
     meta = pretokenize(options.output, tokenizer, train, val, RECORDS, *work)
     show(options.output, encoder, options.show)

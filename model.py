@@ -308,12 +308,14 @@ class Llama(nn.Module):
         doc_ids: Tensor | None = None,
         weights: Tensor | None = None,
         cache: Cache | None = None,
+        each: bool = False,
     ) -> Any:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T) the summed loss and their number.
 
         doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
         weights (B, T): what each target counts in both sums, instead of 1.
         cache: the tokens go on from what it holds, and are added to it.
+        each: the sums of every row, (B) instead of ().
         Targets equal to IGNORE do not count.
         """
         x = self.hidden(tokens, doc_ids, cache)
@@ -321,8 +323,12 @@ class Llama(nn.Module):
             return self.output(x)
         counts = (targets != IGNORE).float()
         counts = counts if weights is None else counts * weights
-        flat = (x.flatten(0, 1), self.output.weight, targets.flatten(), counts.flatten())
-        return cross_entropy_sum(*flat, self.softmax_loss), counts.sum()
+        if not each:
+            x, targets, counts = x.flatten(0, 1)[None], targets.flatten()[None], counts.flatten()[None]
+        rows = zip(x, targets, counts, strict=True)
+        weight, body = self.output.weight, self.softmax_loss
+        sums = torch.stack([cross_entropy_sum(row, weight, *goal, body) for row, *goal in rows])
+        return (sums, counts.sum(dim=1)) if each else (sums[0], counts.sum())
 
 
 # ---------------------------------------------------------------------------------------------------------

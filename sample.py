@@ -24,10 +24,9 @@ import torch
 from llama import Tokenizer
 from llama.command import Parser, run_command
 from llama.errors import BadFileError, UsageError
-from llama.formats.models import open_source
 from llama.formats.source import Source
-from llama.formats.text import with_text
 from training.generation import check_sampling, generate, stream
+from training.named import open_named
 from training.weights import model_of
 
 
@@ -45,15 +44,14 @@ def read_prompt(options: argparse.Namespace) -> str:
     return data.decode(errors="replace").removesuffix("\n")
 
 
-def open_model(path: Path, tokenizer: Path | None) -> tuple[Source, Tokenizer]:
-    """A model in a file or folder of any format, with its tokenizer, or the one given.
+def open_model(name: str, tokenizer: Path | None) -> tuple[Source, Tokenizer]:
+    """A model by its path or its name on the hub, with its tokenizer, or the one given.
 
     Raises BadFileError, also where there is none.
     """
-    folder = path if path.is_dir() else path.parent
-    source, vocabulary = with_text(open_source(path), folder, tokenizer)
+    source, vocabulary = open_named(name, tokenizer)
     if vocabulary is None:
-        raise BadFileError(f"{path}: has no tokenizer, nor is one beside it: name one with --tokenizer")
+        raise BadFileError(f"{name}: has no tokenizer, nor is one beside it: name one with --tokenizer")
     return source, Tokenizer.from_bytes(vocabulary.indexed, tokenizer or source.name)
 
 
@@ -132,7 +130,7 @@ def sample(options: argparse.Namespace) -> None:
     check(options)
     device = usable_device(options.device)
     prompt = read_prompt(options)
-    source, tokenizer = open_model(options.checkpoint, options.tokenizer)
+    source, tokenizer = open_model(str(options.checkpoint), options.tokenizer)
     model = model_of(source, device)
     ids = tokenizer.encode(prompt, bos=source.add_bos or not prompt)  # a text goes on from a token
     sampling = (options.temperature, options.top_k, options.top_p)

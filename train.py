@@ -26,13 +26,12 @@ The loop is here, its machinery in training/. Left out on purpose: pipeline and 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,77 +40,51 @@ import torch
 from torch import Tensor
 
 from llama.command import run_command
-from llama.errors import BadFileError, UsageError
+from llama.errors import BadFileError
 from llama.files import lock_folder
 from llama.formats import llama2c, tokenizers
 from llama.formats.export import export_bin, export_v3
-from llama.formats.models import open_source
-from llama.formats.source import Source, checked_tensors
+from llama.formats.source import Source
 from llama.formats.text import with_text
+from llama.formats.texts import with_told
 from llama.formats.v3 import extras_of
-from model import Config, Llama
-from training import checkpoints, evaluation, options, parallel, report
-from training.checkpoints import Progress
+from model import Config
+from training import checkpoints, evaluation, models, options, pairs, parallel, report
+from training.checkpoints import About, Progress
 from training.defaults import find_data
+from training.objectives import objective_of
 from training.options import Options
+from training.pairs import Answers, Pairs
 from training.parallel import Flag, Ranks
 from training.shards import open_split
 from training.sources import open_batches
 from training.step import Run, make_run, micro_batch_size, train_step
-from training.weights import TorchWeights, to_torch
+from training.weights import TorchWeights
 
 # ---------------------------------------------------------------------------------------------------------
 # Setting up
-
-
-def source_of(options: Options, vocab_size: int) -> Source | None:
-    """The file or folder of any format to start from, None for a fresh model. Raises BadFileError."""
-    if options.init_from in ("scratch", "resume"):
-        return None
-    source = open_source(Path(options.init_from))
-    if source.config.vocab_size != vocab_size:
-        found = f"vocab_size = {source.config.vocab_size}, the data has {vocab_size}"
-        raise BadFileError(f"{options.init_from}: {found}")
-    changes = {"dropout": options.dropout, "max_seq_len": options.max_seq_len}
-    return dataclasses.replace(source, config=dataclasses.replace(source.config, **changes))
-
-
-def fill_weights(model: Llama, source: Source | None) -> None:
-    """The weights of a source, or fresh ones: the same, whatever the ranks. Raises BadFileError."""
-    if source is None:
-        parallel.fill(model, lambda name, shape: model.init_weight(name, torch.empty(shape)))
-    else:
-        tensors = checked_tensors(source)
-        parallel.fill(model, lambda name, shape: to_torch(tensors[name]))
-
-
-def check_said(options: Options, said: Iterable[str]) -> None:
-    """Raises UsageError for a shape that the command line says, where the model to start from has another."""
-    if options.init_from in ("scratch", "resume"):
-        return
-    config = open_source(Path(options.init_from)).config.to_dict()
-    for name in config.keys() & set(said) - {"vocab_size", *checkpoints.MAY_CHANGE}:
-        if getattr(options, name) not in (0, config[name]):  # 0: whatever follows from the others
-            found = f"{name} = {getattr(options, name)}, {options.init_from} has {config[name]}"
-            raise UsageError(f"{found}: leave it out, the shape is that of the model")
 
 
 def begin(options: Options, ranks: Ranks) -> Run:
     """Makes or loads everything. All ranks call it."""
     micro_batch_size(options, ranks.world_size)
     shards = open_split(options.data, "train")
-    source = source_of(options, shards[0].vocab_size)
-    config = source.config if source else options.model_config(shards[0].vocab_size)
-    with torch.device("meta"):  # a rank of FSDP never holds all of it
-        model = Llama(config, options.checkpointing)
+    folder = checkpoints.chosen(Path(options.out_dir), ranks) if options.init_from == "resume" else None
+    start = models.start_of(options, folder)
+    source = models.source_of(options, start, shards[0].vocab_size) if start else None
+    lora = models.lora_of(options, start)
+    model = models.make_model(options, ranks, source, shards[0].vocab_size, lora)
     run = make_run(model, options, ranks, open_batches(shards, options, ranks))
+    run.objective = objective_of(shards[0].kind, options)
+    if isinstance(run.batches, Pairs):
+        run.val = Answers(open_split(options.data, "val"), options.max_seq_len)
+    run.about = About(models.told_of(options, source, folder), lora)
     torch.manual_seed(options.seed)  # the same weights on every rank
-    if options.init_from != "resume":
-        fill_weights(model, source)
+    if source or not folder:
+        models.fill_weights(model, source)
     torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
     fixed = {name: getattr(options, name) for name in checkpoints.FIXED}
-    if options.init_from == "resume":
-        folder = checkpoints.chosen(Path(options.out_dir), ranks)
+    if folder:
         run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks, fixed)
     run.progress.fixed = fixed
     return run
@@ -136,10 +109,12 @@ class Clock:
         return seconds
 
 
-def export_model(out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any) -> None:
+def export_model(
+    out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any, told: Mapping[str, str]
+) -> None:
     """Writes model.bin, v0 as llama2.c has it or v3 for what that can't hold, and tokenizer.bin."""
-    path, source = out_dir / "model.bin", Source("model", config, TorchWeights(weights))
-    if llama2c.holds(config):
+    path, source = out_dir / "model.bin", with_told(Source("model", config, TorchWeights(weights)), told)
+    if llama2c.holds(config) and not told:
         export_bin(path, config, source.tensors, version=0)
     else:
         source, vocabulary = with_text(source, Path(tokenizer.path).parent)
@@ -160,18 +135,22 @@ def save(run: Run, tokenizer: Any) -> None:
         run.ranks,
         [Path(tokenizer.path)],
         o.keep,
+        run.about,
     )
-    if run.ranks.is_main:
-        export_model(out_dir, checkpoints.unwrap(run.model).config, weights, tokenizer)
+    if run.ranks.is_main and not run.about.lora:  # adapters are merged by export.py
+        export_model(out_dir, checkpoints.unwrap(run.model).config, weights, tokenizer, run.about.told)
 
 
 def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
     """Validation loss, llama2.c's estimate and a story. All ranks call it."""
     o, ranks, progress = run.options, run.ranks, run.progress
     shards = open_split(o.data, "val")
-    result = evaluation.evaluate(run.model, shards, o, ranks)
-    values = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
-    if o.estimate_batches:
+    place = (micro_batch_size(o, ranks.world_size), ranks.rank, ranks.world_size, o.eval_windows)
+    answers = run.val.in_turn(*place) if run.val else None
+    result = evaluation.evaluate(run.model, shards, o, ranks, run.objective, answers)
+    values = {f"val_{name}": mean for name, mean in result.means.items()}
+    values |= {} if run.val else {"val_bits_per_byte": result.bits_per_byte}
+    if o.estimate_batches and not run.val:
         values["estimate"] = evaluation.estimate(run.model, open_batches(shards, o, ranks), o, ranks)
     if result.loss < progress.best_loss:
         progress.best_loss, progress.best_step = result.loss, progress.step
@@ -183,22 +162,22 @@ def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
         log.add(progress.step, tokens=progress.tokens, seconds=progress.total_seconds, **values)
         log.plot()
     if o.sample_tokens and ranks.kind != "fsdp" and ranks.is_main:
-        print(
-            "  " + evaluation.story(checkpoints.unwrap(run.model), tokenizer, o, progress.step).strip() + "\n"
-        )
+        with parallel.autocast(ranks, o.dtype):  # what is frozen may be of that type
+            told = evaluation.story(checkpoints.unwrap(run.model), tokenizer, o, progress.step)
+        print("  " + told.strip() + "\n")
 
 
 @dataclass
 class Group:
     """The steps since the last line of the log."""
 
-    loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
+    sums: Tensor  # of this rank's objective, on the device: reading them would wait for the step
     weight: float = 0.0  # what all targets count
     steps: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: Tensor, weight: float, seconds: float) -> None:
-        self.loss_sum = self.loss_sum + loss
+    def add(self, sums: Tensor, weight: float, seconds: float) -> None:
+        self.sums = self.sums + sums
         self.weight += weight
         self.steps += 1
         self.seconds += seconds
@@ -209,9 +188,10 @@ def settle(
 ) -> None:
     """One line on a group of steps, and a row of the log. Raises BadFileError if their loss is not finite."""
     p, o = run.progress, run.options
-    (total,) = run.ranks.sum(group.loss_sum)
+    totals = run.ranks.sum(*group.sums)
     group.seconds += clock.lap(training=True)  # the device may have had work left
-    loss = float(total) / group.weight
+    means = {name: float(t) / group.weight for name, t in zip(run.objective.names, totals, strict=True)}
+    loss = means["loss"]
     if not math.isfinite(loss):
         raise BadFileError(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
     if not log:
@@ -220,8 +200,9 @@ def settle(
     speed = n_tokens / group.seconds
     share = p.train_seconds / p.total_seconds
     left = p.total_seconds / p.step * (o.max_steps - p.step)
+    told = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
     print(
-        f"step {p.step}/{o.max_steps}: loss {loss:.4f}, norm {float(norm):.2f}, rate {rate:.2e}, "
+        f"step {p.step}/{o.max_steps}: {told}, norm {float(norm):.2f}, rate {rate:.2e}, "
         f"{speed:,.0f} tokens/s, mfu {speed * flops:.1%}, training {share:.0%} of the time, "
         f"{report.duration(left)} left",
         flush=True,
@@ -229,7 +210,7 @@ def settle(
     log.add(
         p.step,
         tokens=p.tokens,
-        loss=loss,
+        **means,
         learning_rate=rate,
         grad_norm=float(norm),
         tokens_per_second=speed,
@@ -245,21 +226,22 @@ def settle(
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
     """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
     o, p, ranks = run.options, run.progress, run.ranks
-    clock, group, stop = Clock(p), Group(torch.zeros((), device=ranks.device)), Flag(ranks)
+    none = torch.zeros(len(run.objective.names), device=ranks.device)
+    clock, group, stop = Clock(p), Group(none), Flag(ranks)
     evaluate(run, tokenizer, log)  # after a resume again: what was saved is older than its evaluation
     clock.lap(training=False)
     done = p.step >= o.max_steps
     while not done:
-        loss, weight, norm = train_step(run)
+        sums, weight, norm = train_step(run)
         p.step += 1
         p.tokens += round(weight)
-        group.add(loss, weight, clock.lap(training=True))
+        group.add(sums, weight, clock.lap(training=True))
         done = stop.poll(run.stopping) or p.step >= o.max_steps
         evaluating = done or p.step % o.eval_interval == 0
         saving = evaluating or p.step % o.save_interval == 0
         if saving or p.step % o.log_interval == 0:
             settle(run, group, norm, clock, log, flops)  # before a save: what is not finite is never saved
-            group = Group(torch.zeros((), device=ranks.device))
+            group = Group(none)
         if saving:
             save(run, tokenizer)
         if evaluating:
@@ -313,6 +295,21 @@ def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: 
     )
 
 
+def refer(run: Run, resumed: bool) -> None:
+    """Sets what the model said of pairs before it was tuned, and keeps it. All ranks call it."""
+    if not (isinstance(run.batches, Pairs) and run.val):
+        return
+    splits, folder = {"train": run.batches.answers, "val": run.val}, Path(run.options.out_dir)
+    if resumed:
+        pairs.load_reference(folder, splits)
+        return
+    size = micro_batch_size(run.options, run.ranks.world_size)
+    for answers in splits.values():
+        pairs.refer(run.model, answers, size, run.ranks, run.options.dtype)
+    if run.ranks.is_main:
+        pairs.save_reference(folder, splits)
+
+
 def train(options: Options, recipes: list[Path], ranks: Ranks) -> None:
     """A whole run. Raises BadFileError, OSError."""
     run = begin(options, ranks)
@@ -325,6 +322,7 @@ def train(options: Options, recipes: list[Path], ranks: Ranks) -> None:
     log = open_log(options, run.progress.step) if ranks.is_main else None
     if log:
         introduce(run, recipes, flops, peak, source)
+    refer(run, options.init_from == "resume")
     try:
         loop(run, tokenizer, log, flops / (peak * ranks.world_size))
     finally:
@@ -343,7 +341,7 @@ def run_from(arguments: list[str]) -> None:
         return
     chosen, recipes = options.from_arguments(arguments)
     report.check_installed(chosen)
-    check_said(chosen, options.split(arguments)[1])
+    models.check_said(chosen, options.split(arguments)[1])
     chosen.data = chosen.data or find_data()
     parallel.keep_memory()
     if chosen.threads:

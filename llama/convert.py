@@ -22,6 +22,7 @@ from typing import Any
 from llama.command import Parser, print_notes, run_command
 from llama.errors import UsageError
 from llama.formats import llama2c
+from llama.formats.adapters import merged
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
@@ -30,6 +31,7 @@ from llama.formats.meta import open_meta
 from llama.formats.models import open_source
 from llama.formats.source import Source
 from llama.formats.text import with_text, with_text_files
+from llama.formats.texts import told
 from llama.formats.v3 import extras_of
 from llama.hub import find
 
@@ -66,6 +68,7 @@ HELP = """Write a model as a file for the engine or llama.cpp, or as a folder fo
   python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
   python export.py out/last folder                               for transformers, vLLM and their like
   python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
+  python export.py out/lora/last model.bin --dtype int8          a checkpoint of LoRA, merged into its model
   python export.py TinyLlama/TinyLlama-1.1B-Chat-v1.0 model.bin --dtype int4    by its name on the hub
 
 As llama2.c has it, what is written comes first:
@@ -180,6 +183,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--template", choices=("none", *BUILT_IN), help="of chats (what MODEL says)")
     group.add_argument("--force", action="store_true", help="drop what the format can't hold")
+    group = parser.add_argument_group("what is changed")
+    lora = "add an adapter of PEFT or train.py, times SCALE (1)"
+    group.add_argument("--lora", metavar="FOLDER[:SCALE]", help=lora)
     group = parser.add_argument_group("what MODEL does not say, or says wrong")
     group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
     group.add_argument("--rope-theta", type=float, metavar="X", help="RoPE's base (1e6 for Code Llama)")
@@ -190,6 +196,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     settle_paths(options, parser)
     settle(options, parser)
     return options
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """The folder of an adapter, and what it is multiplied by. Raises UsageError."""
+    folder, colon, scale = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        return Path(folder), float(scale)
+    except ValueError:
+        raise UsageError(f"lora = {text}, allowed FOLDER or FOLDER:SCALE") from None
 
 
 def beside(path: Path) -> Path:
@@ -232,7 +249,10 @@ def export(options: argparse.Namespace) -> None:
     options.source = Path(model)
     options.tokenizer = options.tokenizer or (Path(tokenizer) if tokenizer else None)
     source = changed(options.opener(options.source), options)
-    if options.format == "v0" and not options.said and llama2c.lost_fields(source.config):
+    if options.lora:
+        folder, scale = parse_lora(options.lora)
+        source = dataclasses.replace(merged(source, folder, scale), name=source.name)
+    if options.format == "v0" and not options.said and (llama2c.lost_fields(source.config) or told(source)):
         options.format = "v3"  # which can hold it
     if options.out.exists() and options.out.samefile(source.name):
         raise UsageError(f"{options.out}: is the model itself")

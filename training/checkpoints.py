@@ -15,7 +15,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,29 @@ from torch.optim import Optimizer
 
 from llama.errors import BadFileError
 from llama.files import sync
+from llama.formats.adapters import is_adapter
 from llama.formats.checkpoint import read_config
 from model import Config
+from training.lora import Lora, is_lora, load_adapter, save_adapter
+from training.models import MAY_CHANGE
+from training.pairs import REFERENCE
 from training.parallel import Ranks, fill
 from training.weights import save_weights
 
 CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
-OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
-MAY_CHANGE = ("dropout", "max_seq_len")  # of a model between two parts of a run
-FIXED = ("optimizer", "batch_size", "seed")  # options that may not: of the state, and of what data is next
+OF_A_RUN = (
+    "last",
+    "best",
+    "log.csv",
+    "loss.png",
+    "model.bin",
+    "tokenizer.bin",
+    REFERENCE,
+)  # besides checkpoints
+FIXED = (  # options that may not change: of the state, and of what data is next
+    *("optimizer", "batch_size", "seed", "train", "freeze"),
+    *("lora_rank", "lora_alpha", "lora_targets"),
+)
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
 
 
@@ -57,6 +71,14 @@ class Progress:
     total_seconds: float = 0.0
     rng: list[dict[str, Any]] = field(default_factory=list)  # by rank
     fixed: dict[str, Any] = field(default_factory=dict)  # options that a resume must have too
+
+
+@dataclass(frozen=True)
+class About:
+    """What stays the same of a run's checkpoints. told: what they say of texts (llama/formats/texts.py)."""
+
+    told: Mapping[str, str] = field(default_factory=dict)
+    lora: Lora | None = None  # adapters beside a model, in the place of its weights
 
 
 # --- Files
@@ -141,10 +163,18 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def fill_folder(
-    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    state: dict[str, Any],
+    extra: list[Path],
+    about: About,
 ) -> None:
     """Writes the files of a checkpoint into a folder, to the disk. Raises OSError."""
-    save_weights(folder / WEIGHTS, config, weights)
+    if about.lora:
+        save_adapter(folder, config, weights, about.lora, about.told)
+    else:
+        save_weights(folder / WEIGHTS, config, weights, about.told)
     save_state(state, folder / STATE)
     for path in extra:
         shutil.copyfile(path, folder / path.name)
@@ -156,14 +186,19 @@ def fill_folder(
 
 
 def write_folder(
-    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    state: dict[str, Any],
+    extra: list[Path],
+    about: About = About(),
 ) -> None:
     """Writes a checkpoint aside and renames it. A folder of that name is replaced. Raises OSError."""
     aside = folder.with_name(folder.name + ".aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        fill_folder(aside, config, weights, state, extra)
+        fill_folder(aside, config, weights, state, extra, about)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)  # on a full disk its room is needed
         raise
@@ -192,9 +227,10 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, whole and on the CPU, on rank 0; all ranks must call it."""
-    weights = get_model_state_dict(unwrap(model), options=FULL)
+def whole_weights(model: nn.Module, adapters: bool = False) -> dict[str, Tensor]:
+    """The weights by name, or those of adapters, whole and on the CPU, on rank 0; all ranks must call it."""
+    options = replace(FULL, ignore_frozen_params=adapters)
+    weights = get_model_state_dict(unwrap(model), options=options)
     if unwrap(model).config.tied:
         weights.pop("output.weight", None)
     return weights
@@ -209,9 +245,10 @@ def save(
     ranks: Ranks,
     extra: list[Path],
     keep: int,
+    about: About = About(),
 ) -> dict[str, Tensor]:
     """Saves a checkpoint; all ranks must call it. Returns the weights (on rank 0)."""
-    weights = whole_weights(model)
+    weights = whole_weights(model, adapters=about.lora is not None)
     state = {
         "progress": {**vars(progress), "rng": gather_rng(ranks)},
         "optimizer": get_optimizer_state_dict(unwrap(model), optimizers, options=FULL),
@@ -219,7 +256,7 @@ def save(
     }
     if ranks.is_main:
         folder = out_dir / f"step-{progress.step:07d}"
-        write_folder(folder, unwrap(model).config, weights, state, extra)
+        write_folder(folder, unwrap(model).config, weights, state, extra, about)
         point(out_dir / "last", folder.name)
         remove_old(out_dir, keep)
     ranks.barrier()
@@ -295,12 +332,17 @@ def load(
     are not.
     """
     model = unwrap(model)
-    check_same(folder, read_config(folder).to_dict(), model.config.to_dict())
+    if not is_adapter(folder):
+        check_same(folder, read_config(folder).to_dict(), model.config.to_dict())
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     progress = Progress(**state["progress"])
     check_same(folder, progress.fixed, fixed or {})
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        fill(model, lambda name, shape: file.get_tensor(name))
+    if is_adapter(folder):
+        adapters = load_adapter(folder, model.config)
+        fill(model, lambda name, shape: adapters[name], is_lora)
+    else:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            fill(model, lambda name, shape: file.get_tensor(name))
     set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
     scaler.load_state_dict(state["scaler"])
     set_rng_state(progress.rng, ranks)

@@ -24,11 +24,9 @@ from llama import Tokenizer
 from llama.chat import render, render_generated, render_guarded
 from llama.errors import BadFileError, LlamaError
 from llama.formats.chat_templates import TEMPLATES, Chat, template_text
-from llama.formats.models import open_source
 from llama.formats.source import Source
-from llama.formats.text import with_text
-from llama.formats.vocabulary import Vocabulary
 from llama.native import c_bytes, encode_spans, special_names
+from training.named import open_text
 
 ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}  # of ShareGPT
 KINDS = "messages, conversations, prompt and completion, or chosen and rejected"
@@ -253,19 +251,7 @@ def coloured(tokenizer: Tokenizer, ids: Iterable[int], weights: Iterable[float])
     return text + (plain if on else "")
 
 
-def open_text(path: Path, template: str | None = None) -> tuple[Source, Vocabulary]:
-    """A model in any format, with all that is said of its texts, and its tokenizer.
-
-    template: as in with_text. Raises BadFileError where it has no tokenizer.
-    """
-    folder = path if path.is_dir() else path.parent
-    source, vocabulary = with_text(open_source(path), folder, template=template)
-    if vocabulary is None:
-        raise BadFileError(f"{path}: has no tokenizer, nor is one beside it")
-    return source, vocabulary
-
-
-def open_encoder(path: Path, template: str | None = None) -> Encoder:
+def open_encoder(name: str | Path, template: str | None = None) -> Encoder:
     """The encoder of a model in any format. Raises BadFileError."""
-    source, vocabulary = open_text(path, template)
+    source, vocabulary = open_text(str(name), template)
     return Encoder(source, Tokenizer.from_bytes(vocabulary.indexed, source.name))

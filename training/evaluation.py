@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from training.generation import generate
+from training.objectives import LANGUAGE, Objective
 from training.options import Options
 from training.parallel import Ranks, autocast
 from training.prefetch import Batch, Source
@@ -26,27 +27,34 @@ from training.step import micro_batch_size, micro_batches
 
 @dataclass
 class Evaluation:
-    """loss: nats per token. bits_per_byte: of the text of the shard. weight: what all targets count."""
+    """means: of what the objective names. bits_per_byte: of the text of the shard, nan where it has none.
+    weight: what all targets count."""
 
-    loss: float
+    means: dict[str, float]
     bits_per_byte: float
     weight: float
 
+    @property
+    def loss(self) -> float:
+        return self.means["loss"]
+
 
 @torch.no_grad()
-def loss_of(
-    model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks
-) -> tuple[float, float]:
-    """Sum of the loss in nats, and what its targets count, over the batches of all ranks, as many on each."""
+def sums_of(
+    model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks, objective: Objective
+) -> tuple[list[float], float]:
+    """The objective's sums, and what all targets count, over the batches of all ranks, as many on each."""
     model.eval()
-    sums = [torch.zeros(2, device=ranks.device)]  # of batches: reading them one by one would wait for each
+    sums = [
+        torch.zeros(len(objective.names) + 1, device=ranks.device)
+    ]  # one by one, each would be waited for
     for piece in (piece for batch in batches for piece in micro_batches(options, ranks, batch)):
         with autocast(ranks, options.dtype):
-            loss, n = model(*piece)
-        sums.append(torch.stack((loss, n.to(loss.dtype))))
+            found, n = objective(model, piece)
+        sums.append(torch.cat((found, n[None].to(found.dtype))))
     model.train()
-    total, count = ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0))
-    return float(total), float(count)
+    *totals, count = map(float, ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0)))
+    return totals, count
 
 
 def bytes_of(shards: list[Shard], n_targets: float) -> float:
@@ -57,17 +65,32 @@ def bytes_of(shards: list[Shard], n_targets: float) -> float:
     return sum(shard.n_bytes for shard in shards) * n_targets / (n_tokens - 1)
 
 
-def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
-    """The loss on the validation split, or on its first eval_windows windows. All ranks must call it."""
-    batches = val_batches(shards, options, ranks, micro_batch_size(options, ranks.world_size))
-    total, weight = loss_of(model, batches, options, ranks)
-    mean = total / weight if weight else 0.0
-    return Evaluation(mean, total / math.log(2) / bytes_of(shards, weight), weight)
+def evaluate(
+    model: nn.Module,
+    shards: list[Shard],
+    options: Options,
+    ranks: Ranks,
+    objective: Objective = LANGUAGE,
+    batches: Iterable[Batch] | None = None,
+) -> Evaluation:
+    """The loss on the validation split, or on its first eval_windows windows. All ranks must call it.
+
+    batches: those of the split, None where the shards say all of them.
+    """
+    size = micro_batch_size(options, ranks.world_size)
+    totals, weight = sums_of(
+        model, batches or val_batches(shards, options, ranks, size), options, ranks, objective
+    )
+    means = {
+        name: total / weight if weight else 0.0 for name, total in zip(objective.names, totals, strict=True)
+    }
+    return Evaluation(means, totals[0] / math.log(2) / bytes_of(shards, weight), weight)
 
 
 def estimate(model: nn.Module, batches: Source, options: Options, ranks: Ranks) -> float:
     """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
-    total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), options, ranks)
+    chosen = map(batches.at, range(options.estimate_batches))
+    (total,), count = sums_of(model, chosen, options, ranks, LANGUAGE)
     return total / count if count else 0.0
 
 

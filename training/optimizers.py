@@ -18,12 +18,12 @@ def is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizers(model: nn.Module, options: Options) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+    """AdamW for everything that is trained, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Weight decay holds for matrices, not for norms. Muon's update has the size that AdamW's has (Liu et al.,
     Muon is Scalable for LLM Training, 2025), so the same learning rate serves both.
     """
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     muon = {n: p for n, p in named.items() if options.optimizer == "muon" and is_matrix_of_a_block(n, p)}
     rest = [p for n, p in named.items() if n not in muon]
     groups = [

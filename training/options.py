@@ -51,10 +51,23 @@ class Options:
     tied: bool = True
     dropout: float = 0.0
 
+    # what is trained of it
+    train: str = ""  # words of the names of parameters, such as norm; empty: all
+    freeze: str = ""  # the same of those that stay, such as tok_embeddings,layers.0-7
+    lora_rank: int = 0  # train adapters of that rank beside a model to start from; 0: the model itself
+    lora_alpha: float = 16.0  # they count alpha / rank
+    lora_dropout: float = 0.0
+    lora_targets: str = "all"  # or some of wq,wk,wv,wo,w1,w2,w3
+
     # one step
     batch_size: int = 128  # sequences, over all ranks and micro batches
     micro_batch_size: int = 0  # sequences that one rank runs at once, at most; 0: batch_size / ranks
     documents: bool = False  # tokens attend within their document only
+
+    # of data of pairs (training/objectives.py)
+    dpo_beta: float = 0.1  # how far from the model to start from: the smaller the farther
+    dpo_smoothing: float = 0.0  # the part of pairs that may be the wrong way round
+    dpo_positive: float = 0.0  # how much a chosen answer counts that becomes less likely
 
     # optimizer
     max_steps: int = 10000
@@ -96,13 +109,35 @@ class Options:
         for name in (*positive, "eval_interval", "log_interval", "keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}, allowed 1 or more")
-        for name in ("micro_batch_size", "warmup_steps", "eval_windows", "sample_tokens", "save_interval"):
+        for name in (
+            "micro_batch_size",
+            "warmup_steps",
+            "eval_windows",
+            "sample_tokens",
+            "save_interval",
+            "lora_rank",
+        ):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
-        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "grad_clip"):
+        for name in (
+            "lora_alpha",
+            "dpo_beta",
+            "dpo_positive",
+            "learning_rate",
+            "muon_learning_rate",
+            "weight_decay",
+            "grad_clip",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
-        for name in ("decay_fraction", "min_learning_rate", "beta1", "beta2"):
+        for name in (
+            "decay_fraction",
+            "min_learning_rate",
+            "beta1",
+            "beta2",
+            "lora_dropout",
+            "dpo_smoothing",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
         self.save_interval = self.save_interval or self.eval_interval

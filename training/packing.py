@@ -16,7 +16,7 @@ from torch import Tensor
 from llama.errors import BadFileError
 from model import IGNORE
 from training.shards import Shard
-from training.windows import ROUNDS, permute
+from training.windows import shuffled
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # tokens, targets, doc_ids; weights, float32: (B, T) each
 
@@ -123,13 +123,8 @@ class Packed:
 
     def _rows_of(self, step: int) -> list[int]:
         """The rows of a step, of all ranks."""
-        index, n = step * self.batch_size + np.arange(self.batch_size), len(self.rows)
-        rows = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(index // n):
-            keys = np.random.SeedSequence([self.seed, int(epoch)]).generate_state(ROUNDS, np.uint64)
-            here = index // n == epoch
-            rows[here] = permute(index[here] % n, n, keys)
-        return rows.tolist()
+        index = step * self.batch_size + np.arange(self.batch_size)
+        return shuffled(index, len(self.rows), self.seed).tolist()
 
     def weight_of(self, step: int) -> float:
         """The sum of the weights of a step's targets, over all ranks."""

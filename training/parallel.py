@@ -142,9 +142,16 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, value_of: Callable[[str, torch.Size], Tensor]) -> None:
-    """Sets each weight, or this rank's shard of it, to value_of(name, shape): one whole tensor at a time."""
-    for name, parameter in model.named_parameters():
+def fill(
+    model: nn.Module,
+    value_of: Callable[[str, torch.Size], Tensor],
+    chosen: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Sets each weight, or this rank's shard of it, to value_of(name, shape): one whole tensor at a time.
+
+    chosen: whether a weight is set, by its name.
+    """
+    for name, parameter in ((n, p) for n, p in model.named_parameters() if chosen(n)):
         value = value_of(name, parameter.shape)
         if isinstance(parameter, DTensor):
             place = (parameter.device_mesh, parameter.placements)

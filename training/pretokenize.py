@@ -14,7 +14,7 @@ import signal
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -142,6 +142,7 @@ class Chats:
     model: Path
     kind: str = "chat"
     template: str | None = None
+    told: Mapping[str, str] = field(default_factory=dict)  # of the model: llama/formats/texts.py
 
 
 Encode = Callable[[list[str]], Encoded]
@@ -345,7 +346,9 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
         file.write(json.dumps(meta, indent=1).encode() + b"\n")
 
 
-def begin_folder(folder: Path, tokenizer: Tokenizer, source: dict[str, Any]) -> dict[str, Any]:
+def begin_folder(
+    folder: Path, tokenizer: Tokenizer, source: dict[str, Any], told: Mapping[str, str]
+) -> dict[str, Any]:
     """meta.json of a folder to write, new or to go on with.
 
     Raises BadFileError if it is for something else.
@@ -355,6 +358,7 @@ def begin_folder(folder: Path, tokenizer: Tokenizer, source: dict[str, Any]) -> 
         "tokenizer_hash": tokenizer.hash,
         "source": source,
         "splits": None,
+        "texts": dict(told),
     }
     if (folder / "meta.json").exists():
         found = read_meta(folder)
@@ -407,7 +411,7 @@ def pretokenize(
     source |= {name: value for name, value in asdict(form).items() if name != "records"}
     source |= {"kind": chats.kind, "template": chats.template} if chats else {}
     with lock_folder(folder), hold_interrupt() as stop:
-        meta = begin_folder(folder, tokenizer, source)
+        meta = begin_folder(folder, tokenizer, source, chats.told if chats else {})
         if meta["splits"]:
             return meta
         copy_tokenizer(folder, tokenizer)

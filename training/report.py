@@ -13,6 +13,7 @@ import torch
 
 from llama.errors import UsageError
 from model import Config
+from training.objectives import Preference
 from training.options import Options, to_dict
 
 COLUMNS = (
@@ -27,6 +28,8 @@ COLUMNS = (
     "val_bits_per_byte",
     "estimate",
     "seconds",
+    *Preference.names[1:],
+    *(f"val_{name}" for name in Preference.names[1:]),
 )
 
 # Dense TFLOP/s of matrix products by the vendors' data sheets, (bfloat16 or float16, float32 as TF32). The

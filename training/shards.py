@@ -142,7 +142,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a folder. Raises BadFileError."""
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
-        return {name: meta[name] for name in ("vocab_size", "tokenizer_hash", "source", "splits")}
+        names = ("vocab_size", "tokenizer_hash", "source", "splits")
+        return {name: meta[name] for name in names} | {"texts": meta.get("texts", {})}
     except (ValueError, KeyError) as error:
         raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: it lacks {error}") from None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.options import Options
 from training.packing import Packed, val_rows
+from training.pairs import Pairs
 from training.parallel import Ranks
 from training.prefetch import Batch, Source
 from training.shards import Shard
@@ -21,6 +22,8 @@ def open_batches(shards: Sequence[Shard], options: Options, ranks: Ranks) -> Sou
     order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
     if shards[0].kind == "chat":
         return Packed(shards, *order)
+    if shards[0].kind == "pairs":
+        return Pairs(shards, *order)
     return Batches(shards, *order, documents=options.documents)
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from llama.errors import UsageError
 from model import Llama
 from training import parallel
-from training.checkpoints import Progress
+from training.checkpoints import About, Progress
+from training.objectives import LANGUAGE, Objective
 from training.optimizers import make_optimizers, rate_factor, set_rates
 from training.options import Options
+from training.pairs import Answers
 from training.parallel import Ranks
 from training.prefetch import Batch, Prefetch, Source
 
@@ -30,6 +32,9 @@ class Run:
     scaler: torch.amp.GradScaler
     batches: Source
     progress: Progress
+    val: Answers | None = None  # to evaluate on, where batches are of pairs
+    objective: Objective = LANGUAGE
+    about: About = field(default_factory=About)
     stopping: bool = False  # a signal asked for the end
     ahead: Prefetch = field(init=False)
 
@@ -76,8 +81,9 @@ def clip(run: Run) -> Tensor:
 
 
 def train_step(run: Run) -> tuple[Tensor, float, Tensor]:
-    """One step of the optimizers. Returns the loss sum of this rank, what all ranks' targets count, and the
-    gradient norm.
+    """One step of the optimizers.
+
+    Returns the objective's sums of this rank, what all ranks' targets count, and the gradient norm.
 
     Nothing here waits for the device, so that it always has work.
 
@@ -88,14 +94,14 @@ def train_step(run: Run) -> tuple[Tensor, float, Tensor]:
     set_rates(run.optimizers, rate_factor(options, run.progress.step))
     weight = run.batches.weight_of(run.progress.step)
     pieces = list(micro_batches(options, ranks, run.ahead.at(run.progress.step)))
-    total = torch.zeros((), device=ranks.device)
+    total = torch.zeros(len(run.objective.names), device=ranks.device)
     for i, piece in enumerate(pieces):
         with parallel.synchronised(run.model, ranks, last=i == len(pieces) - 1):
             with parallel.autocast(ranks, options.dtype):
-                loss, _ = run.model(*piece)
-            total += loss.detach()
+                sums, _ = run.objective(run.model, piece)
+            total += sums.detach()
             # Ranks' gradients are averaged, which divides by their number once more.
-            run.scaler.scale(loss * (ranks.world_size / weight)).backward()
+            run.scaler.scale(sums[0] * (ranks.world_size / weight)).backward()
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = clip(run)

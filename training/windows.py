@@ -62,6 +62,16 @@ def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     return out
 
 
+def shuffled(index: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """What comes index-th (B) in epochs of n, each in an order of its own."""
+    found = np.empty(len(index), np.int64)
+    for epoch in np.unique(index // n):
+        keys = np.random.SeedSequence([seed, int(epoch)]).generate_state(ROUNDS, np.uint64)
+        here = index // n == epoch
+        found[here] = permute(index[here] % n, n, keys)
+    return found
+
+
 def scramble(x: np.ndarray) -> np.ndarray:
     """splitmix64's output function, on uint64."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,7 +1,8 @@
 """Our checkpoints: a folder with model.safetensors, or that file.
 
 It holds the weights under the names of model.py, without output.weight where it is tied, and Config.to_dict()
-as JSON in the metadata under "config".
+as JSON in the metadata under "config"; of a model that chats, its template and the ids that end its texts
+too (texts.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from llama.errors import BadFileError
 from llama.formats.config import Config
 from llama.formats.mapped import SafetensorsFile
 from llama.formats.source import Source, checked_config
+from llama.formats.texts import with_told
 
 StrPath = str | os.PathLike[str]
 WEIGHTS = "model.safetensors"
@@ -29,7 +31,7 @@ def open_checkpoint(path: StrPath) -> Source:
         config = checked_config(f"{path}: config", **json.loads(file.metadata["config"]))
     except (json.JSONDecodeError, RecursionError, TypeError) as error:
         raise BadFileError(f"{path}: config: {error}") from None
-    return Source(str(path), config, file)
+    return with_told(Source(str(path), config, file), file.metadata)
 
 
 def read_config(path: StrPath) -> Config:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llama.errors import BadFileError
 from llama.formats import llama2c, v3
+from llama.formats.adapters import base_of, is_adapter, merged
 from llama.formats.checkpoint import WEIGHTS, open_checkpoint
 from llama.formats.huggingface import CONFIG, is_huggingface, open_huggingface
 from llama.formats.kinds import checked_start, kind_of
@@ -32,11 +33,13 @@ def check_alone(path: Path, start: bytes) -> None:
 
 
 def open_folder(path: Path) -> Source:
-    """A folder of Hugging Face, Meta or train.py. Raises BadFileError, OSError."""
+    """A folder of Hugging Face, Meta or train.py, or an adapter, merged. Raises BadFileError, OSError."""
     if is_huggingface(path):
         return open_huggingface(path)
     if is_meta(path):
         return open_meta(path)
+    if is_adapter(path):
+        return merged(open_source(base_of(path)), path)
     if not (path / WEIGHTS).exists():
         kinds = f"{CONFIG} (Hugging Face), {PARAMS} (Meta), {WEIGHTS} (train.py)"
         raise BadFileError(f"{path}: is no folder of a model, allowed is one with {kinds}")
@@ -58,8 +61,9 @@ def open_bin(path: Path, start: bytes) -> Source:
 def open_source(path: Path) -> Source:
     """A model in any format that is read, told by content. Raises BadFileError, OSError.
 
-    A folder of Hugging Face or Meta, a GGUF file, a checkpoint of train.py (a folder or its
-    model.safetensors) or of llama2.c (.pt), or a .bin file of any version.
+    A folder of Hugging Face or Meta, one of an adapter whose model is on this machine, a GGUF file, a
+    checkpoint of train.py (a folder or its model.safetensors) or of llama2.c (.pt), or a .bin file of any
+    version.
     """
     if path.is_dir():
         return open_folder(path)
