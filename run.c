@@ -17,26 +17,35 @@
 #include "llama/csrc/base/half.h"          // half_to_float, float_to_half: floats of 16 bits
 #include "llama/csrc/weights/quant.h"      // Tensor, Rows: weights and activations, fp32 or int8
 #include "llama/csrc/weights/tiles.h"      // int8 and int4 weights in tiles of 16 rows, as v3 files have them
-#include "llama/csrc/kernels/cache.h"      // what the KV cache is made of: fp32, bf16 or fp16
+#include "llama/csrc/kernels/cache.h"      // what the KV cache is made of: fp32, bf16, fp16 or int8
 #include "llama/csrc/kernels/passes.h"     // pass_max, pass_likelihoods: over all logits of a vocabulary
 #include "llama/csrc/kernels/kernels.h"    // Kernels: matmul, rmsnorm, swiglu, attend, for this CPU
+#include "llama/csrc/kernels/spans.h"      // attend_spans: attention over long texts, a part at a time
 #include "llama/csrc/weights/model.h"      // LlamaModel, Layer: tensors in the mapped file
+#include "llama/csrc/weights/rope.h"       // rope_frequency: how far a position turns a pair
+#include "llama/csrc/weights/rope_v3.h"    // read_scaling_v3
+#include "llama/csrc/weights/guard.h"      // llama_guard: files that shrink while they are mapped
 #include "llama/csrc/weights/checkpoint.h" // llama_open: v0, v1, v2 and v3
+#include "llama/csrc/weights/adapter.h"    // LlamaAdapter: LoRA beside a model
 #include "llama/csrc/kernels/pages.h"      // Pool: which pages of the cache are whose
 #include "llama/csrc/kernels/context.h"    // LlamaContext: the cache and the scratch memory of forward
 #include "llama/csrc/kernels/sequence.h"   // llama_sequence_copy, llama_sequence_trim
+#include "llama/csrc/kernels/attention.h"  // Pass, attend_all: which threads have which heads, rows and positions
 #include "llama/csrc/kernels/saved.h"      // llama_sequence_save, llama_sequence_restore
 #include "llama/csrc/text/utf8.h"          // utf8_length: where characters end
 #include "llama/csrc/text/pieces.h"        // the tokens of a model, and how a piece of text is found among them
 #include "llama/csrc/text/split.h"         // text into words, by the patterns of Llama 3 and GPT-2
 #include "llama/csrc/text/vocabulary.h"    // LlamaTokenizer: llama_tokenizer_open
 #include "llama/csrc/text/merge.h"         // byte pair encoding
+#include "llama/csrc/text/specials.h"      // special tokens in a text, and the white space that goes with them
 #include "llama/csrc/text/tokenizer.h"     // llama_encode
 #include "llama/csrc/text/decode.h"        // llama_token_bytes_of
 #include "llama/csrc/text/stream.h"        // LlamaStream: bytes of tokens to whole characters
 #include "llama/csrc/sampling/select.h"    // Selection: the most likely tokens, without sorting the vocabulary
 #include "llama/csrc/sampling/sampler.h"   // llama_sample
 #include "llama/csrc/sampling/score.h"     // llama_score: how likely a text is
+#include "llama/csrc/generation/queue.h"   // LlamaGeneration: tokens that wait to be run, how a text stands
+#include "llama/csrc/generation/guesses.h" // go_ahead, forget_guesses: tokens that may come next
 #include "llama/csrc/weights/pack_group.h" // PackGroup: which scale 32 weights share as int8 or int4
 #include "llama/csrc/weights/pack.h"       // llama_pack: floats to tiles, as export.py writes them
 #include "llama/csrc/text/chat.h"          // llama_chat_turn
@@ -55,16 +64,6 @@
 // ---------------------------------------------------------------------------------------------------------
 // Forward: a pass takes up to B rows through the layers. Every thread of the team runs forward_pass; each step is
 // cut into ranges of rows or of output columns, and ends at a barrier where the next one needs all of its results.
-
-typedef struct {
-    LlamaContext *ctx;
-    const LlamaRow *rows; // (n)
-    int32_t n;
-    int32_t n_wanted;
-    int32_t n_shown;
-    float *logits; // (n_wanted, vocab_size)
-    float *hidden; // (n_shown, dim)
-} Pass;
 
 static void embed(const Pass *pass, const Team *team) {
     LlamaContext *ctx = pass->ctx;
@@ -159,11 +158,40 @@ static void matmul(const LlamaContext *ctx, const Team *team, float *out, int32_
         ctx->kernels->matmul[w->type](out, stride, x, n, w, range.begin, range.end);
 }
 
+// Makes A x of the `count` matrices from w on, which all have x for input: the first half of what the adapter adds.
+static void adapt(const Pass *pass, const Team *team, const Rows *x, const Tensor *w, int32_t count) {
+    const LlamaContext *ctx = pass->ctx;
+    const LlamaAdapter *adapter = ctx->options.adapter;
+    if (!adapter) return;
+    const Pair *first = adapter_pair(adapter, w), *last = first + count - 1;
+    if (last->at + last->a.rows == 0) return; // of none of them
+    for (const Pair *pair = first; pair <= last; pair++) {
+        Range range = team_range(team, pair->a.rows, 1);
+        ctx->kernels->matmul[ROWS_FP32](ctx->adapted + pair->at, adapter->width, x, pass->n, &pair->a, range.begin,
+                                        range.end);
+    }
+    barrier_wait(team);
+}
+
+// The matmul of a layer, and the other half: what the adapter made of x comes to it.
+static void product(const Pass *pass, const Team *team, float *out, int32_t stride, const Rows *x, const Tensor *w,
+                    Range range) {
+    const LlamaContext *ctx = pass->ctx;
+    const LlamaAdapter *adapter = ctx->options.adapter;
+    matmul(ctx, team, out, stride, x, pass->n, w, range);
+    for (int32_t i = 0; adapter && i < pass->n; i++) {
+        const Pair *pair = adapter_pair(adapter, w);
+        const float *adapted = ctx->adapted + (int64_t)i * adapter->width + pair->at;
+        pair_add(pair, adapter->scale, adapted, out + (int64_t)i * stride, w->rows, range.begin, range.end);
+    }
+}
+
 // x (n, dim) += y (n, hidden or heads) . w^T
 static void add_matmul(const Pass *pass, const Team *team, const Rows *y, const Tensor *w) {
     LlamaContext *ctx = pass->ctx;
     Range range = team_range(team, w->rows, TILE_ROWS);
-    matmul(ctx, team, ctx->delta, w->rows, y, pass->n, w, range);
+    adapt(pass, team, y, w, 1);
+    product(pass, team, ctx->delta, w->rows, y, w, range);
     for (int32_t i = 0; i < pass->n; i++) {
         float *x = ctx->x + (int64_t)i * w->rows;
         const float *delta = ctx->delta + (int64_t)i * w->rows;
@@ -195,86 +223,26 @@ static void cache_head(const Pass *pass, int32_t layer, int32_t i, int32_t head)
     rotate(ctx->k + at, rope, c->head_dim);
     const int32_t *pages = pool_table(&ctx->pool, row->sequence);
     void *keys = cache_plane(ctx, ctx->keys, layer, head), *values = cache_plane(ctx, ctx->values, layer, head);
-    int64_t key = cached_keys(pages, row->position, c->head_dim) + row->position % KEY_BLOCK;
-    Store *store = ctx->kernels->store[ctx->options.kv];
-    store(keys, key, KEY_BLOCK, ctx->k + at, c->head_dim);
-    store(values, cached_row(pages, row->position) * c->head_dim, 1, ctx->v + at, c->head_dim);
-}
-
-static void attend_head(const LlamaContext *ctx, const Query *queries, int32_t n, int32_t layer, int32_t sequence,
-                        int32_t head) {
-    const void *keys = cache_plane(ctx, ctx->keys, layer, head),
-               *values = cache_plane(ctx, ctx->values, layer, head);
-    const int32_t *pages = pool_table(&ctx->pool, sequence);
-    ctx->kernels->attend[ctx->options.kv](queries, n, keys, values, pages, ctx->model->config.head_dim);
-}
-
-// The outputs of `count` query heads from `head` on, which share keys and values, for rows [begin, end): a few rows
-// and heads at a time, each over all positions of its sequence up to its own.
-static void attend_rows(const Pass *pass, const Team *team, int32_t layer, Range rows, int32_t head,
-                        int32_t count) {
-    LlamaContext *ctx = pass->ctx;
-    const LlamaConfig *c = &ctx->model->config;
-    int32_t kv_head = head / (c->n_heads / c->n_kv_heads), sequence = pass->rows[rows.begin].sequence, n = 0;
-    Query queries[MAX_QUERIES];
-    for (int32_t i = rows.begin * count; i < rows.end * count; i++) {
-        const LlamaRow *row = &pass->rows[i / count];
-        int64_t at = (int64_t)(head + i % count) * c->head_dim, q_dim = (int64_t)c->n_heads * c->head_dim;
-        if (n == MAX_QUERIES || row->sequence != sequence) {
-            attend_head(ctx, queries, n, layer, sequence, kv_head);
-            n = 0;
-            sequence = row->sequence;
-        }
-        queries[n] =
-            (Query){ctx->input.values + (int64_t)(i / count) * ctx->input.cols + at,
-                    ctx->q + (int64_t)(i / count) * q_dim + at,
-                    ctx->scores + (int64_t)(team->thread * MAX_QUERIES + n) * ctx->positions, row->position + 1};
-        n++;
-    }
-    attend_head(ctx, queries, n, layer, sequence, kv_head);
-}
-
-// How the heads of a layer are dealt out. Where they divide evenly, each thread takes the same ones through all
-// steps of attention and has nothing to wait for; elsewhere the threads take turns at each step, and wait after it.
-typedef struct {
-    bool own;
-    Range heads;           // kv heads with their query heads, those of this thread or all
-    int32_t first, stride; // pieces of work first, first + stride ... are this thread's
-} Deal;
-
-static Deal deal_heads(const LlamaConfig *c, const Team *team) {
-    int32_t step = 1; // heads that begin where a tile of rows does
-    while (step * c->head_dim % TILE_ROWS) step *= 2;
-    if (team_divides(team, c->n_kv_heads / step) && c->n_kv_heads % step == 0)
-        return (Deal){true, team_range(team, c->n_kv_heads, step), 0, 1};
-    return (Deal){false, {0, c->n_kv_heads}, team->thread, team->threads};
+    int32_t kv = ctx->options.kv, place = row->position % KEY_BLOCK;
+    int64_t page = cached_page(pages, row->position, c->head_dim, kv);
+    float *key_scale = scale_of(keys, page, place, c->head_dim, kv);
+    float *value_scale = scale_of(values, page, place, c->head_dim, kv);
+    Store *store = ctx->kernels->store[kv];
+    store(keys, page + place, KEY_BLOCK, key_scale, ctx->k + at, c->head_dim);
+    store(values, page + (int64_t)place * c->head_dim, 1, value_scale, ctx->v + at, c->head_dim);
 }
 
 // out (n, w->rows) = x . w^T, where `rows` rows of w belong to a kv head.
 static void project(const Pass *pass, const Team *team, const Deal *deal, float *out, const Rows *x,
                     const Tensor *w, int32_t rows) {
     Range own = {deal->heads.begin * rows, deal->heads.end * rows};
-    matmul(pass->ctx, team, out, w->rows, x, pass->n, w, deal->own ? own : team_range(team, w->rows, TILE_ROWS));
+    product(pass, team, out, w->rows, x, w, deal->own ? own : team_range(team, w->rows, TILE_ROWS));
 }
 
 static void cache_all(const Pass *pass, const Deal *deal, int32_t layer) {
     int32_t heads = deal->heads.end - deal->heads.begin;
     for (int32_t i = deal->first; i < pass->n * heads; i += deal->stride)
         cache_head(pass, layer, i / heads, deal->heads.begin + i % heads);
-}
-
-// Attention of all rows. A piece of work is as many rows and heads as one call of the kernel takes. Later rows have
-// more to attend to, so that pieces are dealt out in turn.
-static void attend_all(const Pass *pass, const Team *team, const Deal *deal, int32_t layer) {
-    const LlamaConfig *c = &pass->ctx->model->config;
-    int32_t share = c->n_heads / c->n_kv_heads, heads = MIN(share, MAX_QUERIES), step = MAX_QUERIES / heads;
-    int32_t parts = (share + heads - 1) / heads, steps = (pass->n + step - 1) / step;
-    int32_t kv_heads = deal->heads.end - deal->heads.begin;
-    for (int32_t i = deal->first; i < kv_heads * steps * parts; i += deal->stride) {
-        int32_t part = i % parts, begin = i / parts % steps * step, kv_head = deal->heads.begin + i / parts / steps;
-        Range rows = {begin, MIN(begin + step, pass->n)};
-        attend_rows(pass, team, layer, rows, kv_head * share + part * heads, MIN(heads, share - part * heads));
-    }
 }
 
 // x += wo . heads(rope(wq . norm(x)), rope(wk . norm(x)), wv . norm(x))
@@ -284,6 +252,7 @@ static void attention(const Pass *pass, const Team *team, int32_t layer) {
     const Layer *w = &ctx->model->layers[layer];
     Deal deal = deal_heads(c, team);
     Rows x = normalise(pass, team, &w->attention_norm, &w->wq, NULL, pass->n);
+    adapt(pass, team, &x, &w->wq, 3); // wq, wk, wv
     project(pass, team, &deal, ctx->q, &x, &w->wq, c->n_heads / c->n_kv_heads * c->head_dim);
     project(pass, team, &deal, ctx->k, &x, &w->wk, c->head_dim);
     project(pass, team, &deal, ctx->v, &x, &w->wv, c->head_dim);
@@ -306,10 +275,11 @@ static void feed_forward(const Pass *pass, const Team *team, int32_t layer) {
     LlamaContext *ctx = pass->ctx;
     const Layer *w = &ctx->model->layers[layer];
     Rows x = normalise(pass, team, &w->ffn_norm, &w->w1, NULL, pass->n);
+    adapt(pass, team, &x, &w->w1, 2); // w1, w3
     int32_t stride = ctx->hidden.cols;
     Range range = hidden_range(team, &w->w2);
-    matmul(ctx, team, ctx->hidden.values, stride, &x, pass->n, &w->w1, range);
-    matmul(ctx, team, ctx->gate, stride, &x, pass->n, &w->w3, range);
+    product(pass, team, ctx->hidden.values, stride, &x, &w->w1, range);
+    product(pass, team, ctx->gate, stride, &x, &w->w3, range);
     for (int32_t i = 0; i < pass->n; i++) {
         int64_t at = (int64_t)i * stride + range.begin;
         ctx->kernels->swiglu(ctx->hidden.values + at, ctx->gate + at, range.end - range.begin);
@@ -442,122 +412,6 @@ int llama_forward(LlamaContext *ctx, const LlamaRow *rows, int32_t n, float *log
 // Generation: tokens wait in a queue until they are run; the logits of the last one give the next token. A step
 // takes rows of many generations through one forward, then draws for all whose queue is empty.
 
-struct LlamaGeneration {
-    LlamaContext *ctx;
-    const LlamaTokenizer *tokenizer;
-    LlamaSampler *sampler;
-    LlamaStream *stream;
-    int32_t sequence, position, limit;
-    int32_t finish;   // why the text ended, LLAMA_RUNNING before
-    int32_t previous; // the newest token, which the next one's text depends on
-    LlamaRow *queue;  // (n_queue) tokens that are to run, from `next` on
-    int32_t n_queue, next;
-    int32_t running; // rows of the queue that run in this step
-    float *logits;   // (vocab_size) of the newest token, in ctx->logits
-    LlamaLogprob *top;
-    int32_t n_top; // -1: no log-probabilities
-    double start, first;
-    LlamaStats stats;
-    LlamaError error; // why finish is LLAMA_STOP_ERROR
-};
-
-void llama_generation_free(LlamaGeneration *g) {
-    if (!g) return;
-    llama_stream_free(g->stream);
-    free(g->queue);
-    free(g->top);
-    free(g);
-}
-
-int llama_generation_init(LlamaContext *ctx, const LlamaTokenizer *tokenizer, LlamaSampler *sampler,
-                          int32_t sequence, const char *const *stops, int32_t n_stops, LlamaGeneration **generation,
-                          LlamaError *error) {
-    *generation = NULL;
-    int code = check_sequence(ctx, sequence, error);
-    if (code != LLAMA_OK) return code;
-    LlamaGeneration *g = calloc(1, sizeof *g);
-    if (!g) return fail_memory(error, sizeof *g);
-    *g = (LlamaGeneration){.ctx = ctx, .tokenizer = tokenizer, .sampler = sampler, .sequence = sequence};
-    g->finish = LLAMA_STOP_LENGTH; // until it is fed
-    g->n_top = -1;
-    code = llama_stream_init(stops, n_stops, &g->stream, error);
-    if (code == LLAMA_OK)
-        *generation = g;
-    else
-        llama_generation_free(g);
-    return code;
-}
-
-int llama_generation_logprobs(LlamaGeneration *g, int32_t n, LlamaError *error) {
-    if (n < -1 || n > LLAMA_MAX_TOP)
-        return fail(error, LLAMA_ERROR_USAGE, "logprobs = %d, allowed 0 to %d, or -1 for none", n, LLAMA_MAX_TOP);
-    LlamaLogprob *top = realloc(g->top, (size_t)(MAX(n, 0) + 1) * sizeof *top);
-    if (!top) return fail_memory(error, LLAMA_MAX_TOP * sizeof *top);
-    g->top = top;
-    g->n_top = n;
-    return LLAMA_OK;
-}
-
-int32_t llama_generation_position(const LlamaGeneration *g) {
-    return g->position + g->n_queue - g->next;
-}
-
-// Room for n tokens behind those that still wait, which move to the front.
-static int queue_reserve(LlamaGeneration *g, size_t n, LlamaError *error) {
-    int32_t waiting = g->n_queue - g->next;
-    size_t bytes = ((size_t)waiting + n + 1) * sizeof *g->queue; // one more for the token that is drawn
-    LlamaRow *queue = malloc(bytes);
-    if (!queue) return fail_memory(error, bytes);
-    if (waiting > 0) memcpy(queue, g->queue + g->next, (size_t)waiting * sizeof *queue);
-    free(g->queue);
-    g->queue = queue;
-    g->n_queue = waiting;
-    g->next = 0;
-    return LLAMA_OK;
-}
-
-static void queue_push(LlamaGeneration *g, int32_t token) {
-    LlamaRow row = {.token = token, .position = llama_generation_position(g), .sequence = g->sequence};
-    g->queue[g->n_queue++] = row;
-    g->previous = token;
-}
-
-int llama_generation_reuse(LlamaGeneration *g, const int32_t *ids, size_t n, LlamaError *error) {
-    int32_t length = llama_sequence_length(g->ctx, g->sequence);
-    if (n > (size_t)length)
-        return fail(error, LLAMA_ERROR_USAGE, "%zu tokens to reuse, sequence %d holds %d", n, g->sequence, length);
-    for (size_t i = 0; i < n; i++) {
-        int code = llama_sampler_accept(g->sampler, ids[i], 0, error);
-        if (code != LLAMA_OK) return code;
-    }
-    g->position = (int32_t)n;
-    g->n_queue = g->next = 0;
-    g->finish = LLAMA_STOP_LENGTH;
-    return LLAMA_OK;
-}
-
-int llama_generation_feed(LlamaGeneration *g, const int32_t *ids, size_t n, int32_t limit, LlamaError *error) {
-    int32_t context = g->ctx->options.context;
-    if (limit == 0) limit = context;
-    if (limit < 0 || limit > context)
-        return fail(error, LLAMA_ERROR_USAGE, "limit = %d, allowed 1 to %d, the context", limit, context);
-    size_t held = (size_t)llama_generation_position(g);
-    if (n == 0) return fail(error, LLAMA_ERROR_USAGE, "the prompt has no tokens");
-    if (n > (size_t)limit || held + n > (size_t)limit)
-        return fail(error, LLAMA_ERROR_USAGE, "the prompt has %zu tokens, the context has room for %d", n,
-                    MAX(0, limit - (int32_t)held));
-    int code = queue_reserve(g, n, error);
-    for (size_t i = 0; i < n && code == LLAMA_OK; i++) code = llama_sampler_accept(g->sampler, ids[i], 0, error);
-    if (code != LLAMA_OK) return code;
-    for (size_t i = 0; i < n; i++) queue_push(g, ids[i]);
-    llama_stream_reset(g->stream);
-    g->limit = limit;
-    g->finish = LLAMA_RUNNING;
-    g->stats = (LlamaStats){.prompt_tokens = g->n_queue};
-    g->start = g->first = 0;
-    return LLAMA_OK;
-}
-
 // Whether a token ends the text: EOS, BOS of the next one, or what the model's file says.
 static bool ends_text(const LlamaGeneration *g, int32_t token) {
     const LlamaConfig *c = &g->ctx->model->config;
@@ -573,9 +427,11 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     if (g->n_top >= 0) memcpy(raw, g->logits, (size_t)vocab_size * sizeof *raw);
     int code = llama_sample(g->sampler, g->logits, &piece->token, error);
     if (code == LLAMA_OK && g->n_top >= 0) {
+        double logprob = 0;
         piece->top = g->top;
-        piece->n_top = g->n_top;
-        code = logprobs(g->ctx->kernels, raw, vocab_size, piece, error);
+        piece->n_top = MIN(g->n_top, vocab_size);
+        code = llama_logprobs(g->ctx, raw, piece->token, &logprob, piece->top, piece->n_top, error);
+        piece->logprob = (float)logprob;
     }
     if (code == LLAMA_ERROR_FILE) {
         LlamaError why = *error;
@@ -584,8 +440,9 @@ static int draw(LlamaGeneration *g, LlamaPiece *piece, float *raw, LlamaError *e
     return code == LLAMA_OK ? llama_sampler_accept(g->sampler, piece->token, 1, error) : code;
 }
 
-// Takes note of a token drawn: the queue is empty, and time has passed.
+// Takes note of a token drawn: the queue is empty, time has passed, and a guess was right or none is left.
 static void note_token(LlamaGeneration *g, int32_t token) {
+    if (g->ahead > 0 && token != g->guesses[g->n_guessed - g->ahead]) g->ahead = 0;
     double now = seconds();
     if (g->stats.generated_tokens++ == 0) g->stats.prompt_seconds = (g->first = now) - g->start;
     g->stats.generate_seconds = now - g->first;
@@ -666,18 +523,21 @@ static int32_t waiting(const LlamaGeneration *g) {
 }
 
 // Says which rows run: the newest token of every text, and of prompts, in their order, as many as `prefill` allows.
+// Behind a newest token its guesses, as far as there is room for their logits and before the limit.
 static void plan_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill) {
-    int32_t single = 0;
+    int32_t single = 0, guesses = LLAMA_MAX_GUESSES;
     for (int32_t i = 0; i < n; i++) single += waiting(generations[i]) == 1;
     if (prefill == 0) prefill = MAX(1, generations[0]->ctx->options.batch - single);
     for (int32_t i = 0; i < n; i++) {
         LlamaGeneration *g = generations[i];
         g->running = waiting(g) == 1 ? 1 : MIN(waiting(g), prefill);
         if (waiting(g) > 1) prefill -= g->running;
+        g->n_guessed = waiting(g) == 1 ? MIN(MIN(g->n_guesses, guesses), g->limit - 1 - g->position) : 0;
+        guesses -= g->n_guessed;
     }
 }
 
-// Runs the rows of the plan. The last one of a queue has its logits computed.
+// Runs the rows of the plan. The last one of a queue has its logits computed, and so have guesses.
 static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, LlamaError *error) {
     int32_t n_rows = 0;
     float *logits = ctx->logits;
@@ -688,17 +548,41 @@ static int run_step(LlamaContext *ctx, LlamaGeneration *const *generations, int3
         memcpy(ctx->rows + n_rows, g->queue + g->next, (size_t)g->running * sizeof *g->queue);
         n_rows += g->running;
         if (g->running < waiting(g)) continue;
-        ctx->rows[n_rows - 1].wants_logits = 1;
+        LlamaRow *last = &ctx->rows[n_rows - 1];
+        last->wants_logits = 1;
+        for (int32_t j = 0; j < g->n_guessed; j++, n_rows++)
+            ctx->rows[n_rows] = (LlamaRow){g->guesses[j], last->position + 1 + j, g->sequence, .wants_logits = 1};
         g->logits = logits;
-        logits += ctx->model->config.vocab_size;
+        logits += (int64_t)(1 + g->n_guessed) * ctx->model->config.vocab_size;
     }
+    ctx->forward++;
     int code = llama_forward(ctx, ctx->rows, n_rows, ctx->logits, error);
     if (code != LLAMA_OK) return code;
     for (int32_t i = 0; i < n; i++) {
-        generations[i]->position += generations[i]->running;
-        generations[i]->next += generations[i]->running;
+        LlamaGeneration *g = generations[i];
+        g->position += g->running;
+        g->next += g->running;
+        g->ahead = g->n_guessed;
+        g->n_guesses = 0;
+        g->forward = ctx->forward;
     }
     return LLAMA_OK;
+}
+
+// A forward of all generations. Guesses are left out where the cache has no room for them.
+static int plan_and_run(LlamaContext *ctx, LlamaGeneration *const *generations, int32_t n, int32_t prefill,
+                        LlamaError *error) {
+    plan_step(generations, n, prefill);
+    int code = run_step(ctx, generations, n, error);
+    if (code != LLAMA_ERROR_RESOURCE) return code;
+    int32_t guesses = 0;
+    for (int32_t i = 0; i < n; i++) {
+        guesses += generations[i]->n_guesses;
+        generations[i]->n_guesses = 0;
+    }
+    if (guesses == 0) return code;
+    plan_step(generations, n, prefill);
+    return run_step(ctx, generations, n, error);
 }
 
 int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_t prefill, LlamaPiece *pieces,
@@ -710,13 +594,12 @@ int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_
                     ctx->options.batch);
     int code = check_step(generations, n, error);
     if (code != LLAMA_OK) return code;
-    plan_step(generations, n, prefill);
-    code = run_step(ctx, generations, n, error);
+    if (!go_ahead(generations, n)) code = plan_and_run(ctx, generations, n, prefill, error);
     if (code != LLAMA_OK) return code;
     Step step = {generations, pieces, n};
     // all threads or one: OpenMP makes a team of another size anew
     team_run(n > 1 ? alone_or(&ctx->alone, ctx->options.threads) : 1, ctx->processors, write_pieces, &step);
-    return LLAMA_OK;
+    return forget_guesses(ctx, generations, n, error);
 }
 
 int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *error) {
@@ -724,19 +607,6 @@ int llama_generation_next(LlamaGeneration *g, LlamaPiece *piece, LlamaError *err
     if (code != LLAMA_OK || !piece->error) return code;
     if (error) *error = *piece->error;
     return piece->error->code;
-}
-
-int llama_generation_rewind(LlamaGeneration *g, int32_t n, LlamaError *error) {
-    if (n < 0 || n > g->position)
-        return fail(error, LLAMA_ERROR_USAGE, "rewind to %d, allowed 0 to %d", n, g->position);
-    g->position = n;
-    g->n_queue = g->next = 0;
-    g->finish = LLAMA_STOP_LENGTH;
-    return LLAMA_OK;
-}
-
-const LlamaStats *llama_generation_stats(const LlamaGeneration *g) {
-    return &g->stats;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -788,7 +658,7 @@ int main(int argc, char **argv) {
     int code = llama_run_parse(argc, argv, &options, &error);
     if (code == LLAMA_OK) code = find_shipped(argv[0], &options, &shipped, &error);
     if (code == LLAMA_OK) code = llama_run(&options, NULL, &error);
-    if (code != LLAMA_OK) fprintf(stderr, "error: %s\n", error.text);
+    if (code != LLAMA_OK && code != LLAMA_ERROR_CLOSED) fprintf(stderr, "error: %s\n", error.text);
     llama_run_options_free(&options);
     free(shipped);
     return code;

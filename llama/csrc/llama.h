@@ -13,6 +13,7 @@
 
 #include "api/error.h"      // LlamaError
 #include "api/model.h"      // LlamaModel: a checkpoint, mapped
+#include "api/adapter.h"    // LlamaAdapter: LoRA beside a model
 #include "api/context.h"    // LlamaContext: the cache, and rows of tokens through the model
 #include "api/sequence.h"   // what the cache holds of each sequence: sharing, saving
 #include "api/tokenizer.h"  // LlamaTokenizer: text to token ids and back

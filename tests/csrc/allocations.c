@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 static bool fails(void) {
@@ -22,6 +23,10 @@ static void *fallible_realloc(void *p, size_t n) {
     return fails() ? NULL : realloc(p, n);
 }
 
+static char *fallible_strdup(const char *text) {
+    return fails() ? NULL : strdup(text);
+}
+
 static void *fallible_mmap(void *at, size_t n, int protection, int flags, int descriptor, off_t offset) {
     return fails() ? MAP_FAILED : mmap(at, n, protection, flags, descriptor, offset);
 }
@@ -30,4 +35,5 @@ static void *fallible_mmap(void *at, size_t n, int protection, int flags, int de
 #define calloc fallible_calloc
 #define realloc fallible_realloc
 #define mmap fallible_mmap
+#define strdup fallible_strdup
 #include "../../run.c"

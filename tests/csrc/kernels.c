@@ -8,9 +8,15 @@
 // Inputs are random, and shapes fill neither vectors nor tiles. Every array ends where memory ends that may not be
 // read or written, so a kernel that goes too far is killed. Left out on purpose: how fast they are.
 #define LLAMA_LIBRARY
+#define _GNU_SOURCE // as run.c has it
+#ifdef AMX_IN_C
+#include "amx_in_c.h"
+#endif
 #include "../../run.c"
 
-enum { MAX_ROWS = 17, MAX_ARRAYS = 32 };
+#include <signal.h> // sigaltstack
+
+enum { MAX_ROWS = 37, MAX_ARRAYS = 32 };
 
 static int n_failed;
 
@@ -76,8 +82,9 @@ static uint16_t *bf16s(int64_t n) {
 // From min to max, or only these two.
 static int8_t *bytes(int64_t n, int min, int max, bool extreme) {
     int8_t *x = array(n);
+    uint32_t count = (uint32_t)(max - min + 1);
     for (int64_t i = 0; i < n; i++)
-        x[i] = (int8_t)(extreme ? random_bits() >> 31 ? min : max : min + (int)(random_bits() % (max - min + 1)));
+        x[i] = (int8_t)(extreme ? random_bits() >> 31 ? min : max : min + (int)(random_bits() % count));
     return x;
 }
 
@@ -189,6 +196,28 @@ static void check_matmul_tiles_floats(const Kernels *kernels, int32_t type, int3
     check_matmul(kernels, &x, &w, 0);
 }
 
+// x row i . w row r in the order of AMX: 32 columns at a time, those with even numbers and those with odd ones
+// apart.
+static float bf16_in_order_of_amx(const Rows *x, int32_t i, const Tensor *w, int32_t r) {
+    float sum = 0;
+    for (int32_t begin = 0; begin < w->cols; begin += 32) {
+        float some[2] = {0};
+        for (int32_t k = begin; k < MIN(begin + 32, w->cols); k++)
+            some[k % 2] = fmaf(x->values[(int64_t)i * x->cols + k],
+                               tile_float(tensor_tile(w, r), r % TILE_ROWS, k, TILES_BF16), some[k % 2]);
+        sum += some[0] + some[1];
+    }
+    return sum;
+}
+
+static void check_order_of_amx(const Kernels *kernels, const Rows *x, const Tensor *w) {
+    float *out = array(w->rows * 4);
+    kernels->matmul[TILES_BF16](out, w->rows, x, 1, w, 0, w->rows);
+    for (int32_t r = 0; r < w->rows; r++)
+        check(out[r] == bf16_in_order_of_amx(x, 0, w, r), kernels->name, "order of bf16: rows, row, columns",
+              w->rows, r, w->cols);
+}
+
 // Where activations are rounded to bf16 too, products of two columns are added at a time.
 static void check_matmul_tiles_bf16(const Kernels *kernels, int32_t rows, int32_t cols) {
     if (!kernels->round) {
@@ -204,6 +233,7 @@ static void check_matmul_tiles_bf16(const Kernels *kernels, int32_t rows, int32_
         if (cols % 2) x.halves[i] = 0;
     for (int32_t i = 0; i < n; i++) x.values[i] = bf16_to_float(x.halves[i]);
     w.data = bf16s((int64_t)tensor_bytes(&w) / 2);
+    if (strcmp(kernels->name, "amx") == 0) check_order_of_amx(kernels, &x, &w);
     check_matmul(kernels, &x, &w, 2 * (float)cols * ROUNDING);
 }
 
@@ -339,24 +369,18 @@ static void check_swiglu(const Kernels *kernels, int32_t n, float limit) {
     free_arrays(0);
 }
 
-// x (n) as the cache keeps it.
-static void *cache_of(const float *x, int64_t n, int32_t kv) {
-    void *cache = array(n * (int64_t)kv_size(kv));
-    kernels_scalar.store[kv](cache, 0, 1, x, (int32_t)n);
-    return cache;
-}
-
 // As scalar, side by side and apart, and nothing else is written. What is NaN stays so.
 static void check_store(const Kernels *kernels, int32_t n, int32_t stride, int32_t kv) {
     static const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 1e-40f, 6e-8f, 65519, 65520, -1e9f};
     int64_t places = (int64_t)(n - 1) * stride + 1;
-    float *x = floats(n, -4, 4), *zeros = floats(places, 0, 0);
+    float *x = floats(n, -4, 4), found_scale = 1, expected_scale = 1;
     for (int32_t i = 0; i < n; i += 3) x[i] = special[random_bits() % COUNT(special)];
-    void *found = cache_of(zeros, places, kv), *expected = cache_of(zeros, places, kv);
-    kernels->store[kv](found, 0, stride, x, n);
-    kernels_scalar.store[kv](expected, 0, stride, x, n);
+    size_t bytes = (size_t)places * kv_size(kv);
+    void *found = memset(array((int64_t)bytes), 0, bytes), *expected = memset(array((int64_t)bytes), 0, bytes);
+    kernels->store[kv](found, 0, stride, &found_scale, x, n);
+    kernels_scalar.store[kv](expected, 0, stride, &expected_scale, x, n);
     for (int64_t i = 0; i < places; i++) {
-        float a = cached(found, i, kv), b = cached(expected, i, kv);
+        float a = cached(found, i, kv) * found_scale, b = cached(expected, i, kv) * expected_scale;
         check(same_bits(&a, &b, 1) || (isnan(a) && isnan(b)), kernels->name, "store differs: type, values, stride",
               kv, n, stride);
     }
@@ -374,42 +398,85 @@ static const int32_t *shuffled_pages(int32_t n) {
     return pages;
 }
 
-// Keys of positions that are not there yet are NaN, as array() leaves them, and so are values.
+// Keys and values of n positions in pages of any order. Those of positions that are not there yet are NaN, as
+// array() leaves them.
+static HeadCache filled_cache(const Kernels *kernels, int32_t n, int32_t head_dim, int32_t kv) {
+    int64_t bytes = pages_for(n) * page_stride(head_dim, kv) * (int64_t)kv_size(kv);
+    const int32_t *pages = shuffled_pages(n);
+    void *keys = array(bytes), *values = array(bytes);
+    float *key = floats(head_dim, 0, 0), *value = floats(head_dim, 0, 0);
+    for (int32_t t = 0; t < n; t++) {
+        int64_t page = cached_page(pages, t, head_dim, kv), row = cached_row(pages, t, head_dim, kv);
+        float *key_scale = scale_of(keys, page, t % KEY_BLOCK, head_dim, kv);
+        float *value_scale = scale_of(values, page, t % KEY_BLOCK, head_dim, kv);
+        for (int32_t d = 0; d < head_dim; d++) {
+            key[d] = uniform(-2, 2);
+            value[d] = uniform(-1, 1);
+        }
+        kernels_scalar.store[kv](keys, page + t % KEY_BLOCK, KEY_BLOCK, key_scale, key, head_dim);
+        kernels_scalar.store[kv](values, row, 1, value_scale, value, head_dim);
+    }
+    return (HeadCache){kernels, keys, values, pages, head_dim, kv};
+}
+
 // Queries of n, n - 1 ... positions, which share keys and values: as scalar, and together as alone.
 static void check_attend(const Kernels *kernels, int32_t n, int32_t head_dim, int32_t kv) {
-    int64_t blocks = pages_for(n), n_keys = blocks * KEY_BLOCK * head_dim;
-    const int32_t *pages = shuffled_pages(n);
-    float *fp32_keys = array(n_keys * 4), *fp32_values = array(n_keys * 4);
-    for (int32_t t = 0; t < n; t++)
-        for (int32_t d = 0; d < head_dim; d++) {
-            fp32_keys[cached_keys(pages, t, head_dim) + d * KEY_BLOCK + t % KEY_BLOCK] = uniform(-2, 2);
-            fp32_values[cached_row(pages, t) * head_dim + d] = uniform(-1, 1);
-        }
-    void *keys = cache_of(fp32_keys, n_keys, kv), *values = cache_of(fp32_values, n_keys, kv);
+    HeadCache head = filled_cache(kernels, n, head_dim, kv), scalar = head;
+    scalar.kernels = &kernels_scalar;
     float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0), *q = floats(head_dim, -2, 2);
     int32_t count = 1 + (int32_t)(random_bits() % MAX_QUERIES);
     Query queries[MAX_QUERIES];
     for (int32_t i = 0; i < count; i++) {
-        float *room = array(blocks * KEY_BLOCK * 4), *out = floats(head_dim, 0, 0);
-        queries[i] = (Query){out, i == 0 ? q : floats(head_dim, -2, 2), room, MAX(1, n - (i * 5 + 3) % 7 % n)};
+        queries[i] = (Query){.out = floats(head_dim, 0, 0), .n = MAX(1, n - (i * 5 + 3) % 7 % n)};
+        queries[i].q = i == 0 ? q : floats(head_dim, -2, 2);
     }
-    kernels->attend[kv](queries, count, keys, values, pages, head_dim);
+    float *room = array(spans_room(head_dim) * 4);
+    attend_spans(&head, queries, count, room);
     for (int32_t i = 0; i < count; i++) {
         Query query = queries[i];
         query.out = expected;
-        kernels_scalar.attend[kv](&query, 1, keys, values, pages, head_dim);
+        attend_spans(&scalar, &query, 1, room);
         check(near(queries[i].out, expected, head_dim, 32 * ROUNDING, 0), kernels->name,
               "attend differs: type, positions, head_dim", kv, query.n, head_dim);
         query.out = alone;
-        kernels->attend[kv](&query, 1, keys, values, pages, head_dim);
+        attend_spans(&head, &query, 1, room);
         check(same_bits(alone, queries[i].out, head_dim), kernels->name,
               "attend depends on the queries beside it: type, positions, head_dim", kv, query.n, head_dim);
     }
     q[random_bits() % (uint32_t)head_dim] = NAN;
-    kernels->attend[kv](queries, count, keys, values, pages, head_dim);
+    attend_spans(&head, queries, count, room);
     for (int32_t d = 0; d < head_dim; d++)
         check(isnan(queries[0].out[d]), kernels->name, "attend loses a NaN: type, positions, head_dim", kv, n,
               head_dim);
+    free_arrays(0);
+}
+
+// The kernel for prompts: near scalar, as 16 bits of a float are, and together as alone.
+static void check_prompt(const Kernels *kernels, int32_t n, int32_t count, int32_t head_dim, int32_t kv) {
+    HeadCache head = filled_cache(kernels, n, head_dim, kv), scalar = head;
+    scalar.kernels = &kernels_scalar;
+    float *q = floats((int64_t)count * head_dim, -2, 2), *outs = array((int64_t)count * head_dim * 4);
+    float *room = array((int64_t)PROMPT_ROOM * head_dim * 4), *spans = array(spans_room(head_dim) * 4);
+    float *expected = floats(head_dim, 0, 0), *alone = floats(head_dim, 0, 0);
+    Query queries[PROMPT_QUERIES];
+    for (int32_t i = 0; i < count; i++) {
+        int32_t positions = n - count + i - (int32_t)(random_bits() % 9);
+        queries[i] = (Query){.out = outs + i * head_dim, .q = q + i * head_dim, .n = MAX(1, positions)};
+    }
+    q[(count - 1) * head_dim] = n % 3 ? q[(count - 1) * head_dim] : NAN;
+    kernels->prompt[kv](queries, count, head.keys, head.values, head.pages, head_dim, room);
+    for (int32_t i = 0; i < count; i++) {
+        Query query = queries[i];
+        query.out = expected;
+        attend_spans(&scalar, &query, 1, spans);
+        check(near(queries[i].out, expected, head_dim, 0x1p-14f, 0), kernels->name,
+              "prompt differs: type, positions, head_dim", kv, query.n, head_dim);
+        if (i % 16 != 15) continue;
+        query.out = alone;
+        kernels->prompt[kv](&query, 1, head.keys, head.values, head.pages, head_dim, room);
+        check(memcmp(alone, queries[i].out, (size_t)head_dim * 4) == 0, kernels->name,
+              "prompt depends on the queries beside it: type, positions, head_dim", kv, query.n, head_dim);
+    }
     free_arrays(0);
 }
 
@@ -456,6 +523,8 @@ static void check_not_finite(const Kernels *kernels, int32_t n) {
 static void check_kernels(const Kernels *kernels) {
     static const int32_t groups[] = {1, 2, 3, 4, 7, 8, 12, 16, 24, 32, 43, 64, 86, 128, 172};
     static const int32_t head_dims[] = {2, 4, 6, 8, 14, 16, 18, 30, 48, 64, 80, 100, 128};
+    static const int32_t longer[] = {SPAN, SPAN + 1, 3 * SPAN + 5};
+    static const int32_t blocks[] = {1, 20, 64, 66, 71, 140}; // of 64 positions, for 1 to 37 queries
     int before = n_failed;
     check_all_matmul(kernels);
     for (size_t i = 0; i < COUNT(groups); i++) check_quantise(kernels, groups[i]);
@@ -474,6 +543,12 @@ static void check_kernels(const Kernels *kernels) {
     for (int32_t n = 1; n <= 100; n++)
         for (size_t i = 0; i < COUNT(head_dims); i++)
             for (int32_t kv = 0; kv < N_KV; kv++) check_attend(kernels, n, head_dims[i], kv);
+    for (size_t i = 0; i < COUNT(longer); i++)
+        for (int32_t kv = 0; kv < N_KV; kv++) check_attend(kernels, longer[i], 64, kv);
+    for (size_t i = 0; i < COUNT(blocks); i++)
+        for (int32_t kv = 0; kv < N_KV; kv++)
+            for (int32_t head_dim = PROMPT_STEP; kernels->prompt[kv] && head_dim <= 4 * PROMPT_STEP; head_dim *= 2)
+                check_prompt(kernels, blocks[i], 1 + blocks[i] % 37, head_dim, kv);
     if (n_failed == before) printf("%s: all as scalar\n", kernels->name);
 }
 
@@ -495,7 +570,21 @@ static void check_alone(void) {
     check(alone_or(&alone, 4) == 4 && alone.length == 0, "threads", "passes in time count as late", 0, 0, 0);
 }
 
+// A process whose signals have no room for tiles is refused them, and the next best kernels are chosen.
+static void check_refused(void) {
+#if defined(LLAMA_AMX) && !defined(AMX_IN_C)
+    static char small[4096];
+    stack_t room = {.ss_sp = small, .ss_size = sizeof small}, none = {.ss_flags = SS_DISABLE};
+    const Kernels *kernels;
+    sigaltstack(&room, NULL);
+    check(kernels_find(NULL, &kernels, NULL) == LLAMA_OK && strcmp(kernels->name, "amx") != 0, "amx",
+          "chosen though it is refused", 0, 0, 0);
+    sigaltstack(&none, NULL);
+#endif
+}
+
 int main(int argc, char **argv) {
+    check_refused();
     check_alone();
     check_fp16();
     check_bf16();

@@ -1,7 +1,7 @@
 """Turns of a chat (chat.h) have the ids that transformers makes by the template; what a user writes is text.
 
-Left out on purpose: what a chat asks and prints, and when it ends (test_conversation.py); which template a
-model has (test_chat_templates.py), and templates that Python runs (test_chat_py.py).
+Left out on purpose: what a chat asks and prints, and when it ends (test_converse.py); which template a
+model has (test_chat_templates.py), and templates that Python runs (test_templates.py).
 """
 
 from __future__ import annotations
@@ -325,6 +325,21 @@ def test_a_text_of_the_model_has_the_date_of_the_day(pairs, form):
 def test_a_date_that_is_none_is_text_and_one_without_end_is_nothing(pairs, text, expected):
     ids = chat_turn(pairs["bytes"].ours, None, b"hi", True, lib.LLAMA_CHAT_CHATML, own=text.encode())
     assert pairs["bytes"].ours.decode(ids).startswith(f"system\n{expected}\nuser")
+
+
+def test_zeros_around_a_text_are_no_white_space(pairs):
+    tokenizer, kind = pairs["bytes"].ours, lib.LLAMA_CHAT_LLAMA3
+    plain = tokenizer.decode(chat_turn(tokenizer, None, b"x", True, kind))
+    for text in ("\0", "\0x\0", "\0 x \0"):
+        told = tokenizer.decode(chat_turn(tokenizer, None, f" {text}\n".encode(), True, kind))
+        assert told == plain.replace("x", text)
+
+
+def test_a_text_before_a_system_text_has_the_date_too(pairs):
+    ids = chat_turn(
+        pairs["bytes"].ours, b"x", b"hi", True, lib.LLAMA_CHAT_CHATML, preamble=b"In \x02%Y\x03: "
+    )
+    assert re.match(r"system\nIn \d{4}: x\nuser", pairs["bytes"].ours.decode(ids))
 
 
 def test_a_plain_chat_is_what_was_written(pairs):

@@ -93,7 +93,9 @@ def told(kind: str, path: Path) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_another_kind_is_called_by_its_name(path, program, kind):
     make, name = KINDS[kind]
-    assert_bad_bytes(program, path, make(), f"is {name}, not a llama2.c checkpoint")
+    is_model = any(word in name for word in ("GGUF", "safetensors", "PyTorch"))
+    way = ": python -m llama.run reads it" if is_model else ""
+    assert_bad_bytes(program, path, make(), f"is {name}, not a llama2.c checkpoint{way}")
 
 
 @each_program

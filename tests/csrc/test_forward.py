@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
@@ -15,6 +16,7 @@ from test_export import config_of, named
 from torch_formats import export_v3
 
 from llama._engine import ffi, lib
+from llama.native import adapter_open
 from model import Llama
 
 HEADS = {"MHA": 8, "GQA": 4, "MQA": 1}
@@ -34,14 +36,16 @@ def check(code: int, error) -> None:
 
 
 class Engine:
-    """A checkpoint with a context, without a tokenizer."""
+    """A checkpoint with a context, without a tokenizer. lora: the file of an adapter."""
 
-    def __init__(self, path: Path, **options) -> None:
+    def __init__(self, path: Path, lora: Path | None = None, scale: float = 1.0, **options) -> None:
         error, model, context = ffi.new("LlamaError *"), ffi.new("LlamaModel **"), ffi.new("LlamaContext **")
         check(lib.llama_open(str(path).encode(), model, error), error)
         self.model = ffi.gc(model[0], lib.llama_close)
         self.kernels = ffi.new("char[]", options["kernels"].encode()) if "kernels" in options else ffi.NULL
-        self.options = ffi.new("LlamaContextOptions *", {**options, "kernels": self.kernels})
+        self.adapter = adapter_open(lora, scale, self.model) if lora else ffi.NULL
+        special = {"kernels": self.kernels, "adapter": self.adapter}
+        self.options = ffi.new("LlamaContextOptions *", {**options, **special})
         check(lib.llama_context_init(self.model, self.options, context, error), error)
         self.context = ffi.gc(context[0], lib.llama_context_free)
 
@@ -76,25 +80,33 @@ def relative(difference: np.ndarray, expected: np.ndarray) -> float:
     return np.linalg.norm(difference) / np.linalg.norm(expected)
 
 
-def assert_fp32(engine: Engine, shape: Shape, weights: Weights, ids: list[int]) -> None:
+def fp32_equality(shape: Shape, weights: Weights, ids: list[int]) -> Callable[[Engine], None]:
+    """What asserts that the logits of an engine equal the reference, which is computed once for many."""
     expected = reference_logits(shape, weights, ids)
-    np.testing.assert_allclose(engine.logits(ids), expected, rtol=0, atol=FP32_BOUND)
+
+    def equals(engine: Engine) -> None:
+        np.testing.assert_allclose(engine.logits(ids), expected, rtol=0, atol=FP32_BOUND)
+
+    return equals
 
 
-def assert_int8(engine: Engine, shape: Shape, weights: Weights, ids: list[int]) -> None:
+def int8_equality(shape: Shape, weights: Weights, ids: list[int]) -> Callable[[Engine], None]:
+    """The same of weights in int8: one token at a time, and a long text."""
     weights, size = checkpoints.dequantised(weights, shape.group_size), shape.group_size
-    errors = []
-    for token in ids[:20]:
-        expected = reference_logits(shape, weights, [token], group_size=size)
-        errors.append(relative(engine.logits([token]) - expected, expected))
-    assert np.median(errors) < INT8_EXACT
-    logits = engine.logits(ids)
-    for group_size, bound in ((size, INT8_FLIPS), (0, INT8_BOUND)):
-        expected = reference_logits(shape, weights, ids, group_size=group_size)
-        assert relative(logits - expected, expected) < bound
+    ones = [(t, reference_logits(shape, weights, [t], group_size=size)) for t in ids[:20]]
+    bounds = {size: INT8_FLIPS, 0: INT8_BOUND}  # by the groups of the activations
+    long = [(reference_logits(shape, weights, ids, group_size=n), bound) for n, bound in bounds.items()]
+
+    def equals(engine: Engine) -> None:
+        assert np.median([relative(engine.logits([t]) - one, one) for t, one in ones]) < INT8_EXACT
+        logits = engine.logits(ids)
+        for expected, bound in long:
+            assert relative(logits - expected, expected) < bound
+
+    return equals
 
 
-ASSERT_EQUAL = {0: assert_fp32, 1: assert_fp32, 2: assert_int8}  # by version of the file
+EQUALITY = {0: fp32_equality, 1: fp32_equality, 2: int8_equality}  # by version of the file
 
 
 @pytest.fixture
@@ -108,12 +120,29 @@ def path(tmp_path) -> Path:
 def test_logits_equal_the_reference_for_every_isa_thread_count_and_batch(path, version, heads, tied):
     shape = Shape(n_kv_heads=HEADS[heads], tied=tied)
     weights, ids = checkpoints.write(path, shape, version), random_ids(shape)
+    equals = EQUALITY[version](shape, weights, ids)
     for isa in isas(path):
-        ASSERT_EQUAL[version](Engine(path, kernels=isa), shape, weights, ids)
+        equals(Engine(path, kernels=isa))
         first = Engine(path, kernels=isa, threads=1, batch=1).logits(ids)
         for threads, batch in itertools.product((1, 2, 4), (1, 3, 17, 128)):
             logits = Engine(path, kernels=isa, threads=threads, batch=batch).logits(ids)
             assert np.array_equal(first, logits), f"{isa}: {threads} threads, batch {batch} change the result"
+
+
+@pytest.mark.parametrize("n_kv_heads", [3, 1])
+def test_a_long_text_does_not_depend_on_who_has_its_spans(path, n_kv_heads):
+    """Behind 512 positions, threads between which heads do not divide share those of a single row."""
+    shape = Shape(dim=48, hidden_dim=32, n_heads=6, n_kv_heads=n_kv_heads, max_seq_len=1100)
+    weights, ids = checkpoints.write(path, shape), random_ids(shape, 1100)
+    expected = reference_logits(shape, weights, ids)
+    for isa in isas(path):
+        whole = Engine(path, kernels=isa, threads=1).logits(ids)
+        np.testing.assert_allclose(whole, expected, rtol=0, atol=FP32_BOUND)
+        for threads in (2, 5):
+            engine = Engine(path, kernels=isa, threads=threads)
+            assert np.array_equal(engine.logits(ids[:-3]), whole[:-3])
+            for position in range(1097, 1100):
+                assert np.array_equal(engine.logits(ids[position:][:1], position), whole[position:][:1])
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -136,12 +165,12 @@ def test_logits_equal_the_reference_for_every_isa_thread_count_and_batch(path, v
 )
 def test_logits_equal_the_reference_for_odd_shapes(path, version, shape):
     weights, ids = checkpoints.write(path, shape, version), random_ids(shape, 40)
+    equals = {0: EQUALITY[version](shape, weights, ids)}  # by whether it is exact
+    if version == 2:
+        equals[1] = fp32_equality(shape, checkpoints.dequantised(weights, shape.group_size), ids)
     for isa in isas(path):
-        for threads in (1, 2):
-            ASSERT_EQUAL[version](Engine(path, kernels=isa, threads=threads, batch=16), shape, weights, ids)
-            if version == 2:
-                exact = Engine(path, kernels=isa, threads=threads, batch=16, exact=1)
-                assert_fp32(exact, shape, checkpoints.dequantised(weights, shape.group_size), ids)
+        for threads, exact in itertools.product((1, 2), equals):
+            equals[exact](Engine(path, kernels=isa, threads=threads, batch=16, exact=exact))
 
 
 def test_logits_equal_pytorch_in_float32(path):

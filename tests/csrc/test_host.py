@@ -1,6 +1,6 @@
 """llama_run among its hosts: what it asks of one, when it is interrupted, and when memory or paths run out.
 
-Left out on purpose: what a run writes (test_run.py, test_conversation.py), output that is closed or full
+Left out on purpose: what a run writes (test_run.py, test_converse.py), output that is closed or full
 (test_run.py).
 """
 
@@ -13,15 +13,22 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import checkpoints
 import pytest
+from checkpoints import Shape
 from helpers import ROOT, RUN, assert_refused, each_program, environment, run, without_times
+from test_adapter import config_of, random_adapter
+from test_vocabulary import SAMPLES
 from tiny_models import write_chain
 
 import llama.run
 from llama._engine import ffi, lib
+from llama.formats import vocabulary as tokens
+from llama.formats.adapter_file import write_adapter
+from llama.formats.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -114,7 +121,7 @@ def test_a_host_may_take_and_give_a_few_bytes_at_a_time(answers, room):
 
 
 def test_what_a_host_can_not_do_is_an_error(answers):
-    assert Host(errors=[errno.EPIPE]).run(answers) == (4, "standard output: Broken pipe")
+    assert Host(errors=[errno.EPIPE]).run(answers) == (141, "standard output: Broken pipe")
     assert Host(errors=[errno.EISDIR]).run(answers, "-f", "-") == (3, "standard input: Is a directory")
     assert Host(room=0).run(answers) == (4, "standard output: Input/output error")
 
@@ -201,10 +208,39 @@ def fallible(tmp_path_factory) -> Path:
     ids=" ".join,
 )
 def test_whichever_allocation_fails_the_exit_code_is_4(answers, fallible, options):
-    command = [fallible, answers, "-t", "0", *options]
-    keywords = {"input": b"a\na\n", "capture_output": True, "timeout": 60, "check": False}
+    assert_4_whichever_fails([fallible, answers, "-t", "0", *options])
+
+
+SOME_BYTES = Vocabulary(
+    tokens.BYTES,
+    pieces=[b"a", b"b", b"ab", b"<unk>"],
+    scores=[0.0] * 4,
+    types=[tokens.TEXT] * 3 + [tokens.UNKNOWN],
+    bos=0,
+    merges=[(b"a", b"b")],
+    unknown=3,
+)
+VOCABULARIES = {kind: vocabulary for kind, (vocabulary, *_) in SAMPLES.items()} | {
+    "some bytes, unknown": SOME_BYTES,
+    "some bytes": replace(SOME_BYTES, unknown=-1, types=[tokens.TEXT] * 4),
+}
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_the_same_of_every_kind_of_tokenizer_and_of_an_adapter(tmp_path, fallible, kind):
+    shape = Shape(8, 8, 1, 2, 1, vocab_size=len(VOCABULARIES[kind]), max_seq_len=64)
+    checkpoints.write(tmp_path / "m.bin", shape)
+    (tmp_path / "t.bin").write_bytes(VOCABULARIES[kind].indexed)
+    write_adapter(tmp_path / "x.lora.bin", random_adapter(shape), config_of(shape))
+    files = ["m.bin", "-z", "t.bin", "--lora", "x.lora.bin"]
+    assert_4_whichever_fails([fallible, *files, "-i", "abc ab\xff", "-n", "12", "-t", "0"], cwd=tmp_path)
+
+
+def assert_4_whichever_fails(command: list[str | Path], **options: Path) -> None:
+    """A program writes one line, whichever of its allocations fails, or the text that it always writes."""
+    keywords = {"input": b"a\na\n", "capture_output": True, "timeout": 60, "check": False} | options
     whole = subprocess.run(command, **keywords)
-    assert whole.returncode == 0
+    assert whole.returncode == 0, whole.stderr
     for at in range(1, 1000):
         result = subprocess.run(command, env=os.environ | {"FAIL_AT": str(at)}, **keywords)
         if result.returncode == 0:  # there are no more: but for a note, which is given up, all went well

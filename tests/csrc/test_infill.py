@@ -77,6 +77,13 @@ def test_a_model_fills_in_if_its_tokenizer_knows_how(tmp_path, trained):
         assert "".join(engine.generate(ids, max_tokens=3, seed=1)) is not None
 
 
+def test_a_tokenizer_without_bos_has_no_beginning(trained):
+    vocabulary = with_infill(trained.vocabulary, [f"▁<{name}>".encode() for name in NAMES])
+    tokenizer = llama.Tokenizer.from_bytes(replace(vocabulary, bos=-1).indexed)
+    with pytest.raises(UsageError, match="the vocabulary has no BOS"):
+        llama.native.encode_infill(tokenizer.handle, b"a", b"b")
+
+
 @pytest.mark.parametrize("missing", range(3))
 def test_a_tokenizer_without_the_tokens_is_refused_by_name(trained, missing):
     names = [f"▁<{name}>".encode() for i, name in enumerate(NAMES) if i != missing]

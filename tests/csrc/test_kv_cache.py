@@ -1,4 +1,4 @@
-"""Keys and values in 16 bits: rounded and nothing else, near fp32, in half the memory."""
+"""Keys and values in fewer bits: rounded and nothing else, near fp32, in half or a quarter of the memory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from llama import perplexity
 from llama._engine import ffi, lib
 from llama.native import KV
 
-FP32, BF16, FP16 = lib.LLAMA_KV_FP32, lib.LLAMA_KV_BF16, lib.LLAMA_KV_FP16
-TORCH = {BF16: torch.bfloat16, FP16: torch.float16}
+FP32, BF16, FP16, INT8 = lib.LLAMA_KV_FP32, lib.LLAMA_KV_BF16, lib.LLAMA_KV_FP16, lib.LLAMA_KV_INT8
+TORCH = {BF16: torch.bfloat16, FP16: torch.float16, INT8: torch.int8}
 # Relative errors of the logits of a text, beside fp32 and beside a reference in float64, in which a value
 # halfway between two may round to the other one.
-NEAR = {BF16: 1e-2, FP16: 1e-3}
-FLIPS = {BF16: 1e-3, FP16: 2e-4}
-each_half = pytest.mark.parametrize("kv", [BF16, FP16], ids=lambda kv: KV[kv])
+NEAR = {BF16: 1e-2, FP16: 1e-3, INT8: 2e-2}
+FLIPS = {BF16: 1e-3, FP16: 2e-4, INT8: 1e-3}
+each_type = pytest.mark.parametrize("kv", list(TORCH), ids=lambda kv: KV[kv])
 each_shape = pytest.mark.parametrize(
     "shape",
     [
@@ -47,7 +47,7 @@ def path(tmp_path):
 # --- Values
 
 
-@each_half
+@each_type
 @each_shape
 def test_logits_equal_a_reference_that_rounds_keys_and_values(path, shape, kv):
     weights, ids = checkpoints.write(path, shape), random_ids(shape)
@@ -57,7 +57,7 @@ def test_logits_equal_a_reference_that_rounds_keys_and_values(path, shape, kv):
         assert relative(logits - expected, expected) < FLIPS[kv]
 
 
-@each_half
+@each_type
 @each_shape
 def test_logits_are_near_those_of_fp32(path, shape, kv):
     checkpoints.write(path, shape)
@@ -67,7 +67,7 @@ def test_logits_are_near_those_of_fp32(path, shape, kv):
     assert NEAR[kv] / 100 < error < NEAR[kv]
 
 
-@each_half
+@each_type
 @pytest.mark.parametrize("n_kv_heads", [8, 4, 1])
 def test_threads_and_batches_do_not_change_the_result(path, n_kv_heads, kv):
     shape = Shape(n_kv_heads=n_kv_heads)
@@ -80,7 +80,27 @@ def test_threads_and_batches_do_not_change_the_result(path, n_kv_heads, kv):
             assert np.array_equal(first, logits), f"{isa}: {threads} threads, batch {batch} change the result"
 
 
-@each_half
+@each_type
+@pytest.mark.parametrize(
+    "shape", [Shape(dim=192, n_heads=6, n_kv_heads=3), Shape(dim=256, n_heads=2, n_kv_heads=1)]
+)
+def test_a_prompt_depends_on_neither_threads_nor_batches_nor_neighbours(path, shape, kv):
+    """Of heads of 32 and 128: AMX has a kernel for rows that want no logits."""
+    weights, ids, other = checkpoints.write(path, shape), random_ids(shape), random_ids(shape, seed=2)
+    expected = reference_logits(shape, weights, ids, kv=TORCH[kv])[-1]
+    rows = [(token, i, 0, int(i == len(ids) - 1)) for i, token in enumerate(ids)]
+    beside = [(token, i, 1, 0) for i, token in enumerate(other)]
+    for isa in isas(path):
+        first = Engine(path, kernels=isa, kv=kv, threads=1, batch=1).forward(rows)
+        assert relative(first - expected, expected) < FLIPS[kv]
+        for threads, batch in itertools.product((1, 2, 3), (17, 128)):
+            engine = Engine(path, kernels=isa, kv=kv, threads=threads, batch=batch, sequences=2)
+            assert np.array_equal(first, engine.forward(rows)), f"{isa}: {threads} threads, batch {batch}"
+            mixed = engine.forward([row for pair in zip(beside, rows, strict=True) for row in pair])
+            assert np.array_equal(first, mixed), f"{isa}: neighbours, {threads} threads, batch {batch}"
+
+
+@each_type
 def test_sequences_side_by_side_equal_each_alone(path, kv):
     shape = Shape()
     checkpoints.write(path, shape)
@@ -111,15 +131,16 @@ def test_keys_that_fp16_can_not_hold_are_an_error(path):
 # --- Memory
 
 
-@each_half
-def test_the_cache_takes_half_the_memory(path, kv):
+@each_type
+def test_the_cache_takes_as_many_bytes_as_its_type(path, kv):
     shape = Shape()
     checkpoints.write(path, shape)
     options = {"context": 100, "sequences": 3, "threads": 1}
-    whole, half = (Engine(path, kv=kind, **options) for kind in (FP32, kv))
-    values = 2 * shape.n_layers * 3 * 112 * shape.n_kv_heads * shape.head_dim  # whole blocks of 16 positions
-    saved = lib.llama_context_bytes(whole.context) - lib.llama_context_bytes(half.context)
-    assert saved == 2 * values
+    whole, less = (Engine(path, kv=kind, **options) for kind in (FP32, kv))
+    heads = 2 * shape.n_layers * 3 * 112 * shape.n_kv_heads  # whole blocks of 16 positions
+    saved = lib.llama_context_bytes(whole.context) - lib.llama_context_bytes(less.context)
+    head = shape.head_dim + 4 if kv == INT8 else 2 * shape.head_dim  # int8 has a scale
+    assert saved == heads * (4 * shape.head_dim - head)
 
 
 def test_a_context_that_does_not_fit_is_named_with_the_size_of_its_type(path):
@@ -142,10 +163,10 @@ def test_fp32_is_the_default(path):
     assert np.array_equal(engine.logits(ids), Engine(path, kv=FP32).logits(ids))
 
 
-@pytest.mark.parametrize("kv", [-1, 3, 2**31 - 1])
+@pytest.mark.parametrize("kv", [-1, 4, 2**31 - 1])
 def test_an_unknown_type_is_refused(path, kv):
     checkpoints.write(path, Shape())
-    with pytest.raises(RuntimeError, match=f"kv = {kv}, allowed 0 to 2"):
+    with pytest.raises(RuntimeError, match=f"kv = {kv}, allowed 0 to 3"):
         Engine(path, kv=kv)
 
 
@@ -172,5 +193,6 @@ def test_the_model_that_ships_predicts_as_well():
             assert model.kv == kv
             found[kv] = perplexity.measure(model, iter([STORY])).bits_per_byte
     assert abs(found["fp16"] - found["fp32"]) < 1e-3
+    assert abs(found["int8"] - found["fp32"]) < 2e-3
     assert abs(found["bf16"] - found["fp32"]) < 5e-3
-    assert len(set(found.values())) == 3
+    assert len(set(found.values())) == 4

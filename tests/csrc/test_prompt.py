@@ -1,6 +1,6 @@
 """What a prompt means: escapes in options, files that were written on Windows, and one that is too long.
 
-Left out on purpose: the ids of a text (test_tokenizer.py), chats (test_conversation.py).
+Left out on purpose: the ids of a text (test_tokenizer.py), chats (test_converse.py).
 """
 
 from __future__ import annotations

@@ -322,6 +322,21 @@ def test_penalties_by_hand() -> None:
     assert (token, left.tolist()) == (3, [-0.25, -2, -0.25, 0.375, 0])
 
 
+@pytest.mark.parametrize(
+    ("options", "prompt", "generated"),
+    [
+        ({"repeat_penalty": 2.0}, 2, 2),
+        ({"presence_penalty": 0.5}, 4, 3.5),
+        ({"frequency_penalty": 0.25}, 4, 3.5),
+    ],
+    ids=str,
+)
+def test_each_penalty_acts_alone(options: dict[str, float], prompt: float, generated: float) -> None:
+    """A token of the prompt, and one that was drawn twice."""
+    left = Sampler(3, Told(prompt=[0], generated=[1, 1]), temperature=0, **options).sample(np.full(3, 4.0))[1]
+    assert left.tolist() == [prompt, generated, 4]
+
+
 def test_bias_comes_before_the_penalties() -> None:
     told = Told(bias={0: 3.0, 1: -3.0}, prompt=[0, 1])
     left = Sampler(2, told, temperature=0, repeat_penalty=2.0).sample(np.array([-1.0, 1.0]))[1]
@@ -351,10 +366,39 @@ def test_reset_forgets_the_tokens_told_and_keeps_bias_and_generator() -> None:
     assert [first, drawing.draw(flat)] == [whole.draw(flat), whole.draw(flat)]
 
 
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.99}, {"top_k": 90}, {"min_p": 1e-30}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"top_p": 0.99}, {"top_k": 90}, {"min_p": 1e-30}, {"min_p": 1e-42}], ids=str
+)
 def test_forbidden_tokens_are_never_drawn(options: dict[str, float]) -> None:
     told = Told(bias={token: -np.inf for token in range(100) if token != 77 and token != 5})
     assert drawn(Sampler(100, told, temperature=1e6, **options), np.zeros(100)) == {5, 77}
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 95, 1000])
+def test_a_mask_is_a_bias_of_minus_infinity_on_all_else(n: int) -> None:
+    rng = np.random.default_rng(n)
+    logits = rng.normal(0, 3, n).astype(np.float32)
+    for count, told in product((1, 2, n // 2, n - 1, n), ({}, {0: 1.5})):
+        tokens = rng.permutation(n)[: max(1, count)]
+        others = dict.fromkeys(map(int, set(range(n)) - set(tokens)), -np.inf)
+        masked, biased = Sampler(n, Told(told), seed=3), Sampler(n, Told(told | others), seed=3)
+        masked.mask(map(int, tokens))
+        for _ in range(5):
+            (token, left), (expected, reference) = masked.sample(logits), biased.sample(logits)
+            assert token == expected in tokens
+            assert left.tobytes() == reference.tobytes()
+    masked.mask(None)
+    assert masked.sample(logits)[1].all()
+
+
+def test_a_mask_that_allows_no_token_is_refused() -> None:
+    sampler = Sampler(40, Told({39: -np.inf}))
+    for tokens in ([], [39]):
+        sampler.mask(tokens)
+        with pytest.raises(Refused) as refused:
+            sampler.draw(np.zeros(40))
+        text = "the mask allows no token, or none without a bias of -inf"
+        assert refused.value.args == (lib.LLAMA_ERROR_USAGE, text)
 
 
 def test_sums_that_overflow_are_the_largest_float() -> None:

@@ -1,8 +1,8 @@
 """The tokenizer of the engine (llama/csrc/text/tokenizer.h) against sentencepiece, and on hostile files."""
 
 import io
+import os
 import random
-import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import assert_linear, write_pieces, write_tokenizer
 from hypothesis import HealthCheck, example, given, settings
@@ -272,6 +273,10 @@ def test_a_vocabulary_without_bos_has_none_to_give(tmp_path):
         tokenizer.encode("a", bos=True)
     with pytest.raises(ValueError, match="the vocabulary has no EOS"):
         tokenizer.encode("a", bos=False, eos=True)
+    path.write_bytes(vocabulary([b"<unk>", b"a", b"<s>"]))
+    assert Tokenizer(path).encode("", bos=True) == [2]
+    with pytest.raises(ValueError, match="the vocabulary has no EOS"):
+        Tokenizer(path).encode("a", bos=True, eos=True)
 
 
 def test_the_bound_holds_for_the_text_that_needs_most(tmp_path):
@@ -340,7 +345,12 @@ def test_one_space_is_dropped_after_bos_and_at_the_start_only(trained):
 @pytest.mark.parametrize("token", [-1, -(2**31), 2**31 - 1])
 def test_an_id_outside_the_vocabulary_has_no_bytes(trained, token):
     assert token_bytes(trained.handle, -1, token) is None
-    assert token_bytes(trained.handle, -1, trained.sp.vocab_size()) is None
+    length, size = ffi.new("size_t *"), trained.sp.vocab_size()
+    assert token_bytes(trained.handle, -1, size) is None
+    for outside in (token, size):
+        assert lib.llama_token_name(trained.handle, outside, length) == ffi.NULL
+        assert not lib.llama_token_is_special(trained.handle, outside)
+    assert lib.llama_token_name(trained.handle, size - 1, length) != ffi.NULL
 
 
 # --- Time and threads
@@ -394,6 +404,16 @@ HOSTILE = {
     "nothing_for_unknown": (vocabulary([b"a"]), "has neither <unk> nor the byte tokens <0x00> to <0xFF>"),
     "gguf": (b"GGUF" + b"\3\0\0\0" + b"\xff" * 16, "can't be read as a tokenizer: it is a GGUF file"),
     "json": (b'{"model": {"type": "BPE"}}', "is a JSON file, such as a tokenizer.json; for a tokenizer.bin"),
+    "json, spaced": (b'{ \n "model": {"type": 1}}', "is a JSON file, such as a tokenizer.json"),
+    "json, short": (b'{"model": {}}', "can't be read as a tokenizer: it is a JSON file"),
+    "a brace": (b"{x" + b"\xff" * 20, "can't be read as a tokenizer: it is a JSON file"),
+    "a newline": (b"\n\x05x\0" + b"\xff\xff\xff\x7f" * 4, "token 0 has score = nan"),
+    "two newlines": (b"\n\x05\n\x04" + b"\xff\xff\xff\x7f" * 4, "token 0 has score = nan"),
+    "sentencepiece": (b"\n\x05\n\x03" + b"\xff" * 20, "is a sentencepiece model"),
+    "tiktoken": (b"IQ== 0\nIg== 1\n", "is a tiktoken file, as of Llama 3"),
+    "no number": (b"IQ== x\nIg== 1\n", "token 0 has length = "),
+    "no base64": (b"I-== 0\nIg== 1\n", "token 0 has length = "),
+    "a word": (b"IQ==", "has no tokens"),
 }
 
 
@@ -402,8 +422,46 @@ def test_a_hostile_file_is_refused_with_the_reason(tmp_path, name):
     data, message = HOSTILE[name]
     path = tmp_path / "tok.bin"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+    error, out = ffi.new("LlamaError *"), ffi.new("LlamaTokenizer **")  # Python may read what C refuses
+    assert lib.llama_tokenizer_open(str(path).encode(), out, error) == lib.LLAMA_ERROR_FILE
+    assert ffi.string(error.text).decode().startswith(f"{path}: {message}")
+
+
+def test_a_file_of_more_tokens_than_an_id_can_be_is_refused(tmp_path):
+    """All of them empty, on no block of the disk."""
+    path = tmp_path / "tok.bin"
+    path.touch()
+    os.truncate(path, 4 + 8 * 2**24)
+    with pytest.raises(ValueError, match="has more than 16777215 tokens"):
         Tokenizer(path)
+
+
+def test_byte_tokens_are_spelt_in_one_way(tmp_path):
+    """Two upper-case digits between <0x and >; all else is text."""
+    others = ["<0x4a>", "<0x4G>", "<0xG4>", "<0x4A]", "<0X4A>", "<0x04A>", "<0x4>", "<0x4\0>", "[0x4A>"]
+    path = write_pieces(tmp_path / "t.bin", [(piece, 0.0) for piece in ["<unk>", "<0x4A>", *others]])
+    handle = open_c(path)
+    assert token_bytes(handle, 0, 1) == b"J"
+    assert [token_bytes(handle, 0, 2 + i).decode() for i in range(len(others))] == others
+
+
+def crowd(count: int, slots: int) -> list[str]:
+    """Characters of four bytes that all begin to be looked for in one place of a table."""
+    characters = [chr(code) for code in range(0x10000, 0x110000)]
+    words = np.frombuffer("".join(characters).encode(), "<u4").astype(np.uint64)
+    hashes = (words ^ np.uint64(4)) * np.uint64(0x9E3779B97F4A7C15)
+    places = (hashes ^ hashes >> np.uint64(32)) % np.uint64(slots)
+    return [characters[i] for i in np.flatnonzero(places == 0)[:count]]
+
+
+def test_a_piece_that_is_out_of_reach_is_not_found_and_all_others_are(tmp_path):
+    """300 pieces that begin to be looked for in one place, as only a file made for it has them: 256 fit."""
+    crowded, bytes_of = crowd(300, 2048), [f"<0x{byte:02X}>" for byte in range(256)]
+    path = write_pieces(tmp_path / "t.bin", [(piece, 0.0) for piece in ["<unk>", " ", *bytes_of, *crowded]])
+    tokenizer = Tokenizer(path)
+    found = [tokenizer.encode(character, bos=False)[1:] for character in crowded]
+    assert found[:256] == [[2 + 256 + i] for i in range(256)]
+    assert found[256:] == [[2 + byte for byte in character.encode()] for character in crowded[256:]]
 
 
 def test_a_sentencepiece_model_is_named_as_such(tmp_path):

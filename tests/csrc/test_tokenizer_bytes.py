@@ -17,7 +17,7 @@ from test_tokenizer import NOT_UTF8, SCRIPTS, TRICKY, encode_c
 from llama import LlamaError, Tokenizer
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.tokenizer_json import GPT2_PATTERN, LLAMA3_PATTERN
+from llama.formats.split_patterns import GPT2_PATTERN, LLAMA3_PATTERN
 from llama.native import whole_text
 
 tiktoken = pytest.importorskip("tiktoken")

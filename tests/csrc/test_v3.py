@@ -5,10 +5,12 @@ What a file says is read by checkpoints.read_v3, which knows nothing but the for
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,7 @@ def narrowed(dtype: str, isa: str) -> dict[str, Any]:
     """How activations enter products with weights of a type, as reference_logits takes it."""
     if dtype in ("int8", "int4"):
         return {"group_size": 32}
-    return {"activations": torch.bfloat16} if (dtype, isa) == ("bf16", "avx512bf16") else {}
+    return {"activations": torch.bfloat16} if dtype == "bf16" and isa in ("avx512bf16", "amx") else {}
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -179,15 +181,16 @@ def narrowed(dtype: str, isa: str) -> dict[str, Any]:
 def test_logits_equal_the_reference_for_every_isa_thread_count_and_batch(path, name, dtype):
     shape, ids = SHAPES[name], random_ids(SHAPES[name], 40)
     weights = write(path, shape, dtype)
+    reference = cache(lambda *ids, **narrow: reference_logits(shape, weights, list(ids), **narrow))
     for isa in isas(path):
         engine = Engine(path, kernels=isa)
-        logits, expected = engine.logits(ids), reference_logits(shape, weights, ids)
+        logits, expected = engine.logits(ids), reference(*ids)
         if narrow := narrowed(dtype, isa):
-            one = [reference_logits(shape, weights, [token], **narrow) for token in ids]
+            one = [reference(token, **narrow) for token in ids]
             errors = [relative(engine.logits([t]) - e, e) for t, e in zip(ids, one, strict=True)]
             assert np.median(errors) < INT8_EXACT
             assert relative(logits - expected, expected) < INT8_BOUND
-            expected = reference_logits(shape, weights, ids, **narrow)
+            expected = reference(*ids, **narrow)
             assert relative(logits - expected, expected) < INT8_FLIPS
         else:
             np.testing.assert_allclose(logits, expected, rtol=0, atol=FP32_BOUND)
@@ -210,6 +213,9 @@ def test_exact_logits_are_those_of_fp32_activations(path, name, dtype):
             assert np.array_equal(first, logits), f"{isa}: {threads} threads, batch {batch} change the result"
 
 
+YARN = RopeScaling("yarn", 4.0, original_max_seq_len=32)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -220,8 +226,16 @@ def test_exact_logits_are_those_of_fp32_activations(path, name, dtype):
         Config(
             dim=64, n_heads=2, vocab_size=50, tied=False, rope_scaling=RopeScaling("llama3", 32, 1, 4, 32)
         ),
+        Config(dim=64, n_heads=2, vocab_size=50, rope_scaling=YARN),
+        Config(
+            dim=64,
+            n_heads=2,
+            vocab_size=50,
+            rope_theta=500.0,
+            rope_scaling=RopeScaling("yarn", 2.5, 1, 4, 48, 4.0, 0.5, 1.3, truncate=False),
+        ),
     ],
-    ids=["head_dim", "theta and eps", "linear", "llama3", "factor 32"],
+    ids=["head_dim", "theta and eps", "linear", "llama3", "factor 32", "yarn", "yarn, all said"],
 )
 def test_every_field_of_the_configuration_reaches_the_engine(path, config):
     torch.manual_seed(1)
@@ -233,6 +247,22 @@ def test_every_field_of_the_configuration_reaches_the_engine(path, config):
         expected = model(ids)[0].numpy()
     export_v3(path, config, model.state_dict(), "fp32")
     np.testing.assert_allclose(Engine(path).logits(ids[0].tolist()), expected, rtol=0, atol=FP32_BOUND)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_yarn_is_that_of_model_py_for_every_type_of_weights(path, dtype):
+    shape, ids = Shape(dim=128, n_heads=4, n_kv_heads=2), random_ids(Shape(), 100)
+    write(path, shape, dtype)
+    source = open_source(path)
+    config = dataclasses.replace(source.config, rope_scaling=YARN)
+    export_v3(path.with_name("yarn.bin"), config, dict(source.tensors), dtype)
+    model = Llama(config).eval()
+    model.load_state_dict({"output.weight": source.tensors["tok_embeddings.weight"], **source.tensors})
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]))[0].numpy()
+    for isa in isas(path):
+        found = Engine(path.with_name("yarn.bin"), kernels=isa, exact=1).logits(ids)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=FP32_BOUND)
 
 
 def test_a_group_with_nan_reaches_the_logits(path):
@@ -351,6 +381,32 @@ def change(path: Path, form: str, at: int, value: float) -> None:
     path.write_bytes(sealed(data))
 
 
+@pytest.mark.parametrize(
+    ("form", "at", "value", "message"),
+    [
+        ("<f", 56, 0.5, "rope factor = 0.5, attention factor = 0, allowed with YaRN 1 or more"),
+        ("<f", 168, 1.0, "rope beta_fast = 1, beta_slow = 1, allowed 0 < slow < fast"),
+        ("<f", 168, math.inf, "rope beta_fast = inf"),
+        ("<f", 172, math.nan, "beta_slow = -?nan"),
+        ("<f", 176, -1.0, "attention factor = -1"),
+        ("<i", 180, 2, "rope truncate = 2, allowed 0 and 1"),
+        ("<i", 68, 0, "rope_theta = 10000, original_max_seq_len = 0: no pair turns as YaRN needs it"),
+        ("<f", 48, 1.0, "rope_theta = 1, original_max_seq_len = 32: no pair turns"),
+    ],
+)
+def test_a_header_that_lies_about_yarn_is_refused(path, form, at, value, message):
+    config = Config(dim=64, n_layers=1, n_heads=2, vocab_size=50, rope_scaling=YARN)
+    export_v3(path, config, Llama(config).state_dict(), "fp32")
+    assert open_source(path).config == config
+    for theta in (1e4, 1e6):
+        Engine(path, rope_theta=theta)
+    with pytest.raises(RuntimeError, match="rope_theta = 1, allowed those with which pairs turn"):
+        Engine(path, rope_theta=1.0)
+    change(path, form, at, value)
+    with pytest.raises(llama.BadFileError, match=message):
+        llama.Llama(path)
+
+
 ENTRY = 256 + 32 * 2  # of wq of layer 0
 
 
@@ -362,12 +418,13 @@ ENTRY = 256 + 32 * 2  # of wq of layer 0
         ("<i", 16, 3, "has 20 tensors, allowed 29"),
         ("<i", 24, 3, "n_kv_heads = 3 does not divide n_heads = 8"),
         ("<i", 28, 1 << 25, "vocab_size = 33554432, allowed"),
+        ("<i", 28, -(2**31), "vocab_size = -2147483648, allowed"),  # nothing is subtracted from it before
         ("<B", 36, 2, "shared classifier = 2, allowed 0 and 1"),
         ("<i", 40, 7, r"head_dim = 7.*allowed even"),
         ("<i", 40, 0, "head_dim = 0, allowed 2 to 4096"),
         ("<f", 44, 0.0, "norm_eps = 0, allowed finite numbers above 0"),
         ("<f", 48, math.nan, "rope_theta = -?nan, allowed finite"),
-        ("<i", 52, 3, "rope scaling = 3, allowed 0 to 2"),
+        ("<i", 52, 4, "rope scaling = 4, allowed 0 to 3"),
         ("<i", 52, 2, "original_max_seq_len = 0: allowed"),
         ("<f", 56, math.inf, "rope factor = inf, allowed"),
         ("<i", 72, 4, "weight type = 4, allowed 0 to 3"),

@@ -1,8 +1,8 @@
 """The indexed file of a tokenizer: docs/format.md, formats/vocabulary.py and the engine agree on it, and the
 engine survives every lie in it.
 
-tests/data/sample_characters.bin, sample_bytes.bin and sample_unigram.bin are such files, written once and
-never again.
+tests/data/sample_characters.bin, sample_bytes.bin, sample_edges.bin and sample_unigram.bin are such files,
+written once and never again.
 """
 
 import random
@@ -23,6 +23,7 @@ from torch_formats import export_v3
 
 import llama
 from llama import BadFileError, Tokenizer
+from llama._engine import ffi, lib
 from llama.formats import vocabulary as tokens
 from llama.formats.vocabulary import BYTE, CONTROL, TEXT, UNKNOWN, USER, Vocabulary
 
@@ -59,9 +60,21 @@ UNIGRAM = Vocabulary(
     flags=tokens.SENTENCEPIECE | tokens.DOUBLES,
     late=frozenset([10]),
 )
+EDGED = replace(
+    BYTES,
+    pieces=[*BYTES.pieces, b"<word>"],
+    scores=[0.0] * 263,
+    types=[*BYTES.types, USER],
+    edges={260: tokens.LEFT, 261: tokens.LEFT | tokens.RIGHT, 262: tokens.WORD},
+)
 SAMPLES = {  # ids of a text, written down by hand
     "characters": (CHARACTERS, "abab <s>é!<sep>", [262, 261, 263, 259, 1, 259, 264, 36, 265]),
     "bytes": (BYTES, "abcab abab<|eot|>", [257, 256, 259, 261]),
+    "edges": (
+        EDGED,
+        "a <|bos|> b \t<|eot|>\n <word> <word>_",
+        [97, 260, 32, 98, 261, 262, 32, 60, *b"word>_"],
+    ),
     "unigram": (UNIGRAM, "abab a <late>b<s>éé <sep>", [3, 7, 7, 6, 10, 5, 1, 3, 0, 3, 9]),
 }
 
@@ -86,7 +99,7 @@ def test_the_stored_file_is_read_and_would_be_written_again(name):
 def test_every_field_lies_where_the_format_says(sample):
     v, data = sample[0], sample[0].indexed
     words = struct.unpack("<5I4i7I", data[:64])
-    flags = v.flags | (tokens.RANKED if v.merges else 0)
+    flags = v.flags | (tokens.RANKED if v.merges else 0) | (tokens.EDGED if v.edges else 0)
     assert words[:9] == (0x6B6F746C, 1, v.kind, v.pattern, flags, len(v), v.bos, v.eos, v.unknown)
     n_special, n_slots, longest, n_bytes, n_words, n_late, checksum = words[9:]
     assert (n_words, n_late) == ((7, 1) if v is UNIGRAM else (0, 0))
@@ -108,6 +121,8 @@ def test_every_field_lies_where_the_format_says(sample):
     offsets, scores, special = take("I", len(v) + 1), take("f", len(v)), take("I", n_special)
     late, sorted_words, slots = take("I", n_late), take("I", n_words), take("I", n_slots)
     ranks, doubles = take("I", n_bytes if v.merges else 0), take("d", len(v) if v is UNIGRAM else 0)
+    edges = take("B", len(v) if v.edges else 0)
+    assert {i: bits for i, bits in enumerate(edges) if bits} == v.edges
     types, pieces = take("B", len(v)), data[at:]
     assert [pieces[a:b] for a, b in pairwise(offsets)] == v.pieces
     assert (list(doubles or scores), list(types), len(pieces)) == (v.scores, v.types, n_bytes)
@@ -175,9 +190,10 @@ HOSTILE = {
     "header": (lambda data: data[:63], "has 63 bytes, needed are at least 64"),
     "version": (patch(4, "<I", 2), "version = 2, allowed 1 to 1"),
     "kind": (patch(8, "<I", 3), "kind = 3, allowed 0 to 2"),
-    "pattern": (patch(12, "<I", 5), "pattern = 5, allowed 0 to 4"),
-    "flags": (patch(16, "<I", 512), "flags = 512, allowed 0 to 511"),
+    "pattern": (patch(12, "<I", 11), "pattern = 11, allowed 0 to 10"),
+    "flags": (patch(16, "<I", 1024), "flags = 1024, allowed 0 to 1023"),
     "vocab_size": (patch(20, "<i", 0), "vocab_size = 0, allowed 1 to 16777215"),
+    "least vocab_size": (patch(20, "<i", -(2**31)), "vocab_size = -2147483648, allowed 1 to 16777215"),
     "huge vocab_size": (patch(20, "<i", 2**31 - 1), "vocab_size = 2147483647, allowed 1 to 16777215"),
     "bos": (patch(24, "<i", N), f"bos = {N}, allowed -1 to {N - 1}"),
     "eos": (patch(28, "<i", -2), f"eos = -2, allowed -1 to {N - 1}"),
@@ -185,6 +201,7 @@ HOSTILE = {
     "specials": (patch(36, "<I", 2**32 - 1), f"number of special tokens = 4294967295, allowed 0 to {N}"),
     "slots": (patch(40, "<I", 3), "number of slots = 3, allowed are powers of two up to 67108864"),
     "no slots": (patch(40, "<I", 0), "number of slots = 0, allowed are powers of two"),
+    "many slots": (patch(40, "<I", 1 << 27), "number of slots = 134217728, allowed are powers of two"),
     "fewer slots": (patch(40, "<I", 8), "bytes, its header says"),
     "bytes": (patch(48, "<I", 2**32 - 1), "bytes, its header says"),
     "ranks": (patch(16, "<I", 32 + 67), "bytes, its header says"),
@@ -206,6 +223,7 @@ HOSTILE = {
     "fewer sorted": (patch(52, "<I", 1), "bytes, its header says"),
     "late": (patch(56, "<I", N + 1), f"number of late special tokens = {N + 1}, allowed 0 to {N}"),
     "doubles": (patch(16, "<I", 256 + 67), "bytes, its header says"),
+    "edges": (patch(16, "<I", 512 + 67), "bytes, its header says"),
 }
 
 
@@ -222,6 +240,39 @@ def test_a_special_token_of_one_byte_does_not_reach_beyond_the_room_for_ids():
     struct.pack_into("<I", data, OFFSETS + 8 * N + 4, 260)
     with pytest.raises(BadFileError, match="special token 260 has 1 byte, allowed are 2 and more"):
         open_bytes(bytes(data))
+
+
+def test_only_a_users_token_that_is_found_late_may_have_one_byte():
+    """After a space was put in front of a text, where it costs no more room than its byte would."""
+    data = bytearray(CHARACTERS.indexed)
+    data[TYPES_AT + 260] = USER  # "a"
+    struct.pack_into("<I", data, OFFSETS + 8 * N + 4 + 2 * 4, 260)  # in the place of <sep>, the last in order
+    flags = struct.unpack_from("<I", data, 16)[0]
+    struct.pack_into("<I", data, 16, flags & ~tokens.USER_FIRST)
+    assert open_bytes(bytes(data)).encode("aab", bos=False) == [259, 260, 260, 261]
+    struct.pack_into("<I", data, 16, flags | tokens.USER_FIRST)
+    with pytest.raises(BadFileError, match="special token 260 has 1 byte, allowed are 2 and more"):
+        open_bytes(bytes(data))
+
+
+def test_bytes_that_are_not_aligned_are_refused():
+    data, error, out = CHARACTERS.indexed, ffi.new("LlamaError *"), ffi.new("LlamaTokenizer **")
+    room = ffi.new("uint64_t[]", len(data) // 8 + 2)
+    for shift in range(5):
+        at = ffi.cast("char *", room) + shift
+        ffi.memmove(at, data, len(data))
+        code = lib.llama_tokenizer_open_bytes(at, len(data), b"t", out, error)
+        assert code == (lib.LLAMA_ERROR_USAGE if shift % 4 else lib.LLAMA_OK)
+        lib.llama_tokenizer_close(out[0])
+    assert ffi.string(error.text) == b"t: bytes of a tokenizer must be aligned to 4"
+
+
+def test_a_name_that_cuts_a_character_apart_leads_nowhere_beyond_it():
+    """A word of what is before it would reach over it, and ids over the room for them."""
+    pieces, types = [*CHARACTERS.pieces[:259], b"\xbf\xbd"], [*CHARACTERS.types[:259], USER]
+    made = replace(CHARACTERS, pieces=pieces, types=types, scores=[0.0] * 260, flags=0)
+    tokenizer = open_bytes(replace(made, pattern=tokens.GPT2_DIGITS).indexed)
+    assert tokenizer.encode("\ufffd", bos=False) == [3 + 0xEF, 259]
 
 
 def use(data: bytes) -> None:

@@ -2,12 +2,12 @@
 #ifndef LLAMA_API_CONTEXT_H
 #define LLAMA_API_CONTEXT_H
 
-#include "model.h"
+#include "adapter.h"
 
 // cdef begin
 typedef struct LlamaContext LlamaContext;
 
-enum { LLAMA_KV_FP32 = 0, LLAMA_KV_BF16 = 1, LLAMA_KV_FP16 = 2 }; // types of the cache's keys and values
+enum { LLAMA_KV_FP32 = 0, LLAMA_KV_BF16 = 1, LLAMA_KV_FP16 = 2, LLAMA_KV_INT8 = 3 }; // types of keys and values
 
 typedef struct {         // 0 in any field: the default
     int32_t context;     // positions a sequence may have, at most (and by default) max_seq_len
@@ -19,14 +19,16 @@ typedef struct {         // 0 in any field: the default
     float rope_theta;    // base of RoPE's angles (the file's, 10000 for v0, v1 and v2, which can't say it)
     int32_t kv;          // LLAMA_KV_FP32 ...
     int32_t cache;       // positions that all sequences hold together, at least `context` (sequences x context)
+    const LlamaAdapter *adapter; // of this model, which forward runs beside its weights (NULL: none)
 } LlamaContextOptions;
 
 int llama_context_init(const LlamaModel *model, const LlamaContextOptions *options, LlamaContext **context,
                        LlamaError *error);
 void llama_context_free(LlamaContext *context);
+const LlamaModel *llama_context_model(const LlamaContext *context);
 // The options as they were resolved: every field is filled in.
 const LlamaContextOptions *llama_context_options(const LlamaContext *context);
-const char *llama_kv_name(int32_t kv);                     // "fp32", "bf16", "fp16"
+const char *llama_kv_name(int32_t kv);                     // "fp32", "bf16", "fp16", "int8"
 uint64_t llama_context_bytes(const LlamaContext *context); // memory of the cache and the scratch
 
 // One row of a forward pass. One row is decoding; many rows of one sequence are prefill or the check of a
@@ -41,7 +43,8 @@ typedef struct {
 } LlamaRow;
 
 // Runs n rows through the model. logits: (rows that want them, vocab_size), NULL if none does.
-// The result does not depend on the number of threads nor on how rows are grouped into calls.
+// The result does not depend on the number of threads nor on how rows are grouped into calls. Where the CPU has AMX
+// and the cache is not fp32, attention of rows that want no logits, as those of a prompt, reads 16 bits of a float.
 int llama_forward(LlamaContext *context, const LlamaRow *rows, int32_t n, float *logits, LlamaError *error);
 // The same with hidden states. hidden: (rows that want it, dim), the residual stream after the last layer and its
 // norm, which the classifier turns into logits: what embeddings of texts are made of.

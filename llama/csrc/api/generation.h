@@ -58,8 +58,21 @@ int llama_generation_step(LlamaGeneration *const *generations, int32_t n, int32_
 // none. They are natural logarithms of the softmax of the logits as the model gave them: before bias, penalties,
 // mask and temperature, as OpenAI and llama.cpp have them.
 int llama_generation_logprobs(LlamaGeneration *generation, int32_t n, LlamaError *error);
+// The same of any logits of this context's model, (vocab_size), which it overwrites. top: (n_top), 0 to
+// LLAMA_MAX_TOP and at most vocab_size.
+int llama_logprobs(const LlamaContext *context, float *logits, int32_t token, double *logprob, LlamaLogprob *top,
+                   int32_t n_top, LlamaError *error);
 // Begins behind the first n positions that the sequence holds already, whose tokens are ids: they need not be fed.
 int llama_generation_reuse(LlamaGeneration *generation, const int32_t *ids, size_t n, LlamaError *error);
+enum { LLAMA_MAX_GUESSES = 16 }; // in a step, of all its generations together
+// Guesses the n tokens that come next. A step runs their rows with that of the newest token, and the steps after it
+// draw without a forward for as long as the token drawn was the one guessed; generations that have nothing ahead
+// wait in such a step. What is written does not depend on guesses, to the bit. For a text that goes on: those of a
+// prompt that is still being read wait for its end.
+int llama_generation_guess(LlamaGeneration *generation, const int32_t *ids, int32_t n, LlamaError *error);
+// Rows of guesses that have run and that the text goes on with as far as is known: 0, and the next step is a
+// forward.
+int32_t llama_generation_ahead(const LlamaGeneration *generation);
 // Goes back to the first n positions of the sequence, to go on from there in another way.
 int llama_generation_rewind(LlamaGeneration *generation, int32_t n, LlamaError *error);
 // Positions that the sequence holds, the newest token drawn included.

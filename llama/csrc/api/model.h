@@ -8,8 +8,13 @@
 // cdef begin
 typedef struct LlamaModel LlamaModel;
 
-enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 };     // types of weights
-enum { LLAMA_ROPE_PLAIN = 0, LLAMA_ROPE_LINEAR = 1, LLAMA_ROPE_LLAMA3 = 2 }; // how RoPE is scaled
+enum { LLAMA_FP32 = 0, LLAMA_INT8 = 1, LLAMA_BF16 = 2, LLAMA_INT4 = 3 }; // types of weights
+enum {
+    LLAMA_ROPE_PLAIN = 0,
+    LLAMA_ROPE_LINEAR = 1,
+    LLAMA_ROPE_LLAMA3 = 2,
+    LLAMA_ROPE_YARN = 3
+}; // of RoPE's scaling
 enum { LLAMA_MAX_STOPS = 8 };
 
 typedef struct {
@@ -30,6 +35,8 @@ typedef struct {
     int32_t rope_scaling; // LLAMA_ROPE_PLAIN ...
     float rope_factor, rope_low_freq_factor, rope_high_freq_factor;
     int32_t rope_original_max_seq_len;
+    float rope_beta_fast, rope_beta_slow, rope_attention_factor; // of YaRN; the last 0: 0.1 ln(factor) + 1
+    int32_t rope_truncate; // of YaRN, 1: its ramp begins and ends at whole pairs
     int32_t bos;           // for a tokenizer that has none, -1: none
     int32_t n_stops;       // ids that end a text, besides the tokenizer's EOS
     int32_t stops[8];      // (LLAMA_MAX_STOPS)
@@ -44,7 +51,12 @@ const LlamaConfig *llama_config(const LlamaModel *model);
 const char *llama_type_name(int32_t type);           // "fp32", "int8", "bf16", "int4"
 uint64_t llama_parameters(const LlamaModel *model);  // number of weights
 uint64_t llama_token_bytes(const LlamaModel *model); // bytes of weights that one decoded token reads
-int llama_has_tokenizer(const LlamaModel *model);    // 1: its file holds one
+// Until the model is closed, or llama_unguard, what its file has lost since it was opened reads as zeros; without
+// it, that is a SIGBUS. Changes how the whole process takes that signal, so it is for programs, from one thread at
+// a time.
+int llama_guard(const LlamaModel *model, LlamaError *error);
+void llama_unguard(const LlamaModel *model);
+int llama_has_tokenizer(const LlamaModel *model); // 1: its file holds one
 // cdef end
 
 #endif

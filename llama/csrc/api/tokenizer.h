@@ -17,6 +17,8 @@ int llama_tokenizer_open_bytes(const void *data, uint64_t size, const char *name
 // tok<vocab_size>.bin beside the model, then in the working directory.
 int llama_tokenizer_find(const char *path, const LlamaModel *model, LlamaTokenizer **tokenizer, LlamaError *error);
 void llama_tokenizer_close(LlamaTokenizer *tokenizer);
+// The bytes of its file, or of its part of one, of which a copy can be opened: a file may shrink.
+const void *llama_tokenizer_data(const LlamaTokenizer *tokenizer, uint64_t *size);
 int32_t llama_vocab_size(const LlamaTokenizer *tokenizer);
 int32_t llama_bos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none
 int32_t llama_eos(const LlamaTokenizer *tokenizer); // -1 where the vocabulary has none

@@ -43,6 +43,15 @@ __attribute__((format(printf, 3, 0))) static void keep_end(LlamaError *error, si
     free(text);
 }
 
+// Puts ? in the place of what a terminal would obey: the name of a file may hold newlines and escape sequences.
+static void mask_controls(char *text) {
+    for (unsigned char *c = (unsigned char *)text; *c; c++) {
+        bool wide = c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0; // U+0080 to U+009F
+        if (wide) *c++ = '?';
+        if (wide || *c < ' ' || *c == 127) *c = '?';
+    }
+}
+
 // Fills in the error and returns its code, so that a check reads `return fail(error, CODE, "...")`.
 __attribute__((format(printf, 3, 4))) static int fail(LlamaError *error, int code, const char *format, ...) {
     if (!error) return code;
@@ -54,8 +63,7 @@ __attribute__((format(printf, 3, 4))) static int fail(LlamaError *error, int cod
     if (length >= (int)sizeof error->text) keep_end(error, (size_t)length, format, again);
     va_end(again);
     va_end(arguments);
-    for (char *c = error->text; *c; c++) // a name of a file may hold a newline
-        if ((unsigned char)*c < ' ') *c = '?';
+    mask_controls(error->text);
     return code;
 }
 

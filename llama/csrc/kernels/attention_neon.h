@@ -17,9 +17,15 @@ NEON_INLINE float softmax_neon(float *scores, int32_t n, float max) {
     return reduce_add_neon(sum);
 }
 
-// The first n of 4 values of the cache from number `at` on, all for n >= 4; the other lanes are zeros.
+// The first n of 4 values of the cache from number `at` on, all for n >= 4, without their scales; the other lanes
+// are zeros.
 NEON_INLINE float32x4_t load_cached_neon(const void *cache, int64_t at, int64_t n, const int kv) {
     if (kv == LLAMA_KV_FP32) return load_neon((const float *)cache + at, n);
+    if (kv == LLAMA_KV_INT8) {
+        int8_t quants[8] = {0};
+        memcpy(quants, (const int8_t *)cache + at, (size_t)MIN(n, 4));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(quants)))));
+    }
     const uint16_t *from = (const uint16_t *)cache + at;
     uint16_t last[4] = {0};
     if (n < 4) from = memcpy(last, from, (size_t)n * sizeof *from);
@@ -32,7 +38,7 @@ NEON_INLINE float32x4_t load_cached_neon(const void *cache, int64_t at, int64_t 
 NEON_INLINE void score_neon(float32x4_t *most, const Query *queries, const void *keys, const int32_t *pages,
                             int32_t t, int32_t head_dim, const int c, const int b, const int kv) {
     const float scale = 1 / sqrtf((float)head_dim);
-    int64_t block = cached_keys(pages, t, head_dim) + t % KEY_BLOCK;
+    int64_t page = cached_page(pages, t, head_dim, kv), block = page + t % KEY_BLOCK;
     float32x4_t even[MAX_QUERIES][4], odd[MAX_QUERIES][4]; // head_dim is even
     EACH (i, c)
         EACH (j, b) even[i][j] = odd[i][j] = vdupq_n_f32(0);
@@ -47,6 +53,8 @@ NEON_INLINE void score_neon(float32x4_t *most, const Query *queries, const void 
     EACH (i, c)
         EACH (j, b) {
             float32x4_t score = vmulq_n_f32(vaddq_f32(even[i][j], odd[i][j]), scale);
+            if (kv == LLAMA_KV_INT8)
+                score = vmulq_f32(score, vld1q_f32(cached_scales(keys, page, head_dim) + t % KEY_BLOCK + j * 4));
             uint32x4_t mask = mask_neon(queries[i].n - t - j * 4);
             vst1q_f32(queries[i].scores + t + j * 4, score);
             most[i] = vbslq_f32(mask, vmaxq_f32(most[i], score), most[i]);
@@ -64,13 +72,12 @@ NEON_INLINE void scores_neon(const Query *queries, float *max, const void *keys,
     EACH (i, c) max[i] = vmaxvq_f32(most[i]);
 }
 
-// Adds position t, row number `row` of the values, to sums of c queries: v vectors each of `lanes` values, from
-// number d on.
+// Adds position t, whose values are from number `row` on, to sums of c queries: v vectors each of `lanes` values,
+// from number d on.
 NEON_INLINE void mix_neon(float32x4_t sum[MAX_QUERIES][4], const Query *queries, const void *values, int64_t row,
-                          int32_t t, int32_t d, int32_t head_dim, int64_t lanes, const int c, const int v,
-                          const int kv) {
+                          int32_t t, int32_t d, int64_t lanes, const int c, const int v, const int kv) {
     EACH (k, v) {
-        float32x4_t value = load_cached_neon(values, row * head_dim + d + 4 * k, lanes, kv);
+        float32x4_t value = load_cached_neon(values, row + d + 4 * k, lanes, kv);
         EACH (i, c) sum[i][k] = vfmaq_n_f32(sum[i][k], value, queries[i].scores[t]);
     }
 }
@@ -87,8 +94,8 @@ NEON_INLINE void mix_all_neon(float32x4_t sum[MAX_QUERIES][4][4], const Query *q
             EACH (i, c)
                 EACH (k, v) some[j][i][k] = vdupq_n_f32(0);
         for (int32_t t = part; t < n; t += 4) {
-            const int64_t row = cached_row(pages, t); // the g positions are of one page
-            EACH (j, g) mix_neon(some[j], queries, values, row + j, t + j, d, head_dim, lanes, c, v, kv);
+            const int64_t row = cached_row(pages, t, head_dim, kv); // the g positions are of one page
+            EACH (j, g) mix_neon(some[j], queries, values, row + (int64_t)j * head_dim, t + j, d, lanes, c, v, kv);
         }
         EACH (j, g)
             EACH (i, c)
@@ -98,23 +105,21 @@ NEON_INLINE void mix_all_neon(float32x4_t sum[MAX_QUERIES][4][4], const Query *q
 
 // Adds what is left of the positions to the four sums of a query, those that are no whole four to the first, and
 // writes its outputs.
-NEON_INLINE void finish_neon(float32x4_t sum[4][4], const Query *query, float inverse, const void *values,
-                             const int32_t *pages, int32_t t, int32_t d, int32_t head_dim, int64_t lanes,
-                             const int v, const int kv) {
+NEON_INLINE void finish_neon(float32x4_t sum[4][4], const Query *query, const void *values, const int32_t *pages,
+                             int32_t t, int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
     for (; t < query->n; t++) {
         int32_t j = t < query->n / 4 * 4 ? t % 4 : 0;
-        mix_neon(&sum[j], query, values, cached_row(pages, t), t, d, head_dim, lanes, 1, v, kv);
+        mix_neon(&sum[j], query, values, cached_row(pages, t, head_dim, kv), t, d, lanes, 1, v, kv);
     }
     EACH (k, v) {
         float32x4_t first = vaddq_f32(sum[0][k], sum[1][k]), last = vaddq_f32(sum[2][k], sum[3][k]);
-        store_neon(query->out + d + 4 * k, vmulq_n_f32(vaddq_f32(first, last), inverse), lanes);
+        store_neon(query->out + d + 4 * k, vaddq_f32(first, last), lanes);
     }
 }
 
 // v vectors of `lanes` values of the outputs of all queries, from number d on.
-NEON_INLINE void outputs_neon(const Query *queries, int32_t count, const float *inverse, const void *values,
-                              const int32_t *pages, int32_t d, int32_t head_dim, int64_t lanes, const int v,
-                              const int kv) {
+NEON_INLINE void outputs_neon(const Query *queries, int32_t count, const void *values, const int32_t *pages,
+                              int32_t d, int32_t head_dim, int64_t lanes, const int v, const int kv) {
     int32_t n = fewest_positions(queries, count) / 4 * 4;
     float32x4_t sum[MAX_QUERIES][4][4];
     switch (count) {
@@ -124,26 +129,30 @@ NEON_INLINE void outputs_neon(const Query *queries, int32_t count, const float *
     default: mix_all_neon(sum, queries, values, pages, n, d, head_dim, lanes, 4, v, kv);
     }
     for (int32_t i = 0; i < count; i++)
-        finish_neon(sum[i], &queries[i], inverse[i], values, pages, n, d, head_dim, lanes, v, kv);
+        finish_neon(sum[i], &queries[i], values, pages, n, d, head_dim, lanes, v, kv);
 }
 
-NEON_INLINE void attend_neon(const Query *queries, int32_t count, const void *keys, const void *values,
+NEON_INLINE void attend_neon(Query *queries, int32_t count, const void *keys, const void *values,
                              const int32_t *pages, int32_t head_dim, const int kv) {
-    float inverse[MAX_QUERIES];
+    float max[MAX_QUERIES];
     switch (count) {
-    case 1: scores_neon(queries, inverse, keys, pages, head_dim, 1, kv); break;
-    case 2: scores_neon(queries, inverse, keys, pages, head_dim, 2, kv); break;
-    case 3: scores_neon(queries, inverse, keys, pages, head_dim, 3, kv); break;
-    default: scores_neon(queries, inverse, keys, pages, head_dim, 4, kv);
+    case 1: scores_neon(queries, max, keys, pages, head_dim, 1, kv); break;
+    case 2: scores_neon(queries, max, keys, pages, head_dim, 2, kv); break;
+    case 3: scores_neon(queries, max, keys, pages, head_dim, 3, kv); break;
+    default: scores_neon(queries, max, keys, pages, head_dim, 4, kv);
     }
-    for (int32_t i = 0; i < count; i++) inverse[i] = 1 / softmax_neon(queries[i].scores, queries[i].n, inverse[i]);
+    for (int32_t i = 0; i < count; i++) {
+        queries[i].max = max[i];
+        queries[i].sum = softmax_neon(queries[i].scores, queries[i].n, max[i]);
+        if (kv == LLAMA_KV_INT8) scale_scores(queries[i].scores, queries[i].n, values, pages, head_dim);
+    }
     int32_t d = 0;
-    for (; d + 16 <= head_dim; d += 16) outputs_neon(queries, count, inverse, values, pages, d, head_dim, 4, 4, kv);
-    for (; d < head_dim; d += 4)
-        outputs_neon(queries, count, inverse, values, pages, d, head_dim, head_dim - d, 1, kv);
+    for (; d + 16 <= head_dim; d += 16) outputs_neon(queries, count, values, pages, d, head_dim, 4, 4, kv);
+    for (; d < head_dim; d += 4) outputs_neon(queries, count, values, pages, d, head_dim, head_dim - d, 1, kv);
 }
 
-static void store_fp16_neon(void *cache, int64_t at, int64_t stride, const float *x, int32_t n) {
+static void store_fp16_neon(void *cache, int64_t at, int64_t stride, float *scale, const float *x, int32_t n) {
+    (void)scale;
     uint16_t *to = (uint16_t *)cache + at, halves[4];
     for (int32_t i = 0; i < n; i += 4, to += 4 * stride) {
         vst1_u16(halves, vreinterpret_u16_f16(vcvt_f16_f32(load_neon(x + i, n - i))));
@@ -151,19 +160,24 @@ static void store_fp16_neon(void *cache, int64_t at, int64_t stride, const float
     }
 }
 
-static void attend_fp32_neon(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_fp32_neon(Query *queries, int32_t count, const void *keys, const void *values,
                              const int32_t *pages, int32_t head_dim) {
     attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
-static void attend_bf16_neon(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_bf16_neon(Query *queries, int32_t count, const void *keys, const void *values,
                              const int32_t *pages, int32_t head_dim) {
     attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
-static void attend_fp16_neon(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_fp16_neon(Query *queries, int32_t count, const void *keys, const void *values,
                              const int32_t *pages, int32_t head_dim) {
     attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_FP16);
+}
+
+static void attend_int8_neon(Query *queries, int32_t count, const void *keys, const void *values,
+                             const int32_t *pages, int32_t head_dim) {
+    attend_neon(queries, count, keys, values, pages, head_dim, LLAMA_KV_INT8);
 }
 
 #endif

@@ -2,10 +2,13 @@
 #ifndef LLAMA_CONTEXT_H
 #define LLAMA_CONTEXT_H
 
-#include "kernels.h"          // Kernels
-#include "pages.h"            // Pool
-#include "../weights/model.h" // LlamaModel
-#include "../base/threads.h"  // processors
+#include "kernels.h"            // Kernels
+#include "pages.h"              // Pool
+#include "spans.h"              // spans_room
+#include "../weights/adapter.h" // LlamaAdapter
+#include "../weights/model.h"   // LlamaModel
+#include "../weights/rope.h"    // rope_frequency
+#include "../base/threads.h"    // processors
 
 // B = options.batch.
 struct LlamaContext {
@@ -15,13 +18,13 @@ struct LlamaContext {
     int32_t processors;          // at hand when the context was made
     Alone alone;                 // whether other programs have some of them
     int32_t positions;           // options.context, rounded up to whole blocks of keys
-    float *rope;                 // (context, head_dim / 2, 2) cosine and sine of each position's angles
-    const int *cancel;           // ends forward between passes once it is not 0; NULL: nobody asks
-    void *keys, *values;         // the cache: (n_layers, n_kv_heads) planes of all pages, of options.kv (cache.h)
-    Pool pool;                   // who holds which pages
-    int32_t *lengths;            // (sequences) positions that the cache holds
-    int32_t *before;             // (sequences) the same before the pass
-    uint32_t *pass_of;           // (sequences) number of the last pass with a row of this sequence
+    float *rope;         // (context, head_dim / 2, 2) cosine and sine of each position's angles, x YaRN's factor
+    const int *cancel;   // ends forward between passes once it is not 0; NULL: nobody asks
+    void *keys, *values; // the cache: (n_layers, n_kv_heads) planes of all pages, of options.kv (cache.h)
+    Pool pool;           // who holds which pages
+    int32_t *lengths;    // (sequences) positions that the cache holds
+    int32_t *before;     // (sequences) the same before the pass
+    uint32_t *pass_of;   // (sequences) number of the last pass with a row of this sequence
     uint32_t pass;
     float *x;        // (B, dim) the residual stream
     float *q;        // (B, n_heads, head_dim)
@@ -30,15 +33,18 @@ struct LlamaContext {
     float *delta;    // (B, dim) what attention and feed-forward add to the residual stream
     Rows input;      // (B + threads, dim) what enters a matmul: x normalised, or the heads' output
     Rows hidden;     // (B, hidden_dim) silu(w1 . x) * (w3 . x)
-    float *scores;   // (threads, MAX_QUERIES, positions)
+    float *adapted;  // (B, adapter->width) A x of the adapter, for all matrices that have the same x
+    float *room;     // (threads, room_floats) what attention works with
+    float *parts;    // (n_heads, spans, head_dim + 2) of a row that threads share: spans' outputs, maxima and sums
     float *weights;  // (threads, TILE_ROWS, input.cols or hidden.cols) as floats, where options.exact says so
     int32_t *wanted; // (B) rows whose logits are wanted
     int32_t *shown;  // (B) rows whose hidden state is
     // of a step of generations
-    LlamaRow *rows; // (B + sequences)
-    float *logits;  // (sequences, vocab_size)
-    float *raw;     // (threads, vocab_size) logits as the model gave them, for log-probabilities
-    void *memory;   // all of the above
+    LlamaRow *rows;   // (B + sequences + LLAMA_MAX_GUESSES)
+    float *logits;    // (sequences + LLAMA_MAX_GUESSES, vocab_size)
+    uint32_t forward; // number of the forward that they are of
+    float *raw;       // (threads, vocab_size) logits as the model gave them, for log-probabilities
+    void *memory;     // all of the above
     uint64_t n_bytes;
 };
 
@@ -69,11 +75,29 @@ static Rows take_rows(const LlamaContext *ctx, Arena *arena, int32_t n, int32_t 
     return rows;
 }
 
+// Whether prompts have a kernel of their own for attention.
+static bool prompts_apart(const LlamaContext *ctx) {
+    return ctx->kernels->prompt[ctx->options.kv] && ctx->model->config.head_dim % PROMPT_STEP == 0 &&
+           !ctx->options.exact;
+}
+
+// What attention works with on a thread, whatever the cache's type is.
+static int64_t room_floats(const LlamaContext *ctx) {
+    int32_t head_dim = ctx->model->config.head_dim;
+    bool prompts = ctx->kernels->prompt[LLAMA_KV_FP16] && head_dim % PROMPT_STEP == 0;
+    int64_t floats = MAX(spans_room(head_dim), prompts ? PROMPT_ROOM * (int64_t)head_dim : 0);
+    return (int64_t)round_up((uint64_t)floats, 64 / sizeof(float));
+}
+
+static float *room_of(const LlamaContext *ctx, int32_t thread) {
+    return ctx->room + thread * room_floats(ctx);
+}
+
 static void context_place(LlamaContext *ctx, Arena *arena) {
     const LlamaConfig *c = &ctx->model->config;
     const LlamaContextOptions *o = &ctx->options;
     int64_t B = o->batch, kv_dim = (int64_t)c->n_kv_heads * c->head_dim;
-    int64_t cache = (int64_t)c->n_layers * ctx->pool.n * KEY_BLOCK * kv_dim;
+    int64_t cache = (int64_t)c->n_layers * c->n_kv_heads * ctx->pool.n * page_stride(c->head_dim, o->kv);
     ctx->rope = arena_take(arena, (int64_t)o->context * c->head_dim, sizeof(float));
     ctx->keys = arena_take(arena, cache, kv_size(o->kv));
     ctx->values = arena_take(arena, cache, kv_size(o->kv));
@@ -92,37 +116,28 @@ static void context_place(LlamaContext *ctx, Arena *arena) {
     ctx->input = take_rows(ctx, arena, o->batch + o->threads, MAX(c->dim, c->n_heads * c->head_dim));
     ctx->hidden = take_rows(ctx, arena, o->batch, c->hidden_dim);
     ctx->gate = arena_take(arena, B * ctx->hidden.cols, sizeof(float));
-    ctx->scores = arena_take(arena, (int64_t)o->threads * MAX_QUERIES * ctx->positions, sizeof(float));
+    ctx->adapted = arena_take(arena, o->adapter ? B * o->adapter->width : 0, sizeof(float));
+    int64_t parts = o->threads > 1 ? (int64_t)c->n_heads * spans_for(ctx->positions) : 0;
+    ctx->room = arena_take(arena, o->threads * room_floats(ctx), sizeof(float));
+    ctx->parts = arena_take(arena, parts * (c->head_dim + 2), sizeof(float));
     int64_t exact = o->exact ? (int64_t)o->threads * TILE_ROWS : 0;
     ctx->weights = arena_take(arena, exact * MAX(ctx->input.cols, ctx->hidden.cols), sizeof(float));
     ctx->wanted = arena_take(arena, B, sizeof(int32_t));
     ctx->shown = arena_take(arena, B, sizeof(int32_t));
-    ctx->rows = arena_take(arena, B + o->sequences, sizeof(LlamaRow));
-    ctx->logits = arena_take(arena, (int64_t)o->sequences * c->vocab_size, sizeof(float));
+    ctx->rows = arena_take(arena, B + o->sequences + LLAMA_MAX_GUESSES, sizeof(LlamaRow));
+    ctx->logits = arena_take(arena, (int64_t)(o->sequences + LLAMA_MAX_GUESSES) * c->vocab_size, sizeof(float));
     ctx->raw = arena_take(arena, (int64_t)o->threads * c->vocab_size, sizeof(float));
-}
-
-// Angle j of a position is position x theta^(-2 j / head_dim); see Su et al., RoFormer, 2021. Scaling stretches it:
-// all of it for linear; for Llama 3 what turns few times in the original context, blending into what turns often.
-static double rope_frequency(const LlamaConfig *c, double theta, int32_t j) {
-    double frequency = pow(theta, -2.0 * j / c->head_dim);
-    if (c->rope_scaling == LLAMA_ROPE_PLAIN) return frequency;
-    double stretched = frequency / (double)c->rope_factor;
-    if (c->rope_scaling == LLAMA_ROPE_LINEAR) return stretched;
-    double low = (double)c->rope_low_freq_factor, high = (double)c->rope_high_freq_factor;
-    double turns = c->rope_original_max_seq_len * frequency / (2 * 3.14159265358979323846);
-    double blend = fmin(1, fmax(0, (turns - low) / (high - low)));
-    return (1 - blend) * stretched + blend * frequency;
 }
 
 static void rope_table(LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
+    double magnitude = rope_magnitude(c);
     for (int32_t j = 0; j < c->head_dim / 2; j++) {
         double frequency = rope_frequency(c, (double)ctx->options.rope_theta, j);
         for (int64_t position = 0; position < ctx->options.context; position++) {
             float *pair = ctx->rope + position * c->head_dim + 2 * j;
-            pair[0] = (float)cos((double)position * frequency);
-            pair[1] = (float)sin((double)position * frequency);
+            pair[0] = (float)(cos((double)position * frequency) * magnitude);
+            pair[1] = (float)(sin((double)position * frequency) * magnitude);
         }
     }
 }
@@ -173,8 +188,13 @@ static int resolve_options(LlamaContext *ctx, const LlamaContextOptions *given, 
     if (!(o->rope_theta > 0 && o->rope_theta < INFINITY))
         return fail(error, LLAMA_ERROR_USAGE, "rope_theta = %g, allowed finite numbers above 0",
                     (double)o->rope_theta);
+    if (!rope_fits(c, (double)o->rope_theta))
+        return fail(error, LLAMA_ERROR_USAGE,
+                    "rope_theta = %g, allowed those with which pairs turn as YaRN needs it", (double)o->rope_theta);
     if (o->kv < 0 || o->kv >= N_KV)
         return fail(error, LLAMA_ERROR_USAGE, "kv = %d, allowed 0 to %d", o->kv, N_KV - 1);
+    if (o->adapter && o->adapter->model != ctx->model)
+        return fail(error, LLAMA_ERROR_USAGE, "the adapter was opened for another model");
     int code = resolve_cache(ctx, error);
     if (code == LLAMA_OK) code = kernels_find(o->kernels ? o->kernels : getenv("LLAMA_ISA"), &ctx->kernels, error);
     if (code == LLAMA_OK) o->kernels = ctx->kernels->name;
@@ -190,8 +210,8 @@ void llama_context_free(LlamaContext *ctx) {
 // Of the keys and values, which many sequences take beyond 64 bits.
 static double cache_bytes(const LlamaContext *ctx) {
     const LlamaConfig *c = &ctx->model->config;
-    return 2.0 * c->n_layers * (double)ctx->pool.n * KEY_BLOCK * c->n_kv_heads * c->head_dim *
-           (double)kv_size(ctx->options.kv);
+    return 2.0 * c->n_layers * c->n_kv_heads * (double)ctx->pool.n *
+           (double)page_stride(c->head_dim, ctx->options.kv) * (double)kv_size(ctx->options.kv);
 }
 
 static int context_allocate(LlamaContext *ctx, LlamaError *error) {
@@ -228,6 +248,9 @@ int llama_context_init(const LlamaModel *model, const LlamaContextOptions *optio
     return code;
 }
 
+const LlamaModel *llama_context_model(const LlamaContext *ctx) {
+    return ctx->model;
+}
 const LlamaContextOptions *llama_context_options(const LlamaContext *ctx) {
     return &ctx->options;
 }

@@ -15,10 +15,11 @@
 
 // One query head of one row, on its way through attention.
 typedef struct {
-    float *out;     // (head_dim)
+    float *out;     // (head_dim) the sum of values, each times exp(score - max)
     const float *q; // (head_dim)
     float *scores;  // room for n of the longest query of the call, rounded up to KEY_BLOCK
     int32_t n;      // positions that it attends to
+    float max, sum; // of the scores, and of exp(score - max)
 } Query;
 
 enum { MAX_QUERIES = 4 }; // that share keys and values in one call
@@ -27,10 +28,17 @@ enum { MAX_QUERIES = 4 }; // that share keys and values in one call
 typedef void MatmulKernel(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w, int32_t begin,
                           int32_t end);
 
-// out = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries. keys
-// and values: those of one head in the cache, of which the sequence has these pages.
-typedef void AttendKernel(const Query *queries, int32_t count, const void *keys, const void *values,
-                          const int32_t *pages, int32_t head_dim);
+// out / sum = softmax(q . keys / sqrt(head_dim)) . values over n positions, for each of 1 to MAX_QUERIES queries.
+// keys and values: those of one head in the cache, of which the sequence has these pages.
+typedef void AttendKernel(Query *queries, int32_t count, const void *keys, const void *values, const int32_t *pages,
+                          int32_t head_dim);
+
+// The outputs of 1 to PROMPT_QUERIES queries of one sequence, whole, where products have units of their own: what
+// they read has 16 bits. head_dim: a multiple of PROMPT_STEP. room: PROMPT_ROOM x head_dim floats.
+typedef void PromptKernel(const Query *queries, int32_t count, const void *keys, const void *values,
+                          const int32_t *pages, int32_t head_dim, float *room);
+
+enum { PROMPT_QUERIES = 192, PROMPT_STEP = 32, PROMPT_ROOM = 320 };
 
 typedef struct {
     const char *name;
@@ -47,6 +55,7 @@ typedef struct {
     void (*swiglu)(float *h1, const float *h3, int32_t n);
     Store *store[N_KV]; // cache.h
     AttendKernel *attend[N_KV];
+    PromptKernel *prompt[N_KV]; // of rows that want no logits; NULL where attend takes those too
     // over the logits of a vocabulary: passes.h
     Extremes (*extremes)(const float *x, int32_t n);
     double (*likelihoods)(float *x, double *mass, int32_t n, float max, float scale);
@@ -134,41 +143,51 @@ static void swiglu_scalar(float *h1, const float *h3, int32_t n) {
     for (int32_t i = 0; i < n; i++) h1[i] = h1[i] / (1 + exp_scalar(-h1[i])) * h3[i];
 }
 
-static void attend_one_scalar(const Query *query, const void *keys, const void *values, const int32_t *pages,
+static void attend_one_scalar(Query *query, const void *keys, const void *values, const int32_t *pages,
                               int32_t head_dim, int kv) {
     float scale = 1 / sqrtf((float)head_dim), max = -INFINITY, sum = 0, *scores = query->scores;
     for (int32_t t = 0; t < query->n; t++) {
-        int64_t at = cached_keys(pages, t, head_dim) + t % KEY_BLOCK;
+        int64_t page = cached_page(pages, t, head_dim, kv), at = page + t % KEY_BLOCK;
         float dot = 0;
         for (int32_t d = 0; d < head_dim; d++) dot += query->q[d] * cached(keys, at + d * KEY_BLOCK, kv);
         scores[t] = dot * scale;
+        if (kv == LLAMA_KV_INT8) scores[t] *= cached_scales(keys, page, head_dim)[t % KEY_BLOCK];
         max = fmaxf(max, scores[t]);
     }
     for (int32_t t = 0; t < query->n; t++) sum += scores[t] = exp_scalar(scores[t] - max);
+    if (kv == LLAMA_KV_INT8) scale_scores(scores, query->n, values, pages, head_dim);
     for (int32_t d = 0; d < head_dim; d++) {
         float dot = 0;
         for (int32_t t = 0; t < query->n; t++)
-            dot += scores[t] * cached(values, cached_row(pages, t) * head_dim + d, kv);
-        query->out[d] = dot / sum;
+            dot += scores[t] * cached(values, cached_row(pages, t, head_dim, kv) + d, kv);
+        query->out[d] = dot;
     }
+    query->max = max;
+    query->sum = sum;
 }
 
-static void attend_fp32_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_fp32_scalar(Query *queries, int32_t count, const void *keys, const void *values,
                                const int32_t *pages, int32_t head_dim) {
     for (int32_t i = 0; i < count; i++)
         attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_FP32);
 }
 
-static void attend_bf16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_bf16_scalar(Query *queries, int32_t count, const void *keys, const void *values,
                                const int32_t *pages, int32_t head_dim) {
     for (int32_t i = 0; i < count; i++)
         attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_BF16);
 }
 
-static void attend_fp16_scalar(const Query *queries, int32_t count, const void *keys, const void *values,
+static void attend_fp16_scalar(Query *queries, int32_t count, const void *keys, const void *values,
                                const int32_t *pages, int32_t head_dim) {
     for (int32_t i = 0; i < count; i++)
         attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_FP16);
+}
+
+static void attend_int8_scalar(Query *queries, int32_t count, const void *keys, const void *values,
+                               const int32_t *pages, int32_t head_dim) {
+    for (int32_t i = 0; i < count; i++)
+        attend_one_scalar(&queries[i], keys, values, pages, head_dim, LLAMA_KV_INT8);
 }
 
 // Positions that all queries attend to, and those of the one that attends to most.
@@ -212,10 +231,14 @@ static const Kernels kernels_scalar = {
     .quantise = quantise,
     .rmsnorm = rmsnorm_scalar,
     .swiglu = swiglu_scalar,
-    .store = {[LLAMA_KV_FP32] = store_fp32, [LLAMA_KV_BF16] = store_bf16, [LLAMA_KV_FP16] = store_fp16_scalar},
+    .store = {[LLAMA_KV_FP32] = store_fp32,
+              [LLAMA_KV_BF16] = store_bf16,
+              [LLAMA_KV_FP16] = store_fp16_scalar,
+              [LLAMA_KV_INT8] = store_int8},
     .attend = {[LLAMA_KV_FP32] = attend_fp32_scalar,
                [LLAMA_KV_BF16] = attend_bf16_scalar,
-               [LLAMA_KV_FP16] = attend_fp16_scalar},
+               [LLAMA_KV_FP16] = attend_fp16_scalar,
+               [LLAMA_KV_INT8] = attend_int8_scalar},
     .extremes = extremes_scalar,
     .likelihoods = likelihoods_scalar,
     .collect = collect_scalar,
@@ -228,6 +251,11 @@ static const Kernels kernels_scalar = {
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
 #include "kernels_avx512bf16.h"
+// What the compiler knows (gcc 11, clang 12), and the system lets a process use that asks for it.
+#if defined(AMX_IN_C) || (defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11))
+#define LLAMA_AMX
+#include "kernels_amx.h"
+#endif
 #elif defined(__aarch64__)
 #include "kernels_neon.h"
 #endif
@@ -235,9 +263,10 @@ static const Kernels kernels_scalar = {
 // From the best to the one that always runs.
 static const Kernels *const all_kernels[] = {
 #if defined(__x86_64__)
-    &kernels_avx512bf16,
-    &kernels_avx512,
-    &kernels_avx2,
+#ifdef LLAMA_AMX
+    &kernels_amx,
+#endif
+    &kernels_avx512bf16, &kernels_avx512, &kernels_avx2,
 #elif defined(__aarch64__)
     &kernels_i8mm,
     &kernels_dotprod,

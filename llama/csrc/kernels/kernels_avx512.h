@@ -203,20 +203,22 @@ static bool available_avx512(void) {
            __builtin_cpu_supports("avx512vnni");
 }
 
-// What the tables with these kernels share: all but bf16.
+// What the tables with these kernels share: all but products with tiles of halves and whole numbers.
 #define KERNELS_AVX512                                                                                             \
     .matmul[ROWS_FP32] = matmul_fp32_avx512, .matmul[ROWS_INT8] = matmul_int8_avx512,                              \
-    .matmul[TILES_FP32] = matmul_tiles_fp32_avx512, .matmul[TILES_INT8] = matmul_tiles_int8_avx512,                \
-    .matmul[TILES_INT4] = matmul_tiles_int4_avx512, .quantise = quantise_avx512, .rmsnorm = rmsnorm_avx512,        \
+    .matmul[TILES_FP32] = matmul_tiles_fp32_avx512, .quantise = quantise_avx512, .rmsnorm = rmsnorm_avx512,        \
     .swiglu = swiglu_avx512, .store[LLAMA_KV_FP32] = store_fp32, .store[LLAMA_KV_BF16] = store_bf16,               \
-    .store[LLAMA_KV_FP16] = store_fp16_avx2, .attend[LLAMA_KV_FP32] = attend_fp32_avx512,                          \
-    .attend[LLAMA_KV_BF16] = attend_bf16_avx512, .attend[LLAMA_KV_FP16] = attend_fp16_avx512,                      \
+    .store[LLAMA_KV_FP16] = store_fp16_avx2, .store[LLAMA_KV_INT8] = store_int8_avx2,                              \
+    .attend[LLAMA_KV_FP32] = attend_fp32_avx512, .attend[LLAMA_KV_BF16] = attend_bf16_avx512,                      \
+    .attend[LLAMA_KV_FP16] = attend_fp16_avx512, .attend[LLAMA_KV_INT8] = attend_int8_avx512,                      \
     .extremes = extremes_avx512, .likelihoods = likelihoods_avx512, .collect = collect_avx512
 
 static const Kernels kernels_avx512 = {
     .name = "avx512",
     .available = available_avx512,
     .matmul[TILES_BF16] = matmul_tiles_bf16_avx512,
+    .matmul[TILES_INT8] = matmul_tiles_int8_avx512,
+    .matmul[TILES_INT4] = matmul_tiles_int4_avx512,
     KERNELS_AVX512,
 };
 

@@ -23,6 +23,8 @@ static const Kernels kernels_avx512bf16 = {
     .name = "avx512bf16",
     .available = available_avx512bf16,
     .matmul[TILES_BF16] = matmul_tiles_bf16_avx512bf16,
+    .matmul[TILES_INT8] = matmul_tiles_int8_avx512,
+    .matmul[TILES_INT4] = matmul_tiles_int4_avx512,
     .round = round_avx512bf16,
     KERNELS_AVX512,
 };

@@ -209,8 +209,9 @@ static bool available_i8mm(void) {
     .matmul[ROWS_FP32] = matmul_fp32_neon, .matmul[TILES_FP32] = matmul_tiles_fp32_neon,                           \
     .matmul[TILES_BF16] = matmul_tiles_bf16_neon, .quantise = quantise_neon, .rmsnorm = rmsnorm_neon,              \
     .swiglu = swiglu_neon, .store[LLAMA_KV_FP32] = store_fp32, .store[LLAMA_KV_BF16] = store_bf16,                 \
-    .store[LLAMA_KV_FP16] = store_fp16_neon, .attend[LLAMA_KV_FP32] = attend_fp32_neon,                            \
-    .attend[LLAMA_KV_BF16] = attend_bf16_neon, .attend[LLAMA_KV_FP16] = attend_fp16_neon,                          \
+    .store[LLAMA_KV_FP16] = store_fp16_neon, .store[LLAMA_KV_INT8] = store_int8,                                   \
+    .attend[LLAMA_KV_FP32] = attend_fp32_neon, .attend[LLAMA_KV_BF16] = attend_bf16_neon,                          \
+    .attend[LLAMA_KV_FP16] = attend_fp16_neon, .attend[LLAMA_KV_INT8] = attend_int8_neon,                          \
     .extremes = extremes_scalar, .likelihoods = likelihoods_scalar, .collect = collect_scalar
 
 static const Kernels kernels_neon = {

@@ -27,20 +27,22 @@ typedef struct {
 enum { SAVED_VERSION = 1, SAVED_CHECKED = offsetof(SavedHeader, bytes) };
 
 // Tells models of the same shape apart, and files of other types: CRC-32 of all norms, of what a file says of its
-// weights, and of the angles of RoPE.
+// weights, of the angles of RoPE, and of an adapter.
 static uint32_t model_mark(const LlamaContext *ctx) {
     const LlamaModel *m = ctx->model;
     int32_t what[] = {m->config.version, m->config.weight_type, m->config.dim};
-    uint64_t bytes = (uint64_t)m->config.dim * sizeof(float);
+    uint64_t bytes = (uint64_t)m->config.dim * sizeof(float), positions = (uint64_t)MIN(2, ctx->options.context);
     uint32_t crc = crc32_of(0, (const uint8_t *)what, sizeof what);
-    crc = crc32_of(crc, (const uint8_t *)ctx->rope,
-                   (uint64_t)m->config.head_dim * sizeof *ctx->rope * MIN(2, ctx->options.context));
+    crc = crc32_of(crc, (const uint8_t *)ctx->rope, (uint64_t)m->config.head_dim * sizeof *ctx->rope * positions);
     crc = crc32_of(crc, (const uint8_t *)tensor_row_fp32(&m->norm, 0), bytes);
     for (int32_t l = 0; l < m->config.n_layers; l++) {
         crc = crc32_of(crc, (const uint8_t *)tensor_row_fp32(&m->layers[l].attention_norm, 0), bytes);
         crc = crc32_of(crc, (const uint8_t *)tensor_row_fp32(&m->layers[l].ffn_norm, 0), bytes);
     }
-    return crc;
+    const LlamaAdapter *adapter = ctx->options.adapter;
+    if (!adapter) return crc;
+    crc = crc32_of(crc, (const uint8_t *)&adapter->mark, sizeof adapter->mark);
+    return crc32_of(crc, (const uint8_t *)&adapter->scale, sizeof adapter->scale);
 }
 
 static uint64_t ids_bytes(int32_t n) {
@@ -70,6 +72,9 @@ static void clear_rest(const LlamaContext *ctx, uint8_t *keys, uint8_t *values, 
            rest = KEY_BLOCK - (size_t)n;
     for (size_t d = 0; d < head_dim; d++) memset(keys + (d * KEY_BLOCK + (size_t)n) * size, 0, rest * size);
     memset(values + (size_t)n * head_dim * size, 0, rest * head_dim * size);
+    if (ctx->options.kv != LLAMA_KV_INT8) return;
+    memset(scale_of(keys, 0, n, (int32_t)head_dim, LLAMA_KV_INT8), 0, rest * sizeof(float));
+    memset(scale_of(values, 0, n, (int32_t)head_dim, LLAMA_KV_INT8), 0, rest * sizeof(float));
 }
 
 uint64_t llama_sequence_bytes(const LlamaContext *ctx, int32_t sequence) {

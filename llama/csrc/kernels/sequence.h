@@ -10,7 +10,7 @@
 
 // Bytes of the keys, or the values, that a head has in a page.
 static size_t page_bytes(const LlamaContext *ctx) {
-    return (size_t)KEY_BLOCK * (size_t)ctx->model->config.head_dim * kv_size(ctx->options.kv);
+    return (size_t)page_stride(ctx->model->config.head_dim, ctx->options.kv) * kv_size(ctx->options.kv);
 }
 
 // The pages of ctx->keys or ctx->values that a head of a layer has, those of all sequences.

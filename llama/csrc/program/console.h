@@ -102,7 +102,7 @@ static int console_write(const Console *console, const char *bytes, size_t n, Ll
         int64_t written = console->host.write(console->host.user, bytes, n);
         if (written == -EINTR) continue;
         if (written <= 0)
-            return fail(error, LLAMA_ERROR_RESOURCE, "standard output: %s",
+            return fail(error, written == -EPIPE ? LLAMA_ERROR_CLOSED : LLAMA_ERROR_RESOURCE, "standard output: %s",
                         strerror(written ? (int)-written : EIO));
         bytes += written;
         n -= (size_t)written;

@@ -45,8 +45,12 @@ static const char run_help[] =
     "machine\n"
     "  -z, --tokenizer FILE       default: the model's own, else tokenizer.bin or tok<vocabulary>.bin beside it,\n"
     "                             then here\n"
+    "      --lora LORA            run an adapter beside the model: a FILE of cria convert, or FILE:SCALE; python "
+    "-m\n"
+    "                             llama.run also takes a folder of PEFT, or its name on the hub\n"
     "  -c, --context N            keep at most N positions (default: what the model was trained for)\n"
-    "      --kv TYPE              keep keys and values as fp32 (default), fp16 or bf16: half the memory\n"
+    "      --kv TYPE              keep keys and values as fp32 (default), fp16 or bf16: half the memory,\n"
+    "                             or int8: a quarter\n"
     "  -j, --threads N            default: by the size of the model and the processors at hand\n"
     "      --exact                keep activations in fp32 beside int8 and int4 weights: slower, closer to fp32\n"
     "      --rope-theta X         base of RoPE's angles, for old files of Code Llama: 1e6 (default: the file's)\n"
@@ -70,7 +74,7 @@ static const char run_help[] =
     "The text goes to standard output, its speed and what went wrong to standard error. Exit status: 0 all is "
     "well,\n"
     "2 the command line is wrong, 3 a file is bad, 4 memory, disk or output failed.\n"
-    "LLAMA_ISA=scalar|avx2|avx512|avx512bf16|neon|dotprod|i8mm chooses the kernels.\n";
+    "LLAMA_ISA=scalar|avx2|avx512|avx512bf16|amx|neon|dotprod|i8mm chooses the kernels.\n";
 
 const char *llama_run_help(void) {
     return run_help;

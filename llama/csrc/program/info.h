@@ -133,6 +133,18 @@ static void say_bytes(Lines *lines, uint64_t bytes) {
     say(lines, "%.1f %s", n, units[unit]);
 }
 
+static void say_scaling(Lines *lines, const LlamaConfig *c) {
+    static const char *const names[] = {"", "linear", "llama3", "yarn"};
+    if (c->rope_scaling == LLAMA_ROPE_PLAIN) return;
+    say(lines, ", %s scaling: factor %g", names[c->rope_scaling], (double)c->rope_factor);
+    if (c->rope_scaling == LLAMA_ROPE_LLAMA3)
+        say(lines, ", low %g, high %g", (double)c->rope_low_freq_factor, (double)c->rope_high_freq_factor);
+    if (c->rope_scaling == LLAMA_ROPE_YARN)
+        say(lines, ", beta_fast %g, beta_slow %g, attention factor %.7g%s", (double)c->rope_beta_fast,
+            (double)c->rope_beta_slow, rope_magnitude(c), c->rope_truncate ? "" : ", no whole pairs");
+    if (c->rope_scaling != LLAMA_ROPE_LINEAR) say(lines, ", original context %d", c->rope_original_max_seq_len);
+}
+
 static void say_config(Lines *lines, const LlamaModel *m) {
     const LlamaConfig *c = &m->config;
     say(lines, "%s: v%d, %s, ", m->path, c->version, llama_type_name(c->weight_type));
@@ -154,12 +166,7 @@ static void say_config(Lines *lines, const LlamaModel *m) {
     for (size_t i = 0; i < COUNT(fields); i++) say(lines, "%-13s %d\n", fields[i].name, fields[i].value);
     say(lines, "%-13s %s\n", "tied", c->tied ? "yes" : "no");
     say(lines, "%-13s %g\n%-13s theta %g", "norm_eps", (double)c->norm_eps, "rope", (double)c->rope_theta);
-    if (c->rope_scaling != LLAMA_ROPE_PLAIN)
-        say(lines, ", %s scaling: factor %g", c->rope_scaling == LLAMA_ROPE_LINEAR ? "linear" : "llama3",
-            (double)c->rope_factor);
-    if (c->rope_scaling == LLAMA_ROPE_LLAMA3)
-        say(lines, ", low %g, high %g, original context %d", (double)c->rope_low_freq_factor,
-            (double)c->rope_high_freq_factor, c->rope_original_max_seq_len);
+    say_scaling(lines, c);
     say(lines, "\n");
 }
 
@@ -199,6 +206,22 @@ static void say_memory(Lines *lines, const LlamaMemory *memory) {
     say(lines, "\n");
 }
 
+enum { FEW_BYTES = 64 << 20 }; // that a token reads: below, no other type is felt
+
+// What a token costs, as decoding is as fast as its weights are read, and what it would cost in fewer bits.
+static void say_reads(Lines *lines, const LlamaModel *m) {
+    uint64_t reads = llama_token_bytes(m);
+    uint32_t width = m->config.weight_type == LLAMA_FP32 ? 4 : m->config.weight_type == LLAMA_BF16 ? 2 : 1;
+    say(lines, "%-13s read ", "tokens");
+    say_bytes(lines, reads);
+    say(lines, " of weights each");
+    if (width > 1 && reads > FEW_BYTES) {
+        say(lines, "; python -m llama.convert --dtype int8 makes that ");
+        say_bytes(lines, reads / width * (TILE_GROUP + 2) / TILE_GROUP);
+    }
+    say(lines, "\n");
+}
+
 int llama_info(const LlamaModel *m, const LlamaTokenizer *tokenizer, const LlamaContextOptions *options, char *text,
                size_t room, LlamaError *error) {
     LlamaMemory memory;
@@ -209,6 +232,7 @@ int llama_info(const LlamaModel *m, const LlamaTokenizer *tokenizer, const Llama
     say_tokens(&lines, m, tokenizer);
     say_types(&lines, m);
     say_memory(&lines, &memory);
+    say_reads(&lines, m);
     return LLAMA_OK;
 }
 

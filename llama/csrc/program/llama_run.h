@@ -12,6 +12,7 @@
 typedef struct {
     const char *model;       // path of the checkpoint, NULL: not given
     const char *tokenizer;   // -z, NULL: looked for beside the model and in the working directory
+    const char *lora;        // --lora, FILE or FILE:SCALE, NULL: not given
     const char *prompt;      // -i, NULL: not given
     const char *prompt_file; // -f, "-" for standard input, NULL: not given
     const char *system;      // -y, NULL: not given

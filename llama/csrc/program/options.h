@@ -39,6 +39,7 @@ static const Option run_options[] = {
     {"-y", "--system", TEXT, FIELD(system), 0, 0},
     {"", "--template", TEMPLATE, FIELD(template_kind), 0, 0},
     {"-z", "--tokenizer", TEXT, FIELD(tokenizer), 0, 0},
+    {"", "--lora", TEXT, FIELD(lora), 0, 0},
     {"-c", "--context", INT, FIELD(context), 1, INT32_MAX},
     {"", "--kv", KV, FIELD(kv), 0, 0},
     {"-j", "--threads", INT, FIELD(threads), 1, 1024},
@@ -87,7 +88,7 @@ static int set_seed(const char *value, uint64_t *seed, LlamaError *error) {
 static int set_kv(const char *value, int32_t *kv, LlamaError *error) {
     for (*kv = 0; *kv < N_KV; ++*kv)
         if (strcmp(value, llama_kv_name(*kv)) == 0) return LLAMA_OK;
-    return fail(error, LLAMA_ERROR_USAGE, "--kv = %.64s, allowed fp32, fp16 and bf16", value);
+    return fail(error, LLAMA_ERROR_USAGE, "--kv = %.64s, allowed fp32, bf16, fp16 and int8", value);
 }
 
 static int set_dtype(const char *value, int32_t *dtype, LlamaError *error) {
@@ -146,6 +147,7 @@ int llama_run_parse(int argc, char **argv, LlamaRunOptions *options, LlamaError 
     if (!options->stops) return fail_memory(error, (uint64_t)argc * sizeof *options->stops);
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] != '-') {
+            if (!*argv[i]) return fail(error, LLAMA_ERROR_USAGE, "the name of the model is empty");
             if (options->model)
                 return fail(error, LLAMA_ERROR_USAGE, "two models are given: %.256s and %.256s", options->model,
                             argv[i]);

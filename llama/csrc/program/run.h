@@ -10,6 +10,7 @@ typedef struct {
     const LlamaRunOptions *options;
     Console console;
     LlamaModel *model;
+    LlamaAdapter *adapter;
     LlamaTokenizer *tokenizer;
     LlamaContext *ctx;
     LlamaSampler *sampler;
@@ -17,6 +18,23 @@ typedef struct {
     Buffer *heard; // gets what is written of a text too, NULL: nobody does
     double open_seconds;
 } Run;
+
+// Opens the model, and the adapter that is to run beside it.
+static int run_model(Run *run, LlamaError *error) {
+    const char *lora = run->options->lora;
+    int code = llama_open(run->options->model, &run->model, error);
+    if (code != LLAMA_OK || !lora) return code;
+    const char *colon = access(lora, F_OK) == 0 ? NULL : strrchr(lora, ':'); // a file may be called so
+    char *end = NULL, *path;
+    double scale = colon ? strtod(colon + 1, &end) : 1;
+    if (colon && (end == colon + 1 || *end))
+        return fail(error, LLAMA_ERROR_USAGE, "--lora = %.256s, allowed FILE and FILE:SCALE", lora);
+    path = strndup(lora, colon ? (size_t)(colon - lora) : strlen(lora));
+    if (!path) return fail_memory(error, strlen(lora));
+    code = llama_adapter_open(path, (float)scale, run->model, &run->adapter, error);
+    free(path);
+    return code;
+}
 
 // The context that the options ask for: no more positions than --steps runs.
 static int run_context(const Run *run, LlamaContextOptions *context, LlamaError *error) {
@@ -26,8 +44,12 @@ static int run_context(const Run *run, LlamaContextOptions *context, LlamaError 
         return fail(error, LLAMA_ERROR_USAGE, "--context = %d, allowed 1 to %d, the model's max_seq_len", wanted,
                     max);
     if (o->steps > 0) wanted = MIN(wanted, o->steps);
-    *context = (LlamaContextOptions){
-        .context = wanted, .threads = o->threads, .exact = o->exact, .kv = o->kv, .rope_theta = o->rope_theta};
+    *context = (LlamaContextOptions){.context = wanted,
+                                     .threads = o->threads,
+                                     .exact = o->exact,
+                                     .kv = o->kv,
+                                     .rope_theta = o->rope_theta,
+                                     .adapter = run->adapter};
     return LLAMA_OK;
 }
 
@@ -43,7 +65,7 @@ static int run_open(Run *run, LlamaError *error) {
     const char *const *stops = (const char *const *)o->stops;
     LlamaContextOptions context;
     double start = seconds();
-    int code = llama_open(o->model, &run->model, error);
+    int code = run_model(run, error);
     if (code == LLAMA_OK) code = run_context(run, &context, error);
     if (code == LLAMA_OK) code = llama_tokenizer_find(o->tokenizer, run->model, &run->tokenizer, error);
     if (code == LLAMA_OK) code = llama_context_init(run->model, &context, &run->ctx, error);
@@ -59,6 +81,7 @@ static void run_close(Run *run) {
     llama_generation_free(run->generation);
     llama_sampler_free(run->sampler);
     llama_context_free(run->ctx);
+    llama_adapter_close(run->adapter);
     llama_tokenizer_close(run->tokenizer);
     llama_close(run->model);
 }
@@ -134,7 +157,7 @@ static int write_info(Run *run, LlamaError *error) {
     const LlamaRunOptions *o = run->options;
     char text[4096];
     LlamaContextOptions context;
-    int code = llama_open(o->model, &run->model, error);
+    int code = run_model(run, error);
     if (code == LLAMA_OK) code = run_context(run, &context, error);
     if (code != LLAMA_OK) return code;
     bool asked = o->tokenizer || llama_has_tokenizer(run->model); // any other may be missing

@@ -27,17 +27,6 @@ static double logprob_of(const Softmax *softmax, float logit) {
     return ((double)logit - softmax->max) - softmax->log_mass;
 }
 
-// Log-probability of a token. Overwrites the logits.
-static int score_token(const Kernels *kernels, float *logits, int32_t n, int32_t token, double *score,
-                       LlamaError *error) {
-    if (token < 0 || token >= n) return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", token, n - 1);
-    float logit = logits[token];
-    Softmax softmax;
-    int code = softmax_of(kernels, logits, n, &softmax, error);
-    if (code == LLAMA_OK) *score = logprob_of(&softmax, logit);
-    return code;
-}
-
 // The n_top largest logits from the largest down, equals in the order of their index, in the place of
 // log-probabilities. Blocks without one of them are passed over.
 static void most_likely(const Kernels *kernels, const float *logits, int32_t n, LlamaLogprob *top, int32_t n_top) {
@@ -54,23 +43,23 @@ static void most_likely(const Kernels *kernels, const float *logits, int32_t n, 
     }
 }
 
-// Fills in the log-probabilities of a piece: its token's and, in piece->top, those of the most likely ones.
-// Overwrites the logits.
-static int logprobs(const Kernels *kernels, float *logits, int32_t n, LlamaPiece *piece, LlamaError *error) {
-    float logit = logits[piece->token];
+int llama_logprobs(const LlamaContext *context, float *logits, int32_t token, double *logprob, LlamaLogprob *top,
+                   int32_t n_top, LlamaError *error) {
+    int32_t n = context->model->config.vocab_size, most = MIN(n, LLAMA_MAX_TOP);
+    if (token < 0 || token >= n) return fail(error, LLAMA_ERROR_USAGE, "token = %d, allowed 0 to %d", token, n - 1);
+    if (n_top < 0 || n_top > most)
+        return fail(error, LLAMA_ERROR_USAGE, "n_top = %d, allowed 0 to %d", n_top, most);
+    float logit = logits[token];
     Softmax softmax;
-    piece->n_top = MIN(piece->n_top, n);
-    most_likely(kernels, logits, n, piece->top, piece->n_top);
-    int code = softmax_of(kernels, logits, n, &softmax, error);
+    most_likely(context->kernels, logits, n, top, n_top);
+    int code = softmax_of(context->kernels, logits, n, &softmax, error);
     if (code != LLAMA_OK) return code;
-    piece->logprob = (float)logprob_of(&softmax, logit);
-    for (int32_t i = 0; i < piece->n_top; i++)
-        piece->top[i].logprob = (float)logprob_of(&softmax, piece->top[i].logprob);
+    *logprob = logprob_of(&softmax, logit);
+    for (int32_t i = 0; i < n_top; i++) top[i].logprob = (float)logprob_of(&softmax, top[i].logprob);
     return LLAMA_OK;
 }
 
 int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *scores, LlamaError *error) {
-    const Kernels *kernels = context->kernels;
     int32_t vocab_size = context->model->config.vocab_size, n_rows = 0;
     int32_t batch = MIN(context->options.batch, MAX(1, SCORE_LOGITS / vocab_size));
     size_t bytes = (size_t)batch * ((size_t)vocab_size * sizeof(float) + sizeof(LlamaRow));
@@ -84,8 +73,8 @@ int llama_score(LlamaContext *context, const int32_t *ids, int32_t n, double *sc
             rows[j] = (LlamaRow){.token = ids[i + j], .position = i + j, .wants_logits = 1};
         code = llama_forward(context, rows, n_rows, logits, error);
         for (int32_t j = i; j < i + n_rows && code == LLAMA_OK; j++)
-            code = score_token(kernels, logits + (int64_t)(j - i) * vocab_size, vocab_size, ids[j + 1], scores + j,
-                               error);
+            code = llama_logprobs(context, logits + (int64_t)(j - i) * vocab_size, ids[j + 1], scores + j, NULL, 0,
+                                  error);
     }
     free(rows);
     return code;

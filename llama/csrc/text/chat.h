@@ -12,7 +12,7 @@
 // conversation without one, and one that goes in front of any: they are in its file.
 //
 // Special tokens are those of the template, never of the text: a user who writes their names gets the characters.
-// Left out: templates that are none of these, which Python runs (llama/chat.py).
+// Left out: templates that are none of these, which Python runs (llama/templates.py).
 #ifndef LLAMA_CHAT_H
 #define LLAMA_CHAT_H
 

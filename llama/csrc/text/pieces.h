@@ -39,7 +39,15 @@ enum {
     FLAG_STRIP = 64,              // a text that begins with a space is printed without it
     FLAG_UNKNOWN_EACH = 128, // each character that can't be spelt is an unknown token, else a run of them is one
     FLAG_DOUBLES = 256,      // KIND_UNIGRAM: scores are doubles and summed up as such (tokenizers), else floats
-    FLAGS_ALL = 511,
+    FLAG_EDGES = 512,        // the file says what special tokens ask of the text beside them
+    FLAGS_ALL = 1023,
+};
+
+enum {
+    EDGE_LEFT = 1,  // white space before the token goes with it
+    EDGE_RIGHT = 2, // and behind it
+    EDGE_WORD = 4,  // the token is text where it is a part of a word
+    EDGES_ALL = 7,
 };
 
 // How a piece is found. slots are open addressing: 0 is empty, else 8 bits of the hash and the id + 1.
@@ -71,6 +79,7 @@ struct LlamaTokenizer {
     const int32_t *byte_ids; // (256) -1 where there is none
     const uint32_t *ranks;  // (n_bytes) [offsets[i] + n] of the pair that token i is of, cut after n bytes; or NULL
     const uint8_t *doubles; // (vocab_size) scores as f64, not aligned; or NULL
+    const uint8_t *edges;   // (vocab_size) bits; or NULL
     double lowest, highest; // scores, of KIND_UNIGRAM
     Names specials;         // control and user-defined tokens
     Names late;     // those that are found once a space was put in front of a text, with a space before them

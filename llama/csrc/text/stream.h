@@ -104,7 +104,6 @@ int llama_stream_init(const char *const *stops, int32_t n_stops, LlamaStream **s
 
 // Moves what is held to the front.
 static void stream_compact(LlamaStream *s) {
-    if (s->begin == 0) return;
     memmove(s->held, s->held + s->begin, s->end - s->begin);
     if (s->cut != NO_CUT) s->cut -= s->begin;
     s->end -= s->begin;

@@ -8,6 +8,7 @@
 #define LLAMA_TOKENIZER_H
 
 #include "merge.h"      // Encoder, stretch_encode
+#include "specials.h"   // special_find, special_taken
 #include "split.h"      // word_end
 #include "unigram.h"    // unigram_encode
 #include "vocabulary.h" // vocabulary_index
@@ -85,78 +86,38 @@ static int word_encode(Encoder *e, const char *word, size_t length, LlamaError *
 }
 
 static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
+    Pieces pieces = {{0}};
     int code = LLAMA_OK;
     for (size_t at = 0, end; at < length && code == LLAMA_OK; at = end) {
-        end = word_end(e->tokenizer->pattern, text, at, length);
+        end = word_end(e->tokenizer->pattern, &pieces, text, at, length);
         code = word_encode(e, text + at, end - at, error);
     }
     return code;
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Special tokens: text is encoded in parts between them
-
-typedef struct {
-    const LlamaSpan *next;
-    size_t n;
-} Spans;
+// Text is encoded in parts between special tokens
 
 // first: the part begins the text.
 typedef int PartEncoder(Encoder *e, const char *text, size_t length, bool first, LlamaError *error);
-
-// Whether a name is one that no plain text may mean: a control token's, or <|im_end|> and the like, which some
-// files call user-defined.
-static bool is_special_name(const LlamaTokenizer *t, const char *name, int32_t id) {
-    return t->types[id] == TOKEN_CONTROL || (name[0] == '<' && name[1] == '|');
-}
-
-// The bytes of the token that stands at a place of a text, 0 for none: of a span, or of a name that does not reach
-// into one. Spans that end before are dropped.
-static size_t token_match(const LlamaTokenizer *t, const Names *names, const char *text, size_t at, size_t length,
-                          uint32_t types, Spans *spans, int32_t *id) {
-    while (spans->n > 0 && spans->next->end <= at) spans->next++, spans->n--;
-    bool inside = spans->n > 0 && spans->next->begin <= at;
-    if (inside && (*id = spans->next->token) >= 0) return spans->next->end - at;
-    size_t end = spans->n > 0 && !inside ? MIN(length, spans->next->begin) : length;
-    if (inside) types &= ~(uint32_t)CONTROL_BIT;
-    size_t matched = names_match(t, names, text + at, end - at, types, id);
-    return inside && matched > 1 && is_special_name(t, text + at, *id) ? 0 : matched;
-}
-
-// Whether plain text in a part of a text has special names that are found late, when spans are forgotten.
-static bool part_forges(const LlamaTokenizer *t, const char *text, size_t begin, size_t end, Spans spans) {
-    int32_t id;
-    for (; t->late.n > 0 && spans.n > 0 && spans.next->begin < end; spans.next++, spans.n--)
-        for (size_t at = MAX(begin, spans.next->begin); at < MIN(end, spans.next->end); at++)
-            if (names_match(t, &t->late, text + at, end - at, CONTROL_BIT | USER_BIT, &id) > 1 &&
-                is_special_name(t, text + at, id))
-                return true;
-    return false;
-}
 
 // Encodes text, in which names of these types (bits) stand for themselves; what is between them by encode_part.
 static int parts_encode(Encoder *e, const char *text, size_t length, const Names *names, uint32_t types,
                         Spans spans, PartEncoder *encode_part, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
     Spans of_part = spans;
-    size_t space = names == &t->late && t->flags & FLAG_PREFIX ? 1 : 0; // in front of a name
     size_t begin = 0, at = types & names->types || spans.n > 0 ? 0 : length;
-    while (at + space < length) {
-        int32_t id = -1;
-        size_t matched = 0;
-        if (space == 0 || text[at] == ' ')
-            matched = token_match(t, names, text, at + space, length, types, &spans, &id);
-        if (matched == 0) {
-            at++;
-            continue;
-        }
-        if (names == &t->specials) e->forged = part_forges(t, text, begin, at, of_part);
-        int code = encode_part(e, text + begin, at - begin, begin == 0, error);
+    for (Found found; special_find(t, names, text, at, length, types, &spans, &found); at = found.end) {
+        Stretch taken = special_taken(t, names, text, begin, length, spans, found);
+        if (taken.begin >= taken.end) continue;
+        size_t part = taken.begin > begin ? taken.begin - begin : 0;
+        if (names == &t->specials) e->forged = part_forges(t, text, begin, begin + part, of_part);
+        int code = encode_part(e, text + begin, part, begin == 0, error);
         of_part = spans;
         if (code != LLAMA_OK) return code;
-        emit(e, id);
+        emit(e, found.id);
         e->begin = e->n;
-        begin = at += space + matched;
+        begin = taken.end;
     }
     if (names == &t->specials) e->forged = part_forges(t, text, begin, length, of_part);
     return encode_part(e, text + begin, length - begin, begin == 0, error);
@@ -182,7 +143,8 @@ static bool utf8_is_valid(const char *text, size_t length) {
 // Whether a space goes in front of a part of a text.
 static bool part_has_prefix(const LlamaTokenizer *t, const char *text, size_t length, bool first) {
     if (!(t->flags & FLAG_PREFIX) || !(first || t->flags & FLAG_PREFIX_EACH)) return false;
-    bool space = text[0] == ' ' || (length >= 3 && memcmp(text, SPACE_SYMBOL, 3) == 0);
+    bool symbol = t->kind != KIND_BYTES && length >= 3 && memcmp(text, SPACE_SYMBOL, 3) == 0;
+    bool space = text[0] == ' ' || symbol;
     return !(t->flags & FLAG_PREFIX_UNLESS_SPACE && space);
 }
 
@@ -223,10 +185,11 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     const LlamaTokenizer *t = e->tokenizer;
     e->begin = e->n;
     if (length == 0) return LLAMA_OK;
-    if (t->kind == KIND_BYTES && utf8_is_valid(text, length)) return plain_encode(e, text, length, error);
+    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
+    if (t->kind == KIND_BYTES && !prefix && utf8_is_valid(text, length))
+        return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
     if (!normal) return fail_memory(error, 3 * length + 1);
-    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
     size_t n = text_normalise(t, text, length, prefix, normal);
     int code = n >= INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                      "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX - 1)

@@ -24,7 +24,7 @@ static int check_field(const char *path, const char *name, int64_t value, int64_
 }
 
 static int check_header(const char *path, const VocabularyHeader *h, LlamaError *error) {
-    int32_t last = h->vocab_size - 1;
+    int64_t last = (int64_t)h->vocab_size - 1;
     struct {
         const char *name;
         int64_t value, min, max;
@@ -64,7 +64,8 @@ static uint64_t sections_bytes(const VocabularyHeader *h) {
     uint64_t words = 256 + (n + 1) + n + h->n_specials + h->n_late + h->n_words + h->n_slots;
     if (h->flags & FLAG_RANKED) words += h->n_bytes;
     if (h->flags & FLAG_DOUBLES) words += 2 * n;
-    return VOCABULARY_HEADER + JOINED_BYTES + 4 * words + n + h->n_bytes;
+    uint64_t bytes = n * (h->flags & FLAG_EDGES ? 2 : 1) + h->n_bytes;
+    return VOCABULARY_HEADER + JOINED_BYTES + 4 * words + bytes;
 }
 
 // Points the arrays into the file.
@@ -81,6 +82,7 @@ static void sections_map(LlamaTokenizer *t, const VocabularyHeader *h) {
     t->stored.slots = section(&at, h->n_slots, 4);
     if (h->flags & FLAG_RANKED) t->ranks = section(&at, h->n_bytes, 4);
     if (h->flags & FLAG_DOUBLES) t->doubles = section(&at, n, 8);
+    if (h->flags & FLAG_EDGES) t->edges = section(&at, n, 1);
     t->types = section(&at, n, 1);
     t->bytes = section(&at, h->n_bytes, 1);
     t->stored.mask = h->n_slots - 1;
@@ -102,11 +104,12 @@ static int check_sections(const LlamaTokenizer *t, const char *path, LlamaError 
     bool outside = names_outside(t, &t->specials) || names_outside(t, &t->late) || names_outside(t, &t->words);
     for (int32_t i = 0; i < n; i++) falls |= offsets[i] > offsets[i + 1];
     for (int32_t i = 0; i < n; i++) strange |= types[i] >= TOKEN_TYPES;
+    for (int32_t i = 0; t->edges && i < n; i++) strange |= t->edges[i] > EDGES_ALL;
     for (int b = 0; b < 256; b++) outside |= t->byte_ids[b] < -1 || t->byte_ids[b] >= n;
     if (!falls && !strange && !outside) return LLAMA_OK;
     return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: %s", path,
                 falls     ? "offsets of tokens, allowed are ascending ones from 0 to the number of bytes"
-                : strange ? "types of tokens, allowed are 0 to 4"
+                : strange ? "types of tokens, allowed are 0 to 4, or edges, allowed are 0 to 7"
                           : "special or byte tokens, allowed are ids of the vocabulary");
 }
 
@@ -203,6 +206,11 @@ int llama_tokenizer_open_bytes(const void *data, uint64_t size, const char *name
     if ((uintptr_t)data % sizeof(uint32_t))
         return fail(error, LLAMA_ERROR_USAGE, "%s: bytes of a tokenizer must be aligned to 4", name);
     return tokenizer_open(NULL, &(Mapping){data, size}, name, tokenizer, error);
+}
+
+const void *llama_tokenizer_data(const LlamaTokenizer *t, uint64_t *size) {
+    *size = t->file.size;
+    return t->file.data;
 }
 
 int32_t llama_vocab_size(const LlamaTokenizer *t) {

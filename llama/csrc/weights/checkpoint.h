@@ -11,6 +11,7 @@
 #define LLAMA_CHECKPOINT_H
 
 #include "checkpoint_v3.h" // read_header_v3, place_tensors_v3
+#include "guard.h"         // llama_unguard
 #include "model.h"         // LlamaModel, Layer
 
 // ---------------------------------------------------------------------------------------------------------
@@ -33,7 +34,7 @@ static const struct {
     {"max_seq_len", offsetof(LlamaConfig, max_seq_len), 1, 1 << 24},
 };
 
-static int check_fields(const char *path, const LlamaConfig *c, LlamaError *error) {
+static int check_ranges(const char *path, const LlamaConfig *c, LlamaError *error) {
     for (size_t i = 0; i < COUNT(header_fields); i++) {
         int32_t value = load_i32((const char *)c + header_fields[i].field);
         int32_t min = header_fields[i].min, max = header_fields[i].max;
@@ -41,6 +42,11 @@ static int check_fields(const char *path, const LlamaConfig *c, LlamaError *erro
             return fail(error, LLAMA_ERROR_FILE, "%s: %s = %d, allowed %d to %d", path, header_fields[i].name,
                         value, min, max);
     }
+    return LLAMA_OK;
+}
+
+// Whether fields within their ranges fit each other.
+static int check_fields(const char *path, const LlamaConfig *c, LlamaError *error) {
     if (c->version < 3 && c->dim % c->n_heads)
         return fail(error, LLAMA_ERROR_FILE, "%s: n_heads = %d does not divide dim = %d", path, c->n_heads, c->dim);
     if (c->n_heads % c->n_kv_heads)
@@ -85,7 +91,8 @@ static int read_header(const char *path, const Mapping *file, LlamaConfig *c, Ll
     c->rope_theta = 10000;
     c->bos = -1;
     c->add_bos = 1;
-    int code = c->version == 3 ? read_header_v3(path, file, c, error) : LLAMA_OK;
+    int code = check_ranges(path, c, error); // first: ids are compared with vocab_size
+    if (code == LLAMA_OK && c->version == 3) code = read_header_v3(path, file, c, error);
     return code == LLAMA_OK ? check_fields(path, c, error) : code;
 }
 
@@ -176,6 +183,7 @@ static int place_tensors(const char *path, LlamaModel *m, LlamaError *error) {
 
 void llama_close(LlamaModel *m) {
     if (!m) return;
+    llama_unguard(m); // its memory will be somebody else's
     mapping_free(&m->file);
     free(m->layers);
     free(m->path);
@@ -200,7 +208,9 @@ int llama_open(const char *path, LlamaModel **model, LlamaError *error) {
         code = read_checkpoint(path, m, error);
         // A v0 file has no magic: only where it does not add up can it be taken for something else.
         const char *kind = code == LLAMA_ERROR_FILE ? file_kind(m->file.data, m->file.size) : NULL;
-        if (kind) fail(error, code, "%s: is %s, not a llama2.c checkpoint", path, kind);
+        bool is_model = kind && (strstr(kind, "GGUF") || strstr(kind, "safetensors") || strstr(kind, "PyTorch"));
+        const char *way = is_model ? ": python -m llama.run reads it" : "";
+        if (kind) fail(error, code, "%s: is %s, not a llama2.c checkpoint%s", path, kind, way);
     }
     if (code == LLAMA_OK)
         *model = m;

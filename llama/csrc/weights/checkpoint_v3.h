@@ -5,6 +5,7 @@
 #define LLAMA_CHECKPOINT_V3_H
 
 #include "model.h"          // LlamaModel, Layer
+#include "rope_v3.h"        // read_scaling_v3
 #include "../text/pieces.h" // VOCABULARY_MAGIC
 
 enum { HEADER_V3 = 256, ENTRY_V3 = 32, ALIGN_V3 = 64, CHECKSUM_AT = 252 };
@@ -17,7 +18,7 @@ static const struct {
     int32_t min, max;
 } v3_integers[] = {
     {"head_dim", 40, offsetof(LlamaConfig, head_dim), 2, 1 << 12},
-    {"rope scaling", 52, offsetof(LlamaConfig, rope_scaling), LLAMA_ROPE_PLAIN, LLAMA_ROPE_LLAMA3},
+    {"rope scaling", 52, offsetof(LlamaConfig, rope_scaling), LLAMA_ROPE_PLAIN, LLAMA_ROPE_YARN},
     {"rope original_max_seq_len", 68, offsetof(LlamaConfig, rope_original_max_seq_len), 0, 1 << 24},
     {"weight type", 72, offsetof(LlamaConfig, weight_type), LLAMA_FP32, LLAMA_INT4},
     {"bos", 76, offsetof(LlamaConfig, bos), -1, 1 << 24},
@@ -150,13 +151,6 @@ static int read_floats_v3(const char *path, const uint8_t *header, LlamaConfig *
                         v3_floats[i].name, (double)value);
         memcpy((char *)c + v3_floats[i].field, &value, sizeof value);
     }
-    if (c->rope_scaling != LLAMA_ROPE_LLAMA3) return LLAMA_OK;
-    if (c->rope_low_freq_factor >= c->rope_high_freq_factor || c->rope_original_max_seq_len < 1)
-        return fail(error, LLAMA_ERROR_FILE,
-                    "%s: rope low_freq_factor = %g, high_freq_factor = %g, original_max_seq_len = %d: allowed low "
-                    "below high and a length of 1 or more",
-                    path, (double)c->rope_low_freq_factor, (double)c->rope_high_freq_factor,
-                    c->rope_original_max_seq_len);
     return LLAMA_OK;
 }
 
@@ -197,6 +191,7 @@ static int check_sections_v3(const char *path, const Mapping *file, uint64_t tex
 static int read_header_v3(const char *path, const Mapping *file, LlamaConfig *c, LlamaError *error) {
     int code = read_integers_v3(path, file->data, c, error);
     if (code == LLAMA_OK) code = read_floats_v3(path, file->data, c, error);
+    if (code == LLAMA_OK) code = read_scaling_v3(path, file->data, c, error);
     if (code == LLAMA_OK) code = read_flags_v3(path, file->data, c, error);
     uint64_t texts = 0;
     if (code == LLAMA_OK) code = check_texts_v3(path, file->data, c->chat_template, &texts, error);

@@ -209,7 +209,7 @@ PASS void pack_store_floats(PackGroup *g, uint8_t *tile, int32_t begin, int32_t 
     for (int32_t r = 0; r < TILE_ROWS; r++) g->scales[r] = 1;
     memcpy(g->quants, g->values, sizeof g->quants);
     if (type == TILES_FP32) {
-        memcpy(tile + (int64_t)begin * sizeof(PackLanes), g->values, (size_t)cols * sizeof(PackLanes));
+        memcpy(tile + (size_t)begin * sizeof(PackLanes), g->values, (size_t)cols * sizeof(PackLanes));
         return;
     }
     for (int32_t k = 0; k < cols; k += 2) {
