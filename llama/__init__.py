@@ -11,17 +11,23 @@ loads nothing; the compiled engine comes in with the first of its classes that i
 call of `Llama.logits`. Training is not here: it works from a checkout of the project.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llama.errors import BadFileError, CancelledError, ClosedError, LlamaError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from llama.engine import Config, Generation, Llama, Tokenizer
+    from llama.batch import Batch
+    from llama.config import Config
+    from llama.engine import Llama
+    from llama.generation import Generation
+    from llama.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BadFileError",
+    "Batch",
     "CancelledError",
     "ClosedError",
     "Config",
@@ -34,7 +40,13 @@ __all__ = [
     "__version__",
 ]
 
-OF_THE_ENGINE = ("Config", "Generation", "Llama", "Tokenizer")
+OF_THE_ENGINE = {  # and the modules that they are in
+    "Batch": "batch",
+    "Config": "config",
+    "Generation": "generation",
+    "Llama": "engine",
+    "Tokenizer": "tokenizer",
+}
 
 if not TYPE_CHECKING:  # or type checkers would take any name for one of this package
 
@@ -46,9 +58,8 @@ if not TYPE_CHECKING:  # or type checkers would take any name for one of this pa
         """
         if name not in OF_THE_ENGINE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from llama import engine
-
-        globals()[name] = value = getattr(engine, name)  # the next time it is found without this function
+        value = getattr(import_module(f"llama.{OF_THE_ENGINE[name]}"), name)
+        globals()[name] = value  # the next time it is found without this function
         return value
 
 

@@ -21,25 +21,33 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama._engine import ffi, lib
-from llama.engine import FINISH, Llama, alive
-from llama.errors import ERRORS, LlamaError, ResourceError, UsageError
+from llama.errors import ResourceError, UsageError
 from llama.native import (
+    alive,
     c_strings,
     call,
     check,
     context_init,
     create,
+    error_of,
     sampler_init,
     sequence_restore,
     sequence_save,
+    vocab_size,
 )
 
-# The tokens drawn so far to the tokens allowed next: a buffer of uint32 words, a bit for each
-# (llama_sampler_mask).
+if TYPE_CHECKING:
+    from llama.engine import Llama
+
+# LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
+FINISH = (None, "stop_token", "stop_string", "length", "error")
+# Tokens drawn so far to those allowed next: a buffer of uint32 words, a bit for each (llama_sampler_mask).
 Mask = Callable[[list[int]], Any]
+# All ids of a text so far to guesses of those that come next (llama.speculation).
+Guesser = Callable[[list[int]], Sequence[int]]
 PAGE = 16  # positions; fewer are not worth waiting for
 DEFAULTS = {"temperature": 1.0, "top_p": 0.9, "repeat_penalty": 1.0}  # of Llama.generate that are not 0
 SAMPLING = (*DEFAULTS, "top_k", "min_p", "presence_penalty", "frequency_penalty")
@@ -52,7 +60,8 @@ class Request:
     prompt: its ids. tokens: those drawn so far. reused: how many of the prompt were not run again. slot: the
     sequence that it has, None before it begins and after it ends. finish: None while the text goes on, then
     "stop_token", "stop_string", "length", "error" (error says why) or "cancelled". prompt_seconds: until the
-    first token was drawn; generate_seconds: from there to the last one.
+    first token was drawn; generate_seconds: from there to the last one. guessed: tokens that its guesser
+    gave; accepted: how many of them saved a pass. paused: as of Batch.pause.
     """
 
     prompt: list[int]
@@ -63,11 +72,15 @@ class Request:
     error: Exception | None = None
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
+    guessed: int = 0
+    accepted: int = 0
+    paused: bool = False
     _sampler: Any = field(default=None, repr=False)
     _stops: list[Any] = field(default_factory=list, repr=False)
     _limit: int = 0  # as of llama_generation_feed
     _logprobs: int = -1
     _mask: Mask | None = None
+    _guesser: Guesser | None = None
     _allowed: Any = field(default=None, repr=False)  # the mask of the next token, which C reads
     _masked: int | None = None  # how many tokens had been drawn when it was asked for
     _handle: Any = field(default=None, repr=False)  # the LlamaGeneration, while it has a slot
@@ -124,21 +137,15 @@ def logprobs_of(request: Request, piece: Any) -> tuple[float | None, tuple[tuple
     return piece.logprob, tuple((entry.token, entry.logprob) for entry in top)
 
 
-def piece_error(piece: Any) -> LlamaError | None:
-    """Why no token could be drawn, if that is so."""
-    if piece.error == ffi.NULL:
-        return None
-    return ERRORS.get(piece.error.code, LlamaError)(ffi.string(piece.error.text).decode())
-
-
 class Batch:
     """Requests on one model that run together.
 
-    llama: the model; its own context is left alone. sequences: requests that run side by side, and texts that
-    are remembered. context: positions of each (the model's). cache: positions of all together, at least
-    `context` (sequences x context); finished texts give way when it is full, then the newest request ends
-    with an error. prefill: tokens of prompts in a step at most, which bounds how long texts wait for one
-    another's prompts; 0: as many as fill a batch of 128 rows. threads, kv: as of Llama.
+    llama: the model, its exact, rope_theta and adapter; its context is left alone. sequences: requests that
+    run side by side, and texts that are remembered. context: positions of each (the model's). cache:
+    positions of all together, at least `context` (sequences x context); finished texts give way when it is
+    full, then the newest request ends with an error. prefill: tokens of prompts in a step at most, which
+    bounds how long texts wait for one another's prompts; 0: what fills a batch of 128 rows. threads, kv: as
+    of Llama.
     Raises UsageError, ResourceError, BadFileError without a tokenizer.
     """
 
@@ -152,18 +159,32 @@ class Batch:
         threads: int | None = None,
         kv: str | None = None,
     ) -> None:
-        self._model, self._tokenizer = alive(llama._model, "Llama"), llama.tokenizer.handle
-        self._context: Any = context_init(
-            self._model, context or 0, threads or 0, sequences, kv or llama.kv, cache=cache or 0
-        )
-        self.context: int = lib.llama_context_options(self._context).context
-        self.vocab_size = llama.config.vocab_size
+        model, same = alive(llama._model, "Llama"), lib.llama_context_options(llama._context)
+        options = {"threads": threads or 0, "kv": kv or llama.kv, "cache": cache or 0}
+        options |= {"exact": same.exact, "rope_theta": same.rope_theta, "adapter": llama._adapter}
+        self._over(context_init(model, context or 0, sequences=sequences, **options), llama.tokenizer.handle)
         self.prefill = prefill
+
+    @classmethod
+    def over(cls, context: Any, tokenizer: Any) -> Batch:
+        """The batch of all sequences of a C context, by a C tokenizer."""
+        self = cls.__new__(cls)
+        self._over(context, tokenizer)
+        return self
+
+    def _over(self, context: Any, tokenizer: Any) -> None:
+        options = lib.llama_context_options(context)
+        self._context, self._tokenizer, sequences = context, tokenizer, options.sequences
+        self.context: int = options.context
+        self.vocab_size, self.prefill = vocab_size(context), 0
         self.slots = [Slot(i) for i in range(sequences)]
         self._joined: deque[Request] = deque()  # since the last step
         self._cancelled: deque[Request] = deque()
         self._waiting: list[Request] = []  # for a slot, or for what another one will hold
         self._running: list[Request] = []  # in the order in which they began
+        self._order: list[Request] = []  # the same, in the order in which C reads their prompts
+        self._stepping: list[Request] = []  # the same, without those that are paused
+        self._ended: list[Event] = []  # what the next step says of them
         self._clock = 0
         self._generations = ffi.new("LlamaGeneration *[]", sequences)
         self._pieces = ffi.new("LlamaPiece[]", sequences)
@@ -179,6 +200,7 @@ class Batch:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         mask: Mask | None = None,
+        guesser: Guesser | None = None,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         **sampling: float,
@@ -186,7 +208,8 @@ class Batch:
         """A request that begins with the next step, or when a sequence is free.
 
         logprobs: 0 to 128 most likely tokens to report with each one drawn. mask: called before each token
-        with those drawn so far. sampling: temperature, top_p and so on, and all else, as of Llama.generate.
+        with those drawn so far. guesser: called before a pass, for tokens to check in it. sampling:
+        temperature, top_p and so on, and all else, as of Llama.generate.
         Raises UsageError.
         """
         if unknown := sampling.keys() - set(SAMPLING):
@@ -200,9 +223,8 @@ class Batch:
             raise UsageError(f"max_tokens = {max_tokens}, allowed 1 and more")
         if logprobs is not None and not 0 <= logprobs <= lib.LLAMA_MAX_TOP:
             raise UsageError(f"logprobs = {logprobs}, allowed 0 to {lib.LLAMA_MAX_TOP}")
-        request = Request(
-            ids, _mask=mask, _stops=c_strings(stop), _logprobs=-1 if logprobs is None else logprobs
-        )
+        top = -1 if logprobs is None else logprobs
+        request = Request(ids, _mask=mask, _guesser=guesser, _stops=c_strings(stop), _logprobs=top)
         create("LlamaStream", lib.llama_stream_init, request._stops, len(request._stops))  # checks them
         request._sampler = sampler_init(self.vocab_size, logit_bias or {}, seed, **DEFAULTS | sampling)
         request._limit = min(len(ids) + max_tokens - 1, self.context) if max_tokens else 0
@@ -226,12 +248,19 @@ class Batch:
         Raises ClosedError. What goes wrong with a request ends that one.
         """
         alive(self._context, "Batch")
-        events = self._leave()
+        events, self._ended = self._ended + self._leave(), []
         self._begin()
-        events += self._ask_masks()
-        while self._running and (error := self._run()):
+        self._take_turns()
+        events += self._ask_masks() + self._guess()
+        while self._stepping and (error := self._run()):
             events += self._make_room(error)
         return events + self._events()
+
+    def pause(self, request: Request, paused: bool = True) -> None:
+        """Leaves a request out of the steps, or takes it in again. Its text stays the same."""
+        if request.paused != paused:
+            request.paused = paused
+            self._number()
 
     def save(self, slot: int) -> bytes:
         """What a slot holds, to restore it later, elsewhere too. Raises UsageError, ClosedError."""
@@ -256,6 +285,22 @@ class Batch:
             raise UsageError(f"slot {slot} has a request")
         self._forget(self.slots[slot])
 
+    def settle(self) -> None:
+        """Lets go of requests that were cancelled, now and not with the next step. Raises ClosedError."""
+        alive(self._context, "Batch")
+        self._ended += self._leave()
+
+    def lend(self) -> int:
+        """A slot that no request has, emptied, whose sequence is the caller's until the next step.
+
+        Raises UsageError where every slot has a request, ClosedError.
+        """
+        self.settle()
+        if not (idle := self._idle()):
+            raise UsageError("every slot has a request")
+        self._forget(idle[0])
+        return idle[0].index
+
     @property
     def free(self) -> int:
         """Positions that the cache has room for, in whole pages. Texts that have ended take room too."""
@@ -264,7 +309,7 @@ class Batch:
     def close(self) -> None:
         """Lets go of the context. Requests that run stay unfinished. May be called twice."""
         self._context = None
-        for requests in (self._running, self._waiting, self._joined):
+        for requests in (self._running, self._order, self._stepping, self._waiting, self._joined):
             requests.clear()
 
     def __enter__(self) -> Batch:
@@ -300,7 +345,7 @@ class Batch:
         for slot in self.slots:
             common = common_prefix(prompt[:-1], slot.ids)
             held = min(common, self._held(slot))
-            soon = max(soon, common if slot.request else held)
+            soon = max(soon, common if slot.request and not slot.request.paused else held)
             if held > most:
                 best, most = slot, held
         return None if soon >= most + PAGE else (best, most)
@@ -313,15 +358,19 @@ class Batch:
         if request.slot is not None:
             slot, stats = self.slots[request.slot], lib.llama_generation_stats(request._handle)
             request.prompt_seconds, request.generate_seconds = stats.prompt_seconds, stats.generate_seconds
-            slot.ids, slot.request = slot.ids[: self._held(slot)], None
+            held = min(self._held(slot), len(slot.ids))  # guesses may have run beyond
+            call(lib.llama_sequence_trim, self._context, slot.index, held)
+            slot.ids, slot.request = slot.ids[:held], None
             self._running.remove(request)
+            self._order.remove(request)
             self._number()
         request._handle = request._sampler = request.slot = None
         return Event(request, "", None, finish)
 
     def _number(self) -> None:
-        """Tells C which generations run."""
-        for i, request in enumerate(self._running):
+        """Tells C which generations run, in which order."""
+        self._stepping = [request for request in self._order if not request.paused]
+        for i, request in enumerate(self._stepping):
             self._generations[i] = request._handle
 
     def _leave(self) -> list[Event]:
@@ -362,14 +411,23 @@ class Batch:
         slot.ids, slot.request, slot.used = list(prompt), request, self._clock
         request._handle, request.slot, request.reused = handle, slot.index, shared
         self._running.append(request)
+        self._order.append(request)
         self._number()
 
     # --- A step
 
+    def _take_turns(self) -> None:
+        """The prompt that C reads first is another one with each step, so that a long one holds up none."""
+        reading = [request for request in self._stepping if not request.tokens]
+        if len(reading) > 1:
+            self._order.remove(reading[0])
+            self._order.append(reading[0])
+            self._number()
+
     def _ask_masks(self) -> list[Event]:
         """Asks for the masks of the next tokens. One that fails ends its request."""
         events = []
-        for request in [r for r in self._running if r._mask and r._masked != len(r.tokens)]:
+        for request in [r for r in self._stepping if r._mask and r._masked != len(r.tokens)]:
             if len(request.prompt) + len(request.tokens) > (request._limit or self.context):
                 continue  # the end comes next
             try:
@@ -383,12 +441,27 @@ class Batch:
             request._allowed, request._masked = words, len(request.tokens)
         return events
 
+    def _guess(self) -> list[Event]:
+        """Asks for guesses of the next tokens where none is left. One that fails ends its request."""
+        events = []
+        for request in [r for r in self._stepping if r._guesser and r.tokens]:
+            if lib.llama_generation_ahead(request._handle):
+                request.accepted += 1
+                continue
+            try:
+                guesses = request._guesser(self.slots[request.slot].ids)[: lib.LLAMA_MAX_GUESSES]
+                call(lib.llama_generation_guess, request._handle, guesses, len(guesses))
+                request.guessed += len(guesses)
+            except Exception as error:  # whatever the caller's function raises
+                events.append(self._end(request, "error", error))
+        return events
+
     def _run(self) -> ResourceError | None:
         """The call of C. Returns the error of a cache that is full."""
-        n, error = len(self._running), self._error
-        code = lib.llama_generation_step(self._generations, n, self.prefill, self._pieces, error)
+        n = len(self._stepping)
+        code = lib.llama_generation_step(self._generations, n, self.prefill, self._pieces, self._error)
         try:
-            check(code, error)
+            check(code, self._error)
         except ResourceError as full:
             return full
         return None
@@ -408,7 +481,7 @@ class Batch:
     def _events(self) -> list[Event]:
         """What C has said of each request that runs, but for those whose prompt is still being read."""
         events = []
-        for request, piece in zip(self._running[:], self._pieces, strict=False):
+        for request, piece in zip(self._stepping[:], self._pieces, strict=False):
             token, finish = piece.token, FINISH[piece.finish]
             if token < 0 and finish is None:
                 continue
@@ -420,5 +493,5 @@ class Batch:
                 self.slots[request.slot].ids.append(token)
                 events.append(Event(request, text, token, finish, *logprobs_of(request, piece)))
             if finish is not None:
-                self._end(request, finish, piece_error(piece))
+                self._end(request, finish, error_of(piece.error))
         return events

@@ -28,10 +28,10 @@ from typing import Any
 
 from llama import names
 from llama._engine import ffi, lib
-from llama.command import run_command
-from llama.engine import SHIPPED, model_config
+from llama.command import Parser, run_command, started_as
+from llama.config import model_config
 from llama.errors import UsageError
-from llama.native import KV, call, check, context_init, model_open
+from llama.native import KV, SHIPPED, call, check, context_init, model_open
 
 PREFILL, SEQUENCES = (128, 512), (1, 8, 32)
 PROMPT, TOKENS = 16, 64  # of decoding, less where the context is smaller
@@ -279,8 +279,7 @@ def at_least(least: int) -> Any:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("llama.bench", description=__doc__, formatter_class=form)
+    parser = Parser(prog=started_as("bench"), description=__doc__)
     parser.add_argument("model", nargs="?", default=SHIPPED, help="a file, a folder or a name (llama.names)")
     parser.add_argument("-p", "--prompt", type=at_least(0), metavar="N", help=f"before decoding ({PROMPT})")
     parser.add_argument("-n", "--tokens", type=at_least(1), metavar="N", help=f"decoded ({TOKENS})")

@@ -9,7 +9,7 @@ Left out on purpose: -march=native (a wheel must run on the next machine, so the
 it starts) and compilers that are neither gcc nor clang.
 
     CC                the compiler, as for any extension
-    LLAMA_SANITIZE=1  with the address and undefined-behaviour sanitizers
+    LLAMA_SANITIZE    sanitizers to build in, as -fsanitize has them: address,undefined or thread
 """
 
 import os
@@ -29,8 +29,9 @@ CSRC = ROOT / "llama" / "csrc"
 # -ffp-contract=off: a result must not depend on whether the compiler fuses a product and a sum; kernels that
 # want a fused multiply-add name it.
 RELEASE = ["-O3", "-ffp-contract=off"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZE_COMPILE = [*SANITIZE, "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-contract=off"]
+# Python's own options have -fwrapv, with which no sum overflows.
+CHECKED = ["-g1", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-fno-sanitize-recover=undefined"]
+CHECKED += ["-ffp-contract=off"]
 
 # (compile, link) arguments, in order of preference. The second pair is for the clang that macOS ships.
 OPENMP = [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])]
@@ -83,7 +84,8 @@ def openmp_arguments() -> tuple[list[str], list[str]]:
 def builder() -> FFI:
     """The cffi builder that setup.py asks for. Raises ValueError if a header lost its marks."""
     compile_args, link_args = openmp_arguments()
-    sanitize = os.environ.get("LLAMA_SANITIZE") == "1"
+    names = os.environ.get("LLAMA_SANITIZE")
+    sanitize = [f"-fsanitize={names}"] if names else []
     ffi = FFI()
     for header in headers():
         ffi.cdef(declarations(header))
@@ -93,8 +95,8 @@ def builder() -> FFI:
         '#define LLAMA_LIBRARY\n#include "run.c"\n',
         include_dirs=["."],  # relative to setup.py, where every build runs
         depends=["run.c", *sorted(path.relative_to(ROOT).as_posix() for path in CSRC.rglob("*.h"))],
-        extra_compile_args=compile_args + (SANITIZE_COMPILE if sanitize else RELEASE),
-        extra_link_args=link_args + (SANITIZE if sanitize else []),
+        extra_compile_args=[*compile_args, *sanitize, *(CHECKED if sanitize else RELEASE)],
+        extra_link_args=[*link_args, *sanitize],
         libraries=["m"],
         py_limited_api=True,
     )

@@ -3,6 +3,7 @@
     python -m llama.cache                     what is kept: size, type, source
     python -m llama.cache clear               delete all of it
     python -m llama.cache clear SmolLM2       delete what was made of sources with SmolLM2 in their path
+    python -m llama.cache clear owner/name    what was made of a repository of the hub
 
 A model that is no .bin (a .gguf, a folder of Hugging Face or Meta, a checkpoint) is converted the first time
 it is opened, and kept under the source's name, its files' sizes and times, and the options: a source that
@@ -20,7 +21,6 @@ import logging
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,9 +28,11 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from llama.command import Parser, note, run_command
-from llama.errors import BadFileError, UsageError
-from llama.files import lock_file, remove_left_over, write_aside
+from llama.command import Parser, counted, note, run_command, started_as
+from llama.errors import BadFileError, UsageError, one_line
+from llama.files import ended_in_order, lock_file, remove_left_over, temporary_folder, write_aside
+from llama.formats.kinds import LONGEST, TORCH, is_of_folder
+from llama.hub import STORIES, has_quant, is_name, parse
 
 VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
@@ -40,7 +42,10 @@ Say = Callable[[str], object]
 
 
 def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a model that has to be converted: a folder, GGUF, safetensors, a file of PyTorch."""
+    """Whether a path is a model that has to be converted: a folder, GGUF, safetensors, a file of PyTorch.
+
+    One file of a folder is taken for such too: who reads it says that the folder is wanted.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -48,18 +53,19 @@ def is_foreign(path: str | os.PathLike[str]) -> bool:
         if not path.is_file():  # to open a pipe is to wait for who writes to it
             return False
         with path.open("rb") as file:
-            head = file.read(10)
+            head = file.read(LONGEST)
     except (OSError, ValueError):
         return False  # whoever opens it says what is wrong
     return (
-        head[:4] in (b"GGUF", b"PK\3\4")
+        head.startswith((b"GGUF", *TORCH))
         or head[8:10] in (b"{}", b'{"')
         or path.suffix in (".gguf", ".safetensors")
+        or is_of_folder(path, head)
     )
 
 
-def folder() -> Path:
-    """Where converted models are kept."""
+def usual_folder() -> Path:
+    """Where converted models are kept, unless something else is there."""
     if said := os.environ.get("CRIA_CACHE"):
         return Path(said)
     if sys.platform == "win32":
@@ -67,6 +73,14 @@ def folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "cria"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cria")
+
+
+def folder() -> Path:
+    """Where converted models are kept. Raises BadFileError for what is no folder."""
+    path = usual_folder()
+    if path.exists() and not path.is_dir():
+        raise BadFileError(f"{path}: is a file, allowed is a folder for converted models ($CRIA_CACHE)")
+    return path
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Entry:
     source: str
     dtype: str
     made: float
-    asked: str | None  # the type that was asked for
+    asked: str | None  # the type that was asked for, or for which shape an adapter is
 
     @property
     def bytes(self) -> int:
@@ -103,6 +117,16 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.made)
 
 
+def is_current(entry: Entry) -> bool:
+    """Whether the source is as it was when the model was made of it."""
+    return entry.path in {place(Path(entry.source), entry.asked, jinja) for jinja in (False, True)}
+
+
+def delete(entry: Entry) -> None:
+    entry.path.unlink(missing_ok=True)
+    entry.notes.unlink(missing_ok=True)
+
+
 # --- Converting
 
 
@@ -119,10 +143,14 @@ def absolute(source: Path) -> Path:
     return Path.cwd() / source
 
 
-def place(source: Path, asked: str | None) -> Path:
+def has_jinja() -> bool:
+    """Whether jinja2 is there, which tells what a chat template is."""
+    return bool(find_spec("jinja2"))
+
+
+def place(source: Path, asked: str | None, has_jinja: bool) -> Path:
     """Where the converted file of a source belongs. asked: the type, None for the one that suits it."""
     source = absolute(source)
-    has_jinja = bool(find_spec("jinja2"))  # which tells what a chat template is
     facts = [VERSION, str(source), asked, has_jinja, *files_of(source)]
     key = hashlib.sha256(json.dumps(facts).encode(errors="surrogateescape")).hexdigest()[:12]
     return folder() / f"{source.name.removesuffix('.gguf')}-{asked or 'usual'}-{key}.bin"
@@ -144,7 +172,9 @@ def convert(source: Path, out: Path, dtype: str | None, say: Say, fate: str) -> 
     found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
     extras = extras_of(found, vocabulary)
     for assumed in found.notes:
-        LOGGER.warning("%s: %s", found.name, assumed)
+        LOGGER.warning("%s: %s", one_line(found.name), assumed)
+    if vocabulary is None:
+        LOGGER.warning("%s: has no tokenizer: texts take one of yours (-z)", one_line(found.name))
     if dtype is None:
         small = sum(math.prod(shape) for shape in tensor_shapes(found.config).values()) < SMALL
         dtype = "bf16" if small else "int8"
@@ -158,7 +188,7 @@ def convert(source: Path, out: Path, dtype: str | None, say: Say, fate: str) -> 
 def alone(path: Path) -> Iterator[None]:
     """Waits until no other process makes the file at path."""
     lock = path.with_suffix(".lock")
-    with lock.open("w") as file:
+    with ended_in_order(), lock.open("w") as file:
         while True:
             try:
                 lock_file(file)
@@ -172,6 +202,27 @@ def alone(path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
+def kept(source: Path, asked: str | None, make: Callable[[Path], str]) -> Path:
+    """The file that was made of a source: the one that is kept, or a new one.
+
+    asked: what of it. make: writes it and returns its type.
+    """
+    path = place(source, asked, has_jinja())
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        if path.exists():  # somebody else was faster
+            return path
+        entry = Entry(path, str(absolute(source)), make(path), time.time(), asked)
+        with write_aside(entry.notes) as file:
+            file.write(json.dumps({**asdict(entry), "path": path.name}, indent=1).encode())
+    for old in entries():
+        if old.source == entry.source and not is_current(old):
+            delete(old)
+    return path
+
+
 def converted(source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info) -> Path:
     """The .bin of a model in another format: the one that is kept, or a new one.
 
@@ -182,18 +233,7 @@ def converted(source: str | os.PathLike[str], dtype: str | None = None, say: Say
     source = Path(source)
     if dtype not in (None, *DTYPES):
         raise UsageError(f"dtype = {dtype}, allowed {', '.join(DTYPES)}")
-    path = place(source, dtype)
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path):
-        if path.exists():  # somebody else was faster
-            return path
-        made = convert(source, path, dtype, say, f"kept as {path}")
-        entry = Entry(path, str(absolute(source)), made, time.time(), dtype)
-        with write_aside(entry.notes) as file:
-            file.write(json.dumps({**asdict(entry), "path": path.name}, indent=1).encode())
-    return path
+    return kept(source, dtype, lambda path: convert(source, path, dtype, say, f"kept as {path}"))
 
 
 @contextmanager
@@ -201,8 +241,8 @@ def converted_for_now(
     source: str | os.PathLike[str], dtype: str | None = None, say: Say = LOGGER.info
 ) -> Iterator[Path]:
     """The .bin of a model in another format, deleted at the end of the block. Raises as converted."""
-    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
-        path = Path(aside, "model.bin")
+    with temporary_folder() as aside:
+        path = aside / "model.bin"
         convert(Path(source), path, dtype, say, "for this run")
         yield path
 
@@ -210,12 +250,21 @@ def converted_for_now(
 # --- The program
 
 
+def is_meant(source: str, pattern: str) -> bool:
+    """Whether a pattern is in the path of a source, or the name by which it came from the hub."""
+    if pattern in source or not is_name(pattern) or pattern in STORIES:
+        return pattern in source
+    place = parse(pattern)
+    home = f"models--{place.repository.replace('/', '--')}"  # as the hub's cache calls it
+    is_quant = not place.quant or has_quant(source, place.quant)
+    return home in Path(source).parts and place.file in source and is_quant
+
+
 def clear(pattern: str = "") -> list[Entry]:
-    """Deletes the models whose source has pattern in its path; without one all, and what was left half."""
-    gone = [entry for entry in entries() if pattern in entry.source]
+    """Deletes the models whose source is_meant; without a pattern all, and what was left half."""
+    gone = [entry for entry in entries() if is_meant(entry.source, pattern)]
     for entry in gone:
-        entry.path.unlink(missing_ok=True)
-        entry.notes.unlink(missing_ok=True)
+        delete(entry)
     if not pattern:
         sweep()
     return gone
@@ -232,23 +281,24 @@ def sweep() -> None:
 
 def describe(entry: Entry) -> str:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made))
-    state = "" if place(Path(entry.source), entry.asked) == entry.path else " (changed since, or gone)"
-    return f"{entry.bytes / 1e6:10,.1f} MB  {entry.dtype:5} {made}  {entry.source}{state}"
+    state = "" if is_current(entry) else " (changed since, or gone)"
+    return f"{entry.bytes / 1e6:10,.1f} MB  {entry.dtype:5} {made}  {one_line(entry.source)}{state}"
 
 
 def main(arguments: list[str]) -> None:
-    parser = Parser(prog="python -m llama.cache", description=__doc__)
+    parser = Parser(prog=started_as("cache"), description=__doc__)
     parser.add_argument("command", nargs="?", choices=("list", "clear"), default="list")
-    parser.add_argument("pattern", nargs="?", default="", help="part of the paths of sources (all)")
+    parser.add_argument("pattern", nargs="?", default="", help="part of a source's path, or its name (all)")
     options = parser.parse_args(arguments)
     if options.command == "clear":
         gone = clear(options.pattern)
         if options.pattern and not gone:
-            raise BadFileError(f"{options.pattern}: no converted model has it in its source's path")
-        print(f"{len(gone)} files deleted")
+            raise BadFileError(f"{options.pattern}: no converted model is of such a source")
+        print(f"{counted(len(gone), 'file')} deleted")
         return
-    kept = [entry for entry in entries() if options.pattern in entry.source]
-    print(f"{folder()}: {len(kept)} models, {sum(entry.bytes for entry in kept) / 1e6:,.1f} MB")
+    kept = [entry for entry in entries() if is_meant(entry.source, options.pattern)]
+    size = sum(entry.bytes for entry in kept) / 1e6
+    print(f"{folder()}: {counted(len(kept), 'model')}, {size:,.1f} MB")
     for entry in kept:
         print(describe(entry))
 

@@ -1,168 +1,260 @@
-"""Chat templates in Jinja, run as transformers runs them, in jinja2's sandbox (extra: chat).
+"""cria chat: talk to a model in the terminal.
 
-A template makes a text of a conversation, and names of special tokens in it are tokens. Those that people
-wrote into their messages must not be: a character that no text has is put into each before it is rendered,
-and where it comes out again no special token begins.
+    cria chat MODEL
+    python -m llama.chat MODEL -t 0.7 --system "Answer in rhymes."
+
+Enter sends, Alt-Enter or Ctrl-J begins a line (with prompt_toolkit, extra: chat; else a line is a message).
+Ctrl-C stops an answer, Ctrl-D or /quit ends. Where the context is full the oldest turns are dropped. What is
+read from a pipe ends at the first error.
+
+    /system [TEXT]  show or set the system prompt,      /save FILE  write the conversation as JSON
+                    "": the template's own              /load FILE  go on from one
+    /reset          forget all that was said
+    /undo           take the last question back         /stats      room, speed, what was not run again
+    /retry          have the last question answered     /help       this help
+                    anew                                /quit       end
+
+The options are those of llama.run for text, sampling and machine, but that --temperature is 0.2 where nothing
+else is said; --steps is as --context.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from typing import Any, NoReturn
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
-from llama._engine import lib
-from llama.errors import BadFileError, UsageError
-from llama.formats.chat_templates import KINDS, Chat, template_text
-from llama.native import c_bytes, c_text, chat_of, encode_spans, special_names, token_name
+from llama import names
+from llama._engine import ffi, lib
+from llama.command import explained, run_command
+from llama.conversation import Conversation
+from llama.engine import Llama
+from llama.errors import LlamaError, UsageError
+from llama.formats.chat_templates import KINDS
+from llama.generation import Generation
+from llama.native import KV, SHIPPED
+from llama.run import parse
+from llama.terminal import Read, is_terminal, reader
 
-Message = Mapping[str, Any]  # role and content, and what else a template knows
-Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
-
-MARKS = [chr(0xFDD0 + i) for i in range(32)]  # characters that Unicode promises to no text
-NEEDED = "a chat template in Jinja needs jinja2: pip install 'cria[chat]'"
-
-
-def refuse(message: str) -> NoReturn:
-    """raise_exception, by which a template says what conversations it does not take."""
-    raise UsageError(f"the chat template refuses the conversation: {message}")
-
-
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    """The filter tojson as transformers has it: jinja2's own escapes for HTML."""
-    options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators}
-    return json.dumps(value, **options, sort_keys=sort_keys)
+Options = Any  # LlamaRunOptions
+DEFAULTS = (b"--mode", b"chat", b"--temperature", b"0.2")  # an answer is to be right rather than surprising
+COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
-def today(form: str) -> str:
-    """strftime_now."""
-    return datetime.now().strftime(form)
+def note(text: str) -> None:
+    """Says what is not part of the conversation."""
+    print(text, file=sys.stderr, flush=True)
 
 
-@cache
-def environment() -> Any:
-    """The sandbox. Raises UsageError where jinja2 is not installed."""
+@contextmanager
+def stoppable(text: Generation) -> Iterator[None]:
+    """Ctrl-C ends the text, and not the program."""
+    before = signal.signal(signal.SIGINT, lambda *_: text.cancel())
     try:
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise UsageError(NEEDED) from None
-
-    class Generation(Extension):
-        """{% generation %} marks what an assistant wrote, for training; here it is its content."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    extensions = [Generation, "jinja2.ext.loopcontrols"]
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    made.filters["tojson"] = to_json
-    made.globals |= {"raise_exception": refuse, "strftime_now": today}
-    return made
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-@cache
-def compiled(template: str) -> Any:
-    """A template, ready to render. Raises BadFileError for what is none, UsageError without jinja2."""
-    made = environment()
-    try:
-        return made.from_string(template)
-    except Exception as error:  # besides TemplateSyntaxError whatever a compiler trips over
-        raise BadFileError(f"the chat template is no Jinja: {error}") from None
+class Program:
+    """What the commands work on."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.last: Generation | None = None  # the newest answer
+        self.ended = False
+
+    def answer(self, question: str) -> None:
+        """Asks, and prints the answer as it comes."""
+        self.last = text = self.conversation.ask(question)
+        if n := self.conversation.dropped:
+            note(f"the context is full: the oldest {'turn is' if n == 1 else f'{n} turns are'} forgotten")
+        print("Assistant: ", end="", flush=True)
+        pieces: list[str] = []
+        try:
+            with stoppable(text) if is_terminal() else nullcontext():
+                for piece in text:
+                    pieces.append(piece)
+                    print(piece, end="", flush=True)
+        finally:
+            self.conversation.answer("".join(pieces))
+            print()
+        if text.finish == "length":
+            note(f"the answer fills the context of {self.conversation.llama.context} positions")
+
+    def take(self, line: str) -> None:
+        """Does what a line says: a command, or a question."""
+        command = COMMAND.fullmatch(line.strip())
+        try:
+            if command is None:
+                self.answer(line)
+            elif command[1] in COMMANDS:
+                COMMANDS[command[1]](self, (command[2] or "").strip())
+            else:
+                note(f"there is no command /{command[1]}: /help lists them")
+        except (LlamaError, OSError) as error:
+            if not is_terminal():
+                raise
+            note(f"error: {explained(error)[0] if isinstance(error, OSError) else error}")
+
+    def run(self, read: Read, first: str | None) -> None:
+        """Line after line. first: a question that is there already."""
+        if first:
+            self.take(first)
+        while not self.ended:
+            try:
+                line = read("User: ")
+                if line.strip():
+                    self.take(line)
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                if not is_terminal():
+                    raise
+                note("Ctrl-D or /quit ends")
 
 
-def render(
-    template: str, messages: Sequence[Message], add_generation_prompt: bool = True, **names: Any
-) -> str:
-    """The text of a conversation. names: bos_token, eos_token and what else the template may ask for.
-
-    Raises UsageError where the template refuses the conversation, or does not get along with it.
-    """
-    given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt} | names
-    try:
-        return compiled(template).render(messages=list(messages), **given)
-    except (UsageError, BadFileError):
-        raise
-    except Exception as error:  # a template is a program: it may raise whatever a program raises
-        raise UsageError(f"the chat template fails: {type(error).__name__}: {error}") from None
+# --- Commands
 
 
-# --- What people wrote
+def system(program: Program, text: str) -> None:
+    if text:
+        program.conversation.system = "" if text == '""' else text
+    note(f"system prompt: {program.conversation.system or 'that of the template, if it has one'}")
 
 
-def guarded(text: str, names: Collection[str], mark: str) -> str:
-    """Text with a mark behind the first character of each name in it, and of what begins one at its end."""
-    for name in names:
-        text = text.replace(name, name[0] + mark + name[1:])
-    ends = (name[:n] for name in names for n in range(len(name) - 1, 0, -1))
-    if end := max((end for end in ends if text.endswith(end)), key=len, default=""):
-        text = text.removesuffix(end) + end[0] + mark + end[1:]
-    return text
+def reset(program: Program, _: str) -> None:
+    program.conversation.turns.clear()
+    program.last = None
+    note("all is forgotten, but for the system prompt")
 
 
-def guard(value: Any, names: Collection[str], mark: str) -> Any:
-    """A message, or a part of one, with all its texts guarded."""
-    if isinstance(value, str):
-        return guarded(value, names, mark)
-    if isinstance(value, Mapping):
-        return {key: guard(item, names, mark) for key, item in value.items()}
-    return [guard(item, names, mark) for item in value] if isinstance(value, list | tuple) else value
+def undo(program: Program, _: str) -> None:
+    question = program.conversation.undo()
+    note("there is no question" if question is None else f"taken back: {question}")
 
 
-def plain_spans(text: str, mark: str) -> Iterator[Span]:
-    """For each mark, the bytes of the character before it, in the text without marks."""
-    at = 0
-    for part in text.split(mark)[:-1]:
-        at += len(part.encode(errors="replace"))
-        if part:
-            yield at - len(part[-1].encode(errors="replace")), at, -1
+def retry(program: Program, _: str) -> None:
+    if (question := program.conversation.undo()) is None:
+        note("there is no question")
+    else:
+        program.answer(question)
 
 
-def render_guarded(
-    template: str,
-    messages: Sequence[Message],
-    specials: Collection[str],
-    add_generation_prompt: bool,
-    **names: Any,
-) -> tuple[str, list[Span]]:
-    """The text of a conversation, and where in it no special token begins. specials: names of such tokens.
-
-    Raises what render does.
-    """
-    said = json.dumps([template, *messages], ensure_ascii=False, default=str)
-    mark = next((mark for mark in MARKS if mark not in said), None)
-    if mark is None:
-        raise UsageError("messages hold all of U+FDD0 to U+FDEF, which are no characters")
-    guarded_messages = [guard(message, specials, mark) for message in messages]
-    text = render(template, guarded_messages, add_generation_prompt, **names)
-    return text.replace(mark, ""), list(plain_spans(text, mark))
+def save(program: Program, path: str) -> None:
+    program.conversation.save(given(path))
+    note(f"saved as {path}")
 
 
-def encode_chat(
-    model: Any, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
-) -> list[int]:
-    """The ids of a conversation by the template of a C model and its C tokenizer.
+def load(program: Program, path: str) -> None:
+    program.conversation.load(given(path))
+    note(f"{len(program.conversation.turns) // 2} questions and answers from {path}")
 
-    Raises UsageError without a template, or where it refuses the conversation, BadFileError.
-    """
-    chat = chat_of(model)
-    text = c_text(chat.text, chat.text_length).decode(errors="replace")
-    template = template_text(Chat(KINDS[chat.kind], text))
-    if not template:
-        raise UsageError("the model has no chat template")
-    ends = {"bos_token": lib.llama_bos(tokenizer), "eos_token": lib.llama_eos(tokenizer)}
-    names = {end: token_name(tokenizer, token) for end, token in ends.items() if token >= 0}
-    specials = special_names(tokenizer)
-    text, spans = render_guarded(template, messages, specials, add_generation_prompt, **names)
-    return encode_spans(tokenizer, c_bytes(text), spans)
+
+def given(path: str) -> str:
+    """The name of a file. Raises UsageError where there is none."""
+    if not path:
+        raise UsageError("the name of a file is missing")
+    return os.fspath(Path(path).expanduser())
+
+
+def stats(program: Program, _: str) -> None:
+    context = program.conversation.llama.context
+    if program.last is None:
+        note(f"0 of {context} positions")
+        return
+    request = program.last.request
+    prompt, drawn = len(request.prompt), len(request.tokens)
+    note(
+        f"{prompt + drawn} of {context} positions; prompt of {prompt} tokens, {request.reused} of them not "
+        f"run again, in {request.prompt_seconds:.2f} s; answer of {drawn} tokens, "
+        f"{speed(request):.1f} tokens/s"
+    )
+
+
+def speed(request: Any) -> float:
+    """Tokens a second after the first one."""
+    return (len(request.tokens) - 1) / request.generate_seconds if request.generate_seconds else 0.0
+
+
+def show_help(program: Program, _: str) -> None:
+    note(__doc__[__doc__.index("Enter sends") : __doc__.index("The options")].rstrip())
+
+
+def end(program: Program, _: str) -> None:
+    program.ended = True
+
+
+COMMANDS: dict[str, Callable[[Program, str], None]] = {
+    "system": system,
+    "reset": reset,
+    "undo": undo,
+    "retry": retry,
+    "save": save,
+    "load": load,
+    "stats": stats,
+    "quit": end,
+    "exit": end,
+    "help": show_help,
+}
+
+# --- The command line
+
+
+def text_of(value: Any) -> str | None:
+    """A C string as text; None for NULL."""
+    return None if value == ffi.NULL else ffi.string(value).decode(errors="surrogateescape")
+
+
+def generate_options(options: Options) -> dict[str, Any]:
+    """What a command line says of Llama.generate."""
+    sampling = {name: getattr(options.sampling, name) for name in dir(options.sampling)}
+    stops = [text_of(options.stops[i]) for i in range(options.n_stops)]
+    return sampling | {"seed": sampling["seed"] or None, "stop": stops}
+
+
+def llama_of(options: Options, model: str, tokenizer: str | None, lora: str | None) -> Llama:
+    """The model of a command line, whose files are these, with its adapter."""
+    special = {"exact": bool(options.exact), "rope_theta": options.rope_theta or None, "kv": KV[options.kv]}
+    context = options.steps or options.context or None
+    return Llama(model, tokenizer, options.threads or None, context, **special, lora=lora)
+
+
+def converse(options: Options) -> None:
+    """The conversation of a command line."""
+    dtype = None if options.dtype < 0 else ffi.string(lib.llama_type_name(options.dtype)).decode()
+    model, tokenizer = text_of(options.model) or os.fspath(SHIPPED), text_of(options.tokenizer)
+    with (
+        names.opened(model, tokenizer, dtype, bool(options.cache)) as files,
+        names.opened_adapter(text_of(options.lora), files.model, bool(options.cache)) as lora,
+        llama_of(options, files.model, files.tokenizer, lora) as llama,
+    ):
+        template = KINDS[options.template_kind] if options.template_kind else None
+        llama.encode_chat([{"role": "user", "content": ""}], template=template)  # there is a template
+        system = text_of(options.system) or ""
+        conversation = Conversation(llama, system, template, generate_options(options))
+        read = reader([f"/{name}" for name in COMMANDS])
+        if is_terminal():
+            size = f"{llama.parameters / 1e6:.1f} M parameters, {llama.config.weight_type}"
+            note(f"{model}: {size}, {llama.context} positions\n/help lists the commands, Ctrl-D ends")
+        Program(conversation).run(read, text_of(options.prompt))
+
+
+def main(arguments: list[str]) -> None:
+    options = parse([b"cria chat", *DEFAULTS, *map(os.fsencode, arguments)])
+    if options.help:
+        print(f"{__doc__.strip()}\n\n{ffi.string(lib.llama_run_help()).decode()}", end="")
+    elif options.escape:
+        raise UsageError("--escape is for llama.run")
+    else:
+        converse(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

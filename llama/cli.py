@@ -4,8 +4,11 @@
     cria chat MODEL                          a conversation
     cria info MODEL                          what a model is
     cria perplexity MODEL FILE               how well it predicts a text
+    cria evaluate MODEL --tasks arc_easy     what it can do, by lm-evaluation-harness
     cria bench MODEL                         how fast it is here
+    cria serve MODEL                         an HTTP server, as OpenAI's
     cria convert MODEL OUT                   .bin, .gguf or a folder for transformers
+    cria surgery MODEL OUT --drop 20-23      fewer or more layers, sums of models, other tokens
     cria cache                               models of other formats, converted once and kept
 
 MODEL is a .bin, a .gguf, a folder of Hugging Face or Meta, a checkpoint, the name of a story (stories15M)
@@ -21,8 +24,8 @@ from importlib import import_module
 from llama.command import run_command
 from llama.errors import UsageError
 
-CHAT = ("--mode", "chat", "--system", "", "--temperature", "0.2")  # no question before the first one
-COMMANDS = ("run", "chat", "info", "perplexity", "bench", "convert", "cache")
+COMMANDS = ("run", "chat", "info", "perplexity", "evaluate", "bench", "serve", "convert", "surgery", "cache")
+MODULES = {"serve": "server.__main__"}  # of the commands that are not called as their modules
 
 
 def start(arguments: list[str]) -> int | None:
@@ -36,9 +39,7 @@ def start(arguments: list[str]) -> int | None:
         return None
     if command not in COMMANDS:
         raise UsageError(f"command = {command}, allowed {', '.join(COMMANDS)}; cria --help says more")
-    if command == "chat":
-        command, rest = "run", [*CHAT, *rest]
-    return import_module(f"llama.{command}").main(rest)
+    return import_module(f"llama.{MODULES.get(command, command)}").main(rest)
 
 
 def main() -> int:

@@ -9,12 +9,20 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
-from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
+from llama.errors import (
+    BadFileError,
+    ClosedOutputError,
+    LlamaError,
+    ResourceError,
+    UsageError,
+    one_line,
+)
 
 INTERRUPTED = 130  # exit code, as a shell has it
-OUTPUT_ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF, errno.EFBIG)  # of a closed or full output
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)  # of a closed or full output
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +34,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(UsageError.code, f"error: {message}, --help lists the options\n")
+
+
+def started_as(command: str) -> str:
+    """What a command of cria was started as: that, a module of the package, or a script at the root."""
+    path = Path(sys.argv[0])
+    if path.suffix != ".py" or path.stem == "cli":
+        return f"cria {command}"
+    module = {"llama": path.stem, "server": "server"}.get(path.parent.name)
+    return f"python -m llama.{module}" if module else f"python {path.name}"
+
+
+def path_type(text: str) -> Path:
+    """A type of argparse: a path, which is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, allowed is a path")
+    return Path(text)
+
+
+def counted(n: int, noun: str) -> str:
+    """1 model, 2 models."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def explained(error: OSError) -> tuple[str, int]:
@@ -45,7 +74,7 @@ def drop_output() -> None:
 def note(text: str) -> None:
     """Writes a line to standard error, for the person before it. If that fails there is nobody to tell."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 def print_notes(name: object, notes: Iterable[str]) -> None:
@@ -72,16 +101,22 @@ def use_utf8() -> None:
 def run_command(work: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Runs a program and returns its exit code, 0 unless work returns one.
 
-    What its user can mend is one line on standard error. interrupted: that line after Ctrl-C.
+    What its user can mend is one line on standard error. interrupted: that line after Ctrl-C. Where the
+    reader of a pipe has gone there is nothing to say.
     """
     replace_closed_errors()
     try:
         if sys.stdout is None:
             raise ResourceError("standard output: is closed")
         use_utf8()
-        code = work()
-        sys.stdout.flush()
+        try:
+            code = work()
+        finally:  # also behind --help, which ends the program
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        drop_output()
+        return ClosedOutputError.code
     except LlamaError as error:
         message, code = str(error), error.code
     except OSError as error:
@@ -91,5 +126,5 @@ def run_command(work: Callable[[], object], interrupted: str = "interrupted") ->
         message, code = "not enough memory", ResourceError.code
     except KeyboardInterrupt:
         message, code = interrupted, INTERRUPTED
-    print("error:", message.replace("\n", " "), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return code

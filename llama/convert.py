@@ -19,9 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama.command import Parser, print_notes, run_command
+from llama.adapters import find as find_adapter
+from llama.command import Parser, one_line, path_type, print_notes, run_command, started_as
 from llama.errors import UsageError
 from llama.formats import llama2c
+from llama.formats.adapter_file import SUFFIX, write_adapter
+from llama.formats.adapters import base_of, is_adapter, merged, open_adapter, split
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.config import RopeScaling
 from llama.formats.export import Report, export_bin, export_folder, export_gguf, export_v3
@@ -30,6 +33,7 @@ from llama.formats.meta import open_meta
 from llama.formats.models import open_source
 from llama.formats.source import Source
 from llama.formats.text import with_text, with_text_files
+from llama.formats.texts import told
 from llama.formats.v3 import extras_of
 from llama.hub import find
 
@@ -40,7 +44,7 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
     if options.max_seq_len is not None:
         if options.max_seq_len > (longest := source.longest or options.max_seq_len):
             found = f"max_seq_len = {options.max_seq_len}"
-            raise UsageError(f"{found}, allowed up to {longest}, the model's sliding window")
+            raise UsageError(f"{found}, allowed up to {longest}, the model's {source.bound}")
         config["max_seq_len"] = options.max_seq_len
         source = dataclasses.replace(source, notes=tuple(n for n in source.notes if "max_seq_len" not in n))
     if options.rope_theta is not None:
@@ -56,24 +60,26 @@ def changed(source: Source, options: argparse.Namespace) -> Source:
 
 HELP = """Write a model as a file for the engine or llama.cpp, or as a folder for transformers.
 
-  python export.py out/last model.bin                            fp32, version 0, as llama2.c reads it
-  python export.py out/last model.bin --version 3                fp32, with the tokenizer inside
-  python export.py out/last model.bin --dtype int8               version 3, a quarter of the size
-  python export.py out/last model.bin --dtype int4               an eighth; embedding and classifier as int8
-  python export.py out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
-  python export.py Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
-  python export.py stories15M.bin small.bin --dtype int8         any version, and tokenizer.bin beside it
-  python export.py stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
-  python export.py out/last folder                               for transformers, vLLM and their like
-  python export.py out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
-  python export.py TinyLlama/TinyLlama-1.1B-Chat-v1.0 model.bin --dtype int4    by its name on the hub
+  {name} out/last model.bin                            fp32, version 0, as llama2.c reads it
+  {name} out/last model.bin --version 3                fp32, with the tokenizer inside
+  {name} out/last model.bin --dtype int8               version 3, a quarter of the size
+  {name} out/last model.bin --dtype int4               an eighth; embedding and classifier as int8
+  {name} out/last model.bin --dtype int8 --version 2   as llama2.c's runq reads it
+  {name} Llama-3.1-8B-Instruct model.bin --dtype int8  from Meta's folder or Hugging Face's
+  {name} stories15M.bin small.bin --dtype int8         any version, and tokenizer.bin beside it
+  {name} stories.gguf model.bin --dtype int4           from llama.cpp's files, with their tokenizer
+  {name} out/last folder                               for transformers, vLLM and their like
+  {name} out/last model.gguf --dtype int8              for llama.cpp: F32, BF16, Q8_0, Q4_0
+  {name} out/lora/last model.bin --dtype int8          a checkpoint of LoRA, merged into its model
+  {name} model.bin poet.lora.bin --lora out/lora/last  the adapter alone, for ./run model.bin --lora
+  {name} TinyLlama/TinyLlama-1.1B-Chat-v1.0 model.bin --dtype int4    by its name on the hub
 
 As llama2.c has it, what is written comes first:
 
-  python export.py llama2_7b.bin --meta-llama Llama-2-7b         or --hf DIR, or --checkpoint FILE
-  python export.py llama2_7b.bin --meta-llama Llama-2-7b --version 2
-  python export.py stories15M.bin --checkpoint stories15M.pt     a checkpoint of llama2.c or the tinyllamas
-  python export.py folder --checkpoint out/last --version -1     for transformers; --dtype fp16 halves it
+  {name} llama2_7b.bin --meta-llama Llama-2-7b         or --hf DIR, or --checkpoint FILE
+  {name} llama2_7b.bin --meta-llama Llama-2-7b --version 2
+  {name} stories15M.bin --checkpoint stories15M.pt     a checkpoint of llama2.c or the tinyllamas
+  {name} folder --checkpoint out/last --version -1     for transformers; --dtype fp16 halves it
 
   ./run model.bin                                                what it is for"""
 
@@ -102,14 +108,19 @@ def describe(report: Report, seconds: float) -> str:
     groups = f" in groups of {report.group_size}" if report.group_size else ""
     worst = [(name, error) for name, error in report.errors.items() if error > 0][:WORST_SHOWN]
     speed = f"{seconds:.1f} s, {report.bytes / seconds / 1e6:,.0f} MB/s"
-    lines = [f"{report.path}: {report.format}, {report.dtype}{groups}, {report.bytes:,} bytes, {speed}"]
+    size = f"{report.bytes:,} bytes"
+    lines = [f"{one_line(report.path)}: {report.format}, {report.dtype}{groups}, {size}, {speed}"]
     lines += [f"error of the rounding, relative rms: {error:.3%} {name}" for name, error in worst]
     return "\n".join(lines + [f"dropped: {field}" for field in report.dropped])
 
 
 def settle(options: argparse.Namespace, parser: Parser) -> None:
     """Fills in format, version and dtype, and ends the program where options contradict each other."""
-    if options.version == FOLDER_VERSION or options.out.suffix not in (".bin", ".gguf"):
+    if options.out.name.endswith(SUFFIX):
+        options.format = "adapter"
+        if options.version is not None or options.dtype is not None:
+            parser.error(f"--version and --dtype are for models, OUT = {options.out}")
+    elif options.version == FOLDER_VERSION or options.out.suffix not in (".bin", ".gguf"):
         options.format = "folder"
         if options.version not in (None, FOLDER_VERSION) or options.dtype not in (None, *FOLDER_DTYPES):
             parser.error(f"--version, int8 and int4 are for files, OUT = {options.out}")
@@ -146,24 +157,8 @@ def settle_paths(options: argparse.Namespace, parser: Parser) -> None:
     options.source, options.out = options.paths
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of a command line, with paths, format, version and type settled."""
-    usage = "%(prog)s [options] MODEL OUT\n       %(prog)s [options] OUT --meta-llama MODEL"
-    parser = Parser(description=HELP, usage=usage)
-    model = (
-        "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin, name"
-    )
-    out = "OUT.bin, OUT.gguf, or else a new folder for transformers"
-    parser.add_argument(
-        "paths", type=Path, nargs="*", metavar="MODEL OUT", help=f"MODEL: {model}; OUT: {out}"
-    )
-    group = parser.add_argument_group("MODEL as llama2.c has it, instead of the first path")
-    sources = group.add_mutually_exclusive_group()
-    sources.add_argument("--checkpoint", type=Path, metavar="FILE", help="whatever MODEL may be")
-    sources.add_argument("--meta-llama", type=Path, metavar="DIR", help="Meta's folder")
-    sources.add_argument(
-        "--hf", type=Path, metavar="DIR", help="Hugging Face's folder, or its name on the hub"
-    )
+def add_written_options(parser: argparse.ArgumentParser) -> None:
+    """What OUT is to be, for a program that writes a model."""
     group = parser.add_argument_group("what is written")
     versions = (FOLDER_VERSION, 0, 1, 2, 3)
     version = "of OUT.bin (0 for fp32 where it can hold the model, else 3); -1: a folder for transformers"
@@ -180,6 +175,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--template", choices=("none", *BUILT_IN), help="of chats (what MODEL says)")
     group.add_argument("--force", action="store_true", help="drop what the format can't hold")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a command line, with paths, format, version and type settled."""
+    name = started_as("convert")
+    usage = f"{name} [options] MODEL OUT\n       {name} [options] OUT --meta-llama MODEL"
+    parser = Parser(description=HELP.format(name=name), usage=usage)
+    model = (
+        "a folder (train.py's, Hugging Face's, Meta's), a model.safetensors of train.py, .gguf, .bin, name"
+    )
+    out = "OUT.bin, OUT.gguf, or else a new folder for transformers"
+    parser.add_argument(
+        "paths", type=path_type, nargs="*", metavar="MODEL OUT", help=f"MODEL: {model}; OUT: {out}"
+    )
+    group = parser.add_argument_group("MODEL as llama2.c has it, instead of the first path")
+    sources = group.add_mutually_exclusive_group()
+    sources.add_argument("--checkpoint", type=path_type, metavar="FILE", help="whatever MODEL may be")
+    sources.add_argument("--meta-llama", type=path_type, metavar="DIR", help="Meta's folder")
+    sources.add_argument(
+        "--hf", type=path_type, metavar="DIR", help="Hugging Face's folder, or its name on the hub"
+    )
+    add_written_options(parser)
+    group = parser.add_argument_group("what is changed")
+    lora = "add an adapter of PEFT or train.py, times SCALE (1); OUT.lora.bin: write it alone"
+    group.add_argument("--lora", metavar="FOLDER[:SCALE]", help=lora)
     group = parser.add_argument_group("what MODEL does not say, or says wrong")
     group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
     group.add_argument("--rope-theta", type=float, metavar="X", help="RoPE's base (1e6 for Code Llama)")
@@ -225,14 +245,23 @@ def export_to_folder(options: argparse.Namespace, source: Source, progress: bool
     return report
 
 
-def export(options: argparse.Namespace) -> None:
-    """Does what a command line says."""
-    start, progress = time.perf_counter(), sys.stderr.isatty()
-    model, tokenizer = find(str(options.source))
-    options.source = Path(model)
-    options.tokenizer = options.tokenizer or (Path(tokenizer) if tokenizer else None)
-    source = changed(options.opener(options.source), options)
-    if options.format == "v0" and not options.said and llama2c.lost_fields(source.config):
+def export_to_adapter(options: argparse.Namespace) -> Report:
+    """An adapter alone, for models of the shape of MODEL, or of the one that it was trained on."""
+    if options.lora:
+        name, scale = split(options.lora)
+        folder, model = find_adapter(name), options.opener(options.source)
+    elif is_adapter(options.source):
+        folder, scale, model = options.source, 1.0, open_source(base_of(options.source))
+    else:
+        raise UsageError(f"{options.source}: is no adapter: name one with --lora for {options.out}")
+    size = write_adapter(options.out, open_adapter(folder, model.config), model.config, scale)
+    return Report(options.out, "adapter", "fp32", size)
+
+
+def write(options: argparse.Namespace, source: Source, start: float) -> None:
+    """Writes a model as the options say, and prints what it came to. start: when work began."""
+    progress = sys.stderr.isatty()
+    if options.format == "v0" and not options.said and (llama2c.lost_fields(source.config) or told(source)):
         options.format = "v3"  # which can hold it
     if options.out.exists() and options.out.samefile(source.name):
         raise UsageError(f"{options.out}: is the model itself")
@@ -248,8 +277,26 @@ def export(options: argparse.Namespace) -> None:
         report = export_bin(options.out, source.config, source.tensors, *wanted, **said)
         print_notes(source.name, source.notes)
     print(describe(report, time.perf_counter() - start))
+    if options.format == "v0" and not options.said:
+        print("v0 holds no tokenizer: it is a file beside this one, or --version 3 puts it in")
     if source.config.max_seq_len == source.longest:
-        print(f"max_seq_len = {source.longest}: its sliding window, up to which the model is a Llama")
+        print(f"max_seq_len = {source.longest}: its {source.bound}, up to which the model is a Llama")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Does what a command line says."""
+    start = time.perf_counter()
+    model, tokenizer = find(str(options.source))
+    options.source = Path(model)
+    options.tokenizer = options.tokenizer or (Path(tokenizer) if tokenizer else None)
+    if options.format == "adapter":
+        print(describe(export_to_adapter(options), time.perf_counter() - start))
+        return
+    source = changed(options.opener(options.source), options)
+    if options.lora:
+        name, scale = split(options.lora)
+        source = dataclasses.replace(merged(source, find_adapter(name), scale), name=source.name)
+    write(options, source, start)
 
 
 def main(arguments: list[str] | None = None) -> int:

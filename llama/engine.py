@@ -1,12 +1,13 @@
-"""The Python face of the C engine (llama/csrc/llama.h): open a checkpoint, generate, logits, text and ids.
+"""The Python face of the C engine (llama/csrc/llama.h): open a checkpoint, write texts, chat, read texts.
 
     from llama import Llama
-    llama = Llama("stories15M.bin")
+    llama = Llama("stories15M.bin", sequences=4)
     print("".join(llama.generate("Once upon a time", max_tokens=50, seed=1)))
+    for text in llama.generate_all(["The wind", "The sea"], samples=2):
+        print("".join(text))
 
-A Llama holds one context with one sequence, so it writes one text at a time; open it twice for two (the
-weights are mapped, the second costs only its cache). Left out on purpose: many sequences side by side, which
-the C interface has; training, which needs torch.
+Texts are written by a Batch over the sequences of a Llama, so those that begin as an earlier one did do not
+run the common beginning again. Left out on purpose: training, which needs torch.
 """
 
 from __future__ import annotations
@@ -14,255 +15,42 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from weakref import WeakValueDictionary
 
 from llama._engine import ffi, lib
-from llama.errors import BadFileError, ClosedError, UsageError
+from llama.batch import Batch, Request
+from llama.config import Config, model_config
+from llama.errors import ClosedError, UsageError
+from llama.forks import OPEN
+from llama.generation import Generation
 from llama.native import (
+    SHIPPED,
     StrPath,
+    adapter_open,
+    alive,
     c_bytes,
-    c_path,
-    c_strings,
-    c_text,
     call,
     chat_of,
     context_init,
-    create,
-    encode,
     encode_infill,
     encode_prompt,
     encode_turn,
-    invoke,
     model_open,
-    sampler_init,
-    score,
-    token_bytes,
-    token_name,
-    whole_text,
+    token_ids,
 )
+from llama.reading import Scored, embedding, logprobs, result
+from llama.speculation import guesser
+from llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
 
-FINISH = (
-    None,
-    "stop_token",
-    "stop_string",
-    "length",
-    "error",
-)  # LLAMA_RUNNING, LLAMA_STOP_TOKEN, ... in their order
-SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
+    from llama.perplexity import Perplexity
+    from llama.templates import Message
 
-
-def alive(handle: Any, name: str) -> Any:
-    """The handle, or ClosedError when it was closed."""
-    if handle is None:
-        raise ClosedError(f"this {name} is closed")
-    return handle
-
-
-def converted(path: StrPath, most: int | None = None) -> Any:
-    """The C tokenizer of a file of another kind than C opens, in the indexed form; None for other files.
-
-    most: tokens of its model. Raises BadFileError.
-    """
-    from llama.formats.tokenizer_kinds import is_foreign
-
-    path = Path(os.fsdecode(path))
-    if not is_foreign(path):
-        return None
-    from llama.formats import tokenizers  # the libraries that read such files
-
-    vocabulary = tokenizers.load(path, most).vocabulary
-    n = max(most or 0, len(vocabulary)) if (path.parent / "config.json").exists() else len(vocabulary)
-    data = vocabulary.padded(n).indexed
-    copy = ffi.new("char[]", data)
-    return create("LlamaTokenizer", lib.llama_tokenizer_open_bytes, copy, len(data), c_path(path))
-
-
-def opened(path: StrPath) -> Any:
-    """The C tokenizer of a file of any kind. Raises BadFileError."""
-    try:
-        return create("LlamaTokenizer", lib.llama_tokenizer_open, c_path(path))
-    except BadFileError:
-        if handle := converted(path):
-            return handle
-        raise
-
-
-def found(path: StrPath | None, model: Any) -> Any:
-    """The C tokenizer of a C model (Tokenizer.find). Raises BadFileError."""
-    try:
-        return create(
-            "LlamaTokenizer", lib.llama_tokenizer_find, ffi.NULL if path is None else c_path(path), model
-        )
-    except BadFileError:
-        size = lib.llama_config(model).vocab_size
-        handle = None if path is None else converted(path, size)
-        if handle is None:
-            raise
-    if (n := lib.llama_vocab_size(handle)) != size:
-        raise BadFileError(f"{os.fsdecode(path)}: has {n} tokens, the model has {size}")
-    return handle
-
-
-class Tokenizer:
-    """The tokens of a model. May be shared between models and threads.
-
-    path: a tokenizer.bin, as llama2.c or tokenizer.py writes it, a sentencepiece model, Llama 3's
-    tokenizer.model, or a tokenizer.json. Raises BadFileError for another file.
-    """
-
-    def __init__(self, path: StrPath) -> None:
-        self._handle = opened(path)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, name: StrPath = "tokenizer") -> Tokenizer:
-        """The tokenizer in the bytes of a file. name: for messages. Raises BadFileError."""
-        self, copy = cls.__new__(cls), ffi.new("char[]", data)
-        self._handle = create("LlamaTokenizer", lib.llama_tokenizer_open_bytes, copy, len(data), c_path(name))
-        return self
-
-    @classmethod
-    def find(cls, path: StrPath | None, model: Any) -> Tokenizer:
-        """The tokenizer at path, or for None the one in the file of a C model, beside it or in the working
-        directory. Raises BadFileError if there is none, or none with as many tokens as the model.
-        """
-        self = cls.__new__(cls)
-        self._handle = found(path, model)
-        return self
-
-    @property
-    def handle(self) -> Any:
-        """The C tokenizer. Raises ClosedError."""
-        return alive(self._handle, "tokenizer")
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens."""
-        return lib.llama_vocab_size(self.handle)
-
-    @property
-    def bos_id(self) -> int:
-        """The token that begins a text, -1 where there is none."""
-        return lib.llama_bos(self.handle)
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a text, -1 where there is none."""
-        return lib.llama_eos(self.handle)
-
-    def encode(self, text: str, bos: bool = True, eos: bool = False, special: bool = False) -> list[int]:
-        """The ids of text, between BOS and EOS where asked for. A lone surrogate counts as U+FFFD.
-
-        special: names such as <|eot_id|> in the text mean the token. Off, they are plain text, so that no
-        user of a chat can forge a message.
-        """
-        return encode(self.handle, c_bytes(text), bos, eos, special)
-
-    def name(self, token: int) -> str:
-        """What spells a token: its text with every space, or the name of a special one.
-
-        Raises UsageError for an id outside the vocabulary.
-        """
-        return token_name(self.handle, token)
-
-    def is_special(self, token: int) -> bool:
-        """Whether a token has a name but no text, such as BOS and EOS."""
-        return bool(invoke(lib.llama_token_is_special, self.handle, token))
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, as sentencepiece has it: special tokens are empty, what is not UTF-8 is U+FFFD.
-
-        Raises UsageError for an id outside the vocabulary.
-        """
-        handle, previous, runs = self.handle, -1, [bytearray()]
-        for token in ids:
-            piece = token_bytes(handle, previous, token)
-            if lib.llama_token_is_special(handle, token):
-                runs.append(bytearray())  # no character reaches across
-            else:
-                runs[-1] += piece
-                previous = token
-        return "".join(whole_text(bytes(run)) for run in runs)
-
-    def close(self) -> None:
-        """Lets go of the tokenizer; a Llama that uses it can't make text any more. May be called twice."""
-        self._handle = None
-
-    def __enter__(self) -> Tokenizer:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return "Tokenizer(closed)" if self._handle is None else f"Tokenizer({self.vocab_size} tokens)"
-
-
-@dataclass(frozen=True)
-class Config:
-    """The shape of a model, as its file says it (LlamaConfig in llama.h, where each field is explained)."""
-
-    version: int  # of the file format
-    dim: int
-    hidden_dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_seq_len: int
-    tied: bool
-    weight_type: str  # of the layers: "fp32", "bf16", "int8" or "int4"
-    group_size: int  # 0 where no weights share a scale
-    norm_eps: float
-    rope_theta: float
-    add_bos: bool  # texts begin with BOS
-
-
-def model_config(model: Any) -> Config:
-    """The configuration of a C model."""
-    config = lib.llama_config(model)
-    fields = {name: getattr(config, name) for name in Config.__dataclass_fields__}
-    fields |= {name: bool(fields[name]) for name in ("tied", "add_bos")}
-    fields["weight_type"] = ffi.string(lib.llama_type_name(config.weight_type)).decode()
-    return Config(**fields)
-
-
-class Generation(Iterator[str]):
-    """A text being written: iterate over it for its pieces. Made by Llama.generate.
-
-    finish: None while the text goes on, then "stop_token", "stop_string" or "length".
-    """
-
-    def __init__(self, llama: Llama, handle: Any, finish: str | None) -> None:
-        self._llama, self._handle, self._turn = llama, handle, llama._turn
-        self._piece = ffi.new("LlamaPiece *")
-        self.finish = finish
-
-    def __next__(self) -> str:
-        """The next piece, never empty. Raises ClosedError once the Llama is closed or writes another text."""
-        while self.finish is None:
-            if text := self._step():
-                return text
-        raise StopIteration
-
-    def _step(self) -> str:
-        """One call of the engine: a batch of the prompt is read, or a token drawn."""
-        llama, piece = self._llama, self._piece
-        with llama._lock:
-            alive(llama._context, "Llama")
-            alive(llama.tokenizer.handle, "tokenizer")
-            if self._turn != llama._turn:
-                raise ClosedError("this text ended when generate() or logits() was called again on its Llama")
-            if self.finish is not None:  # another thread was faster
-                return ""
-            call(lib.llama_generation_next, self._handle, piece)
-            self.finish = FINISH[piece.finish]
-            return c_text(piece.text, piece.length).decode()
+T = TypeVar("T")
 
 
 def engine_file(path: str, dtype: str | None) -> str:
@@ -272,6 +60,13 @@ def engine_file(path: str, dtype: str | None) -> str:
     from llama import cache  # what reads other formats takes longer to import than a story
 
     return os.fspath(cache.converted(path, dtype)) if cache.is_foreign(path) else path
+
+
+def adapter_of(model: Any, path: str, lora: str) -> Any:
+    """The C adapter, of any name, for a C model whose .bin is at path."""
+    from llama import adapters  # as above
+
+    return adapter_open(*adapters.engine_file(lora, path), model)
 
 
 class Llama:
@@ -289,10 +84,15 @@ class Llama:
     kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
     dtype: of the weights of a model that has to be converted: "int8", "int4", "bf16" or "fp32". None: int8,
         or bf16 for a small one (llama.cache).
+    lora: an adapter that runs beside the model, whose weights stay as they are: a .lora.bin, a folder of
+        PEFT or train.py, or its name on the hub (llama.adapters); NAME:0.5 counts half.
+    sequences: texts that may be written at once, and that are remembered: a prompt that begins as one of them
+        does is run from there. Each takes the memory of its keys and values as it grows.
 
     The attributes path, config, parameters (the number of weights), context, threads, kv and kernels (the
     instruction set, as LLAMA_ISA names it) say what it came to. Raises
     BadFileError, UsageError, ResourceError. One thread at a time is inside the engine; others wait.
+    To read a text, by logits and what comes after it, takes a sequence as a text that is written does.
     """
 
     def __init__(
@@ -305,23 +105,30 @@ class Llama:
         rope_theta: float | None = None,
         kv: str = "fp32",
         dtype: str | None = None,
+        sequences: int = 1,
+        lora: str | None = None,
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
-        self._model: Any = model_open(engine_file(self.path, dtype))
+        file = engine_file(self.path, dtype)
+        self._model: Any = model_open(file)
+        self._adapter: Any = None if lora is None else adapter_of(self._model, file, lora)
         self.config: Config = model_config(self._model)
         self._tokenizer: Tokenizer | None = None
         if tokenizer is not None:
             self._tokenizer = self._checked(tokenizer)
-        special = {"kv": kv, "exact": int(exact), "rope_theta": rope_theta or 0.0}
-        self._context: Any = context_init(self._model, context or 0, threads or 0, **special)
+        special = {"kv": kv, "exact": int(exact), "rope_theta": rope_theta or 0.0, "adapter": self._adapter}
+        self._context: Any = context_init(self._model, context or 0, threads or 0, sequences, **special)
         options = lib.llama_context_options(self._context)
         self.parameters: int = lib.llama_parameters(self._model)
         self.context: int = options.context
         self.threads: int = options.threads
+        self.sequences: int = options.sequences
         self.kv = kv
         self.kernels: str = ffi.string(options.kernels).decode()
         self._lock = threading.Lock()
-        self._turn = 0  # counts what used the context: a generation is good while it is the last
+        OPEN.add(self)
+        self._writer: Batch | None = None  # made with the first text, as it takes a tokenizer
+        self._texts: WeakValueDictionary[Request, Generation] = WeakValueDictionary()  # the oldest first
 
     def _checked(self, tokenizer: StrPath | Tokenizer) -> Tokenizer:
         size = self.config.vocab_size
@@ -356,28 +163,30 @@ class Llama:
         template: another one: "llama2", "llama3", "chatml", "zephyr", "mistral" or "plain".
         Raises UsageError without such a template, BadFileError if the tokenizer lacks a token of it.
         """
-        chat, instructions = chat_of(self._model, template), None if system is None else c_bytes(system)
-        return encode_turn(chat, self.tokenizer.handle, c_bytes(user), instructions, first)
+        instructions = None if system is None else c_bytes(system, "system")
+        chat = chat_of(self._model, template)
+        return encode_turn(chat, self.tokenizer.handle, c_bytes(user, "user"), instructions, first)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, template: str | None = None
     ) -> list[int]:
         """The ids of a conversation by the model's own template, as apply_chat_template of transformers.
 
         messages: {"role": "user", "content": "Hello"} and so on. add_generation_prompt: go on to where an
-        answer begins. Names of special tokens in the messages are text. Needs jinja2 (extra: chat).
+        answer begins. Names of special tokens in the messages are text. template: one that is built in, as of
+        encode_turn. The model's own needs jinja2 (extra: chat) where it is none of those.
         Raises UsageError without a template, or where it refuses the conversation, BadFileError.
         """
-        from llama.chat import encode_chat  # most runs do without
+        from llama.templates import encode_chat  # most runs do without
 
-        return encode_chat(self._model, self.tokenizer.handle, messages, add_generation_prompt)
+        return encode_chat(self._model, self.tokenizer.handle, messages, add_generation_prompt, template)
 
     def encode_infill(self, prefix: str, suffix: str) -> list[int]:
         """The ids from which Code Llama writes what is between two texts: a prompt for generate.
 
         Raises UsageError for a tokenizer that lacks its tokens.
         """
-        return encode_infill(self.tokenizer.handle, c_bytes(prefix), c_bytes(suffix))
+        return encode_infill(self.tokenizer.handle, c_bytes(prefix, "prefix"), c_bytes(suffix, "suffix"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids (Tokenizer.decode)."""
@@ -398,6 +207,7 @@ class Llama:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        draft: str | Llama | None = None,
     ) -> Generation:
         """Continues a prompt: an iterator over the new text, piece by piece; the prompt is not repeated.
 
@@ -409,62 +219,140 @@ class Llama:
         logit_bias: added to the logits of tokens; -inf forbids a token.
         seed: from 0 to 2**64 - 1, the same one gives the same text. None: a new one every time.
         stop: strings that end the text; they are not part of it.
+        draft: who guesses tokens, which saves time where it is often right and changes no text
+            (llama.speculation): "lookup", the text so far, or a Llama, smaller and with the same tokens.
 
         Options are checked here, not at the first piece. Raises UsageError, BadFileError (no tokenizer),
-        ResourceError. Ends an earlier generation of this Llama that is not finished.
+        ResourceError. Where as many texts as there are sequences are not finished, it ends the oldest.
         """
-        if max_tokens is not None and max_tokens < 0:
-            raise UsageError(f"max_tokens = {max_tokens}: must be 0 or more")
-        if isinstance(prompt, str):
-            ids = encode_prompt(self._model, self.tokenizer.handle, c_bytes(prompt))
-        else:
-            ids = list(prompt)
-        sampler = sampler_init(
-            self.config.vocab_size,
-            logit_bias or {},
-            seed,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-        )
-        return self._begin(sampler, ids, max_tokens, [stop] if isinstance(stop, str) else stop)
+        sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repeat_penalty": repeat_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+        }
+        with self._lock:
+            self._make_room(1)
+            return self._begin(prompt, max_tokens, stop, draft, logit_bias=logit_bias, seed=seed, **sampling)
+
+    def generate_all(
+        self,
+        prompts: Iterable[str | Iterable[int]],
+        *,
+        samples: int = 1,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        draft: str | Llama | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """Continues each of many prompts `samples` times, together: the texts of the first one come first.
+
+        To iterate over one of them writes all; more than there are sequences wait for their turn. seed: of
+        the first sample of each, the next one has the next seed. All else is as of generate.
+        """
+        if isinstance(prompts, str):
+            raise UsageError(f"prompts = {prompts!r}, allowed a list of them")
+        if not isinstance(samples, SupportsIndex) or samples < 1:
+            raise UsageError(f"samples = {samples!r}: must be 1 or more")
+        if not isinstance(seed, SupportsIndex | None):
+            raise UsageError(f"seed = {seed!r}: must be an integer")
+        each = [prompt for prompt in prompts for _ in range(samples)]
+        seeds = [None if seed is None else (seed + i % samples) % 2**64 for i in range(len(each))]
+        with self._lock:
+            self._make_room(min(len(each), self.sequences))
+            begin = self._begin
+            return [
+                begin(p, max_tokens, stop, draft, seed=s, **options) for p, s in zip(each, seeds, strict=True)
+            ]
+
+    def chat(self, messages: Sequence[Message], template: str | None = None, **options: Any) -> Generation:
+        """The next message of a conversation: generate, with all its options, from encode_chat.
+
+        What stands before the newest message is not run again, if it is as it was.
+        """
+        return self.generate(self.encode_chat(messages, template=template), **options)
+
+    # --- Texts being written. With the lock, but for _leave.
 
     def _begin(
-        self, sampler: Any, ids: list[int], max_tokens: int | None, stops: Sequence[str]
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        draft: str | Llama | None,
+        **options: Any,
     ) -> Generation:
-        """A generation that has been fed the ids of its prompt."""
-        # The last token drawn is not run, so it takes no position. 0: the end of the context.
-        limit = min(len(ids) + max_tokens - 1, self.context) if max_tokens else 0
-        new, tokenizer, strings = lib.llama_generation_init, self.tokenizer.handle, c_strings(stops)
+        """A text that the next step begins with."""
+        if max_tokens is not None and not (isinstance(max_tokens, SupportsIndex) and max_tokens >= 0):
+            raise UsageError(f"max_tokens = {max_tokens!r}: must be 0 or more")
+        if draft is self:
+            raise UsageError("draft = the Llama itself, allowed is another one")  # it would wait for itself
+        if self._writer is None:
+            self._writer = Batch.over(self._context, self.tokenizer.handle)
+        some = None if max_tokens is None else max(1, max_tokens)
+        stops = [stop] if isinstance(stop, str) else stop
+        guess = guesser(draft, self.config.vocab_size)
+        request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stops, guesser=guess, **options)
+        self._texts[request] = text = Generation(self, request)
+        if max_tokens == 0:
+            text._end("length")
+        return text
+
+    def _ids(self, text: str | Iterable[int]) -> list[int]:
+        if isinstance(text, str):
+            return encode_prompt(self._model, self.tokenizer.handle, c_bytes(text))
+        return token_ids(text, "prompt")
+
+    def _make_room(self, n: int) -> None:
+        """Ends the oldest texts until n sequences are free. Raises ClosedError."""
+        alive(self._context, "Llama")
+        unfinished = [text for text in self._texts.values() if text._finish is None]
+        for text in unfinished[: max(0, len(unfinished) + n - self.sequences)]:
+            text._end("cancelled", ClosedError("this text ended when another one was begun on its Llama"))
+
+    def _leave(self, request: Request) -> None:
+        if self._writer is not None:
+            self._writer.cancel(request)
+
+    def _settle(self) -> None:
+        """Lets go of texts that were cancelled."""
         with self._lock:
-            context = alive(self._context, "Llama")
-            self._turn += 1
-            handle = create("LlamaGeneration", new, context, tokenizer, sampler, 0, strings, len(strings))
-            call(lib.llama_generation_feed, handle, ids, len(ids), limit)
-            return Generation(self, handle, "length" if max_tokens == 0 else None)
+            if self._writer is not None:
+                self._writer.settle()
+
+    def _step(self, text: Generation) -> None:
+        """A step of all texts, unless one of them has been taken by another thread meanwhile."""
+        with self._lock:
+            alive(self._context, "Llama")
+            alive(self.tokenizer.handle, "tokenizer")
+            if text._pieces or text._finish is not None:
+                return
+            for event in self._writer.step():
+                if listener := self._texts.get(event.request):
+                    listener._take(event)
+
+    # --- Texts being read
 
     def logits(self, ids: Iterable[int]) -> np.ndarray:
         """The logits after each of T tokens of one text, as float32 of shape (T, vocab_size).
 
-        Raises UsageError if T exceeds the context or an id is outside the vocabulary. Ends an earlier
-        generation of this Llama that is not finished.
+        Raises UsageError if T exceeds the context or an id is outside the vocabulary.
         """
         import numpy as np  # here, because importing it takes longer than opening a model
 
-        tokens = list(ids)
+        tokens = token_ids(ids)
         if len(tokens) > self.context:
             raise UsageError(f"{len(tokens)} tokens do not fit in the context of {self.context} positions")
         logits = np.empty((len(tokens), self.config.vocab_size), dtype=np.float32)
-        with self._lock:
-            alive(self._context, "Llama")
-            self._turn += 1
+        with self._reader() as sequence:
             batch = lib.llama_context_options(self._context).batch
             for start in range(0, len(tokens), batch):
-                rows = [(token, start + i, 0, 1) for i, token in enumerate(tokens[start : start + batch])]
+                part = tokens[start : start + batch]
+                rows = [(token, start + i, sequence, 1) for i, token in enumerate(part)]
                 out = ffi.from_buffer("float[]", logits[start : start + len(rows)], require_writable=True)
                 call(lib.llama_forward, self._context, rows, len(rows), out)
         return logits
@@ -472,19 +360,55 @@ class Llama:
     def score(self, ids: Sequence[int]) -> list[float]:
         """The log-probability, in nats, of each token but the first after those before it: T - 1 of T tokens.
 
-        Raises UsageError if T - 1 exceeds the context or an id is outside the vocabulary. Ends an earlier
-        generation of this Llama that is not finished.
+        Raises UsageError if T - 1 exceeds the context or an id is outside the vocabulary.
         """
+        return [scored.logprob for scored in self.logprobs(ids, top=0)[1:]]
+
+    def logprobs(self, ids: Sequence[int], top: int = 5) -> list[Scored]:
+        """The same with the `top` most likely tokens in the place of each, and for the first token None.
+
+        top: 0 to 128. Raises what score does.
+        """
+        with self._reader() as sequence:
+            return result(logprobs(self._context, token_ids(ids), top, sequence))
+
+    def perplexity(self, *texts: str) -> Perplexity:
+        """How well the model predicts texts, each by itself (llama.perplexity). Raises UsageError, also for
+        texts of which no token comes after another one.
+        """
+        from llama.perplexity import measure  # most runs do without
+
+        found = measure(self, texts)
+        if not found.tokens:
+            raise UsageError("the texts have no token to predict")
+        return found
+
+    def embed(self, text: str | Sequence[int], pooling: str = "mean") -> np.ndarray:
+        """What a text is to the model: the mean of its tokens' hidden states, or the "last" one.
+
+        float32 of shape (dim), not normalised to a length: transformers' last_hidden_state, pooled. text: or
+        token ids. Raises UsageError.
+        """
+        ids = self._ids(text)
+        with self._reader() as sequence:
+            return result(embedding(self._context, ids, pooling, sequence))
+
+    @contextmanager
+    def _reader(self) -> Iterator[int]:
+        """A sequence for a text that is read. Where each has a text that goes on, the oldest ends."""
         with self._lock:
-            alive(self._context, "Llama")
-            self._turn += 1
-            return score(self._context, ids)
+            self._make_room(1)
+            if self._writer is None:
+                yield 0
+                return
+            sequence = self._writer.lend()
+            yield sequence
+            self._writer.erase(sequence)
 
     def close(self) -> None:
         """Lets go of the model and its memory; a Tokenizer passed in stays open. May be called twice."""
         with self._lock:
-            self._context = self._model = self._tokenizer = None
-            self._turn += 1
+            self._context = self._model = self._adapter = self._tokenizer = self._writer = None
 
     def __enter__(self) -> Llama:
         return self

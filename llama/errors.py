@@ -35,4 +35,26 @@ class CancelledError(LlamaError, InterruptedError):
     code = 5  # LLAMA_ERROR_CANCELLED
 
 
-ERRORS = {error.code: error for error in (UsageError, BadFileError, ResourceError, CancelledError)}
+class ClosedOutputError(LlamaError, BrokenPipeError):
+    """Who reads the output has had enough, as head has: the command line ends without a word."""
+
+    code = 141  # LLAMA_ERROR_CLOSED: as of what SIGPIPE ends
+
+
+LONGEST = 2000  # characters of a line
+
+
+def one_line(message: object) -> str:
+    """A message fit for a terminal: ? for what does not print, such as an escape sequence that is a name in a
+    file, and of a very long one its beginning and its end, where the reason is.
+    """
+    text = str(message)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
+    text = text.replace("\n", " ")
+    # a lone surrogate is a byte of a path that is no UTF-8, which is written as it is
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in text)
+
+
+KINDS = (UsageError, BadFileError, ResourceError, CancelledError, ClosedOutputError)
+ERRORS = {error.code: error for error in KINDS}

@@ -8,15 +8,15 @@ Left out on purpose: the weights themselves (export.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llama.errors import BadFileError
+from llama.formats.files import is_file_name, parse_json
 from llama.formats.header import Tensor, printable
-from llama.formats.kinds import checked_start, start_of
+from llama.formats.kinds import TORCH, start_of, whole
 from llama.formats.pickles import read_pickle
 from llama.formats.safetensors import read_header
 
@@ -34,10 +34,10 @@ class Weights:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises BadFileError."""
-    checked_start(path)
+    text = whole(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise BadFileError(f"{path}: is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise BadFileError(f"{path}: found {type(data).__name__}, allowed is an object")
@@ -119,9 +119,9 @@ def weight_files(folder: Path) -> list[Path]:
     ):
         if (folder / index).exists():
             shards = read_json(folder / index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            if not isinstance(shards, dict) or not all(map(is_file_name, shards.values())):
                 raise BadFileError(f"{folder / index}: weight_map is no object of names")
-            return [folder / Path(name).name for name in sorted(set(shards.values()))]
+            return [folder / name for name in sorted(set(shards.values()))]
         if files := sorted(folder.glob(pattern)):
             return files
     if files := sorted([*folder.glob("*.pth"), *folder.glob("*.pt")]):
@@ -131,14 +131,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 def one_file(path: Path) -> Weights:
     """A .safetensors or a .pth. Raises BadFileError."""
-    if start_of(path)[:4] == b"PK\3\4":
+    if start_of(path).startswith(TORCH):
         tensors, config, notes = torch_zip(path)
         return Weights("PyTorch", tensors, config, [path], notes)
     header = read_header(path)
     tensors = [tensor for tensor, _ in header.tensors.values()]
     config: Any = header.metadata.get("config", "{}")  # where train.py puts it
     try:
-        config = json.loads(config) if isinstance(config, str) else {}
+        config = parse_json(config) if isinstance(config, str) else {}
     except ValueError:
         raise BadFileError(f"{path}: the config of its metadata is not JSON") from None
     return Weights("safetensors", tensors, config if isinstance(config, dict) else {}, [path])
@@ -195,6 +195,7 @@ def hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         names = ("factor", "low_freq_factor", "high_freq_factor")
+        names += ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")
         found["rope_scaling"] = {"kind": kind} | {name: rope[name] for name in names if name in rope}
         if "original_max_position_embeddings" in rope:
             found["rope_scaling"]["original_max_seq_len"] = rope["original_max_position_embeddings"]
@@ -229,7 +230,7 @@ def configuration(weights: Weights) -> dict[str, Any]:
 
 # --- Tokenizers
 
-LLAMA3_SPECIAL = 256  # tokens that follow those in the file
+LLAMA3_KIND, LLAMA3_SPECIAL = "Llama 3 BPE", 256  # the number of tokens that follow those in its file
 
 
 def tokenizer(folder: Path) -> dict[str, Any] | None:
@@ -250,15 +251,13 @@ def tokenizer(folder: Path) -> dict[str, Any] | None:
 
 def tokenizer_model(path: Path) -> dict[str, Any]:
     """A tokenizer.model, of sentencepiece or of Llama 3: a line for each token of text, base64 and rank."""
-    data = path.read_bytes()
+    data = whole(path)
     if data[:1] != b"\n":
         n = len(data.splitlines()) + LLAMA3_SPECIAL
-        return {"file": path.name, "kind": "Llama 3 BPE", "vocab_size": n}
-    from sentencepiece import SentencePieceProcessor
+        return {"file": path.name, "kind": LLAMA3_KIND, "vocab_size": n}
+    from llama.formats.sentencepiece_model import opened  # most files are told without the library
 
-    try:
-        sp = SentencePieceProcessor(model_proto=data)
-    except RuntimeError:
-        raise BadFileError(f"{path}: is not a sentencepiece model") from None
+    if (sp := opened(data)) is None:
+        raise BadFileError(f"{path}: is not a sentencepiece model")
     sizes = {"vocab_size": sp.vocab_size(), "bos": sp.bos_id(), "eos": sp.eos_id()}
     return {"file": path.name, "kind": "sentencepiece BPE", **sizes}

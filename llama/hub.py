@@ -4,6 +4,8 @@
     python -m llama.run TinyLlama/TinyLlama-1.1B-Chat-v1.0  a repository
     python -m llama.run hf:owner/name@v2                   the same, at a branch, tag or commit
     python -m llama.run hf:owner/name/sub/model.gguf@v2    one of its files, a .bin or a .gguf
+    python -m llama.run owner/name:Q4_K_M                  the GGUF file whose name has that in it
+    python -m llama.run https://huggingface.co/owner/name/blob/main/model.gguf    as a browser has it
     python -m llama.hub stories15M                         only download, and print the paths
 
     from llama import Llama, hub
@@ -34,6 +36,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from llama._engine import lib
 from llama.command import run_command
@@ -41,7 +44,10 @@ from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
 from llama.native import model_open
 
 PREFIX = "hf:"
-FOREIGN = ("tok", "pytorch_model", "adapter_model", "training_args", "optimizer")  # .bin files, not for us
+FOREIGN = (  # what begins so is no model: parts of folders, and files of other programs
+    *("tok", "pytorch_model", "adapter_model", "openvino", "ggml", "mmproj", "imatrix"),
+    *("training_args", "optimizer", "scheduler", "rng_state"),
+)
 FILES = (".bin", ".gguf", ".safetensors", ".pt", ".pth", ".model", ".json")  # what ends so is a path
 TIMEOUT = 10  # seconds until the hub has to answer a question
 
@@ -54,12 +60,16 @@ class Files(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A file of a repository of the hub. file: "" for its .bin. name: what it was asked for as."""
+    """A file of a repository of the hub. name: what it was asked for as.
+
+    file: "" for its model. quant: "", or what the name of a GGUF file is to have in it.
+    """
 
     name: str
     repository: str
     revision: str
     file: str
+    quant: str = ""
 
 
 TINYLLAMAS = ("karpathy/tinyllamas", "0bd21da7698eaf29a0d7de3992de8a46ef624add")
@@ -156,12 +166,10 @@ def is_commit(revision: str) -> bool:
 
 def write_tokenizer(model: Path, path: Path) -> None:
     """Makes a tokenizer.bin of a sentencepiece model. Raises BadFileError."""
-    from sentencepiece import SentencePieceProcessor
+    from llama.formats.sentencepiece_model import opened
 
-    try:
-        sp = SentencePieceProcessor(model_file=str(model))
-    except RuntimeError:
-        raise BadFileError(f"{model}: is not a sentencepiece model; export.py reads others") from None
+    if (sp := opened(model.read_bytes())) is None:
+        raise BadFileError(f"{model}: is not a sentencepiece model; export.py reads others")
     names = {sp.bos_id(): "\n<s>\n", sp.eos_id(): "\n</s>\n"}
     texts = (names.get(i, sp.id_to_piece(i)).replace("\u2581", " ") for i in range(sp.vocab_size()))
     pieces = [text.encode() for text in texts]
@@ -200,8 +208,11 @@ def tokenizer_file(model: str, file: str, files: list[str]) -> str | None:
 # --- Names
 
 
-PATH = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")  # owner/name, with a revision or without
+PATH = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?(@[\w./-]+)?")  # owner/name:quant@revision
 ENDINGS = (".bin", ".gguf")  # of a file that a name may mean
+FILE_BEHIND = re.compile(r"((?:refs/[^/]+/)?[^/]+)/(.+)")  # revision/file; refs/pr/1 is one revision
+SITES = ("https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/")
+PAGE = re.compile(r"([^/?]+/[^/?]+)(?:/(?:resolve|blob|raw|tree)/([^/?]+)(?:/([^?]+))?)?/?(?:\?.*)?")
 FOLDER = (
     "config.json",
     "generation_config.json",
@@ -211,23 +222,53 @@ FOLDER = (
     "added_tokens",
 )
 FOLDER += ("chat_template", "model.safetensors.index.json", "pytorch_model.bin.index.json")  # besides weights
-WEIGHTS = ("*.safetensors", "consolidated.*.pth", "pytorch_model*.bin")  # the first kind that is there
+WEIGHTS = (  # a file, and what the weights are called if it is there; the first that are counts
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("model.safetensors.index.json", "*-of-*.safetensors"),
+    ("model.safetensors", "model.safetensors"),  # besides consolidated.safetensors, which has it all again
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+    ("pytorch_model.bin", "pytorch_model.bin"),
+    ("consolidated.00.pth", "consolidated.*.pth"),
+)
+
+
+def sites() -> tuple[str, ...]:
+    """What the address of a page of the hub begins with."""
+    own = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return (*SITES, f"{own}/") if own else SITES
+
+
+def page_name(address: str) -> str | None:
+    """owner/name/file@revision for the address of a page or a file of the hub, None for any other."""
+    begins = next((site for site in sites() if address.startswith(site)), None)
+    match = PAGE.fullmatch(address.removeprefix(begins)) if begins else None
+    if not match:
+        return None
+    repository, revision, file = (unquote(part or "") for part in match.groups())
+    return repository + (f"/{file}" if file else "") + (f"@{revision}" if revision else "")
 
 
 def parse(name: str) -> Place:
-    """The place that hf:owner/name/file@revision means. Raises UsageError."""
-    path, at, revision = name.removeprefix(PREFIX).partition("@")
+    """The place that hf:owner/name/file@revision means, or another form of it. Raises UsageError."""
+    path, at, revision = (page_name(name) or name.removeprefix(PREFIX)).partition("@")
+    if revision.endswith(ENDINGS) and (match := FILE_BEHIND.fullmatch(revision)):
+        revision, path = match[1], f"{path}/{match[2]}"
     owner, _, rest = path.partition("/")
-    repository, _, file = rest.partition("/")
-    if not owner or not repository or (at and not revision) or (file and not file.endswith(ENDINGS)):
-        allowed = "allowed hf:owner/name, with /file.bin or /file.gguf and @revision after it"
+    whole, _, file = rest.partition("/")
+    repository, colon, quant = whole.partition(":")
+    twice = colon and (file or not quant)
+    if not owner or not repository or twice or (at and not revision) or (file and not file.endswith(ENDINGS)):
+        allowed = "allowed hf:owner/name, with /file.bin, /file.gguf or :Q4_K_M and @revision after it"
         raise UsageError(f"{name}: {allowed}")
-    return Place(name, f"{owner}/{repository}", revision or "main", file)
+    return Place(name, f"{owner}/{repository}", revision or "main", file, quant)
 
 
 def is_name(name: str) -> bool:
-    """Whether a model that no file is called like is one of the hub: a story, hf:..., or owner/name."""
-    if name in STORIES or name.startswith(PREFIX):
+    """Whether a model that no file is called like is one of the hub: a story, hf:..., or owner/name.
+
+    So is the address of a page, also that of another site: parse says what is allowed.
+    """
+    if name in STORIES or name.startswith((PREFIX, "https://", "http://", *sites())):
         return True
     owner = name.partition("/")[0]
     return bool(PATH.fullmatch(name)) and not name.endswith(FILES) and not Path(owner).exists()
@@ -244,7 +285,8 @@ def folder_files(files: list[str]) -> list[str]:
     top = [file for file in files if "/" not in file]
     if not {"config.json", "params.json"} & set(top):
         return []
-    weights = next((found for kind in WEIGHTS if (found := fnmatch.filter(top, kind))), [])
+    kinds = [fnmatch.filter(top, kind) for file, kind in WEIGHTS if file in top]
+    weights = next(filter(None, kinds), [])
     return weights and weights + [file for file in top if file.startswith(FOLDER)]
 
 
@@ -273,6 +315,31 @@ def parts_of(file: str, files: list[str]) -> list[str]:
     return fnmatch.filter(files, f"{glob.escape(split[1])}-*-of-{split[2]}.gguf") if split else [file]
 
 
+def models_in_gguf(files: list[str]) -> list[str]:
+    """The GGUF files of a repository that may be models, of one that is split the first part."""
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    whole = [file for file in ggufs if parts_of(file, files)[:1] in ([], [file])]
+    return [file for file in whole if not file.rpartition("/")[2].startswith(FOREIGN)]
+
+
+def has_quant(file: str, quant: str) -> bool:
+    """Whether a quantisation is a word of a file's path: Q4_K is none of a.Q4_K_M.gguf."""
+    return bool(re.search(rf"(?<![a-z0-9]){re.escape(quant.lower())}(?!\w)", file.lower()))
+
+
+def chosen_gguf(place: Place, files: list[str]) -> str:
+    """The GGUF file of a repository, of several the one with the quantisation. Raises BadFileError."""
+    ggufs = models_in_gguf(files)
+    found = [file for file in ggufs if not place.quant or has_quant(file, place.quant)]
+    if ggufs and not found:
+        allowed = ", ".join(ggufs)
+        raise BadFileError(f"{place.name}: has no .gguf with {place.quant} in its name, allowed {allowed}")
+    if not found:
+        wanted = ".gguf" if place.quant else ".bin, no .gguf and no folder of Hugging Face or Meta"
+        raise BadFileError(f"{place.name}: holds no {wanted}")
+    return only(place, found)
+
+
 def fetched_gguf(place: Place, files: list[str]) -> str:
     """The path of a GGUF file, of its first part where it is split. Raises BadFileError."""
     parts = sorted(parts_of(place.file, files)) or [place.file]
@@ -288,27 +355,27 @@ def fetched_bin(place: Place, files: list[str]) -> Files:
 
 
 def download_repository(place: Place) -> Files:
-    """The model of a repository: the file that was named, else its .bin, else its folder, else its GGUF.
+    """The model of a repository: what was named, else its .bin, else its folder, else its GGUF.
 
     Raises BadFileError where it holds none of these, or several.
     """
     files = listed(place)
     if place.file.endswith(".gguf"):
         return Files(fetched_gguf(place, files), None)
-    if models := [place.file] if place.file else models_in(files):
+    models = [place.file] if place.file else models_in(files)
+    if models and not place.quant:
         return fetched_bin(place._replace(file=only(place, models)), files)
-    if folder := folder_files(files):
+    folder = folder_files(files)
+    if folder and not place.quant:
         return Files(fetched_folder(place, folder), None)
-    firsts = [file for file in files if file.endswith(".gguf") and parts_of(file, files)[:1] in ([], [file])]
-    if not firsts:
-        raise BadFileError(f"{place.name}: holds no .bin, no .gguf and no folder of Hugging Face or Meta")
-    return Files(fetched_gguf(place._replace(file=only(place, firsts)), files), None)
+    return Files(fetched_gguf(place._replace(file=chosen_gguf(place, files)), files), None)
 
 
 def download(name: str) -> Files:
     """The files of a named model, downloaded where they are not in the cache.
 
-    name: stories260K, stories15M, stories42M, stories110M, owner/name, or hf:owner/name[/file][@revision].
+    name: stories260K, stories15M, stories42M, stories110M, owner/name[:quantisation], the address of a
+    page of the hub, or hf:owner/name[/file][@revision].
     The model may be one that has to be converted (llama.cache).
     Raises UsageError for any other name, BadFileError where it can't be had, ResourceError for a full disk.
     """
@@ -325,6 +392,8 @@ def download(name: str) -> Files:
 def find(model: str | bytes, tokenizer: str | bytes | None = None) -> Files:
     """The model and tokenizer of a command line: paths as they are, names downloaded. Raises as download."""
     name, given = os.fsdecode(model), None if tokenizer is None else os.fsdecode(tokenizer)
+    if not name:
+        raise UsageError("the name of the model is empty")
     if not is_name(name) or Path(name).exists():
         return Files(name, given)
     files = download(name)

@@ -24,17 +24,18 @@ from typing import Any
 from llama import headers, hub
 from llama._engine import ffi, lib
 from llama.bench import aligned
-from llama.command import run_command
-from llama.engine import SHIPPED, Tokenizer, model_config
+from llama.command import Parser, run_command, started_as
+from llama.config import model_config
 from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
 from llama.formats.chat_templates import KINDS
 from llama.formats.header import Tensor, printable
-from llama.formats.kinds import start_of
-from llama.native import KV, call, model_open
+from llama.formats.kinds import TORCH, is_of_folder, refuse_alone, start_of
+from llama.native import KV, SHIPPED, call, model_open
 from llama.pack import packed_bytes
+from llama.tokenizer import Tokenizer
 
-ROPE_SCALING = (None, "linear", "llama3")  # LLAMA_ROPE_PLAIN ...
+ROPE_SCALING = (None, "linear", "llama3", "yarn")  # LLAMA_ROPE_PLAIN ...
 TYPES = ("fp32", "bf16", "int8", "int4")  # that export.py writes
 KEY_BLOCK = 16  # positions of the cache come in blocks (kernels.h)
 LAYER = "(layers|blk)"  # before a number; blk in GGUF
@@ -132,6 +133,12 @@ def engine_config(model: Any) -> dict[str, Any]:
     if kind == "llama3":
         scaling["low_freq_factor"] = single(c.rope_low_freq_factor)
         scaling["high_freq_factor"] = single(c.rope_high_freq_factor)
+    if kind == "yarn":
+        scaling["beta_fast"], scaling["beta_slow"] = single(c.rope_beta_fast), single(c.rope_beta_slow)
+        if c.rope_attention_factor:
+            scaling["attention_factor"] = single(c.rope_attention_factor)
+        scaling["truncate"] = bool(c.rope_truncate)
+    if kind in ("llama3", "yarn"):
         scaling["original_max_seq_len"] = c.rope_original_max_seq_len
     return {name: config[name] for name in headers.OURS} | {
         "tied": config["tied"],
@@ -199,9 +206,10 @@ def of_engine(path: str, tokenizer: str | None, context: int, check: bool) -> In
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a path is a folder, a zip or a safetensors file, none of which the engine opens."""
+    """Whether a path is a folder, a file of PyTorch or a safetensors file, none of which the engine opens."""
     start = start_of(path)
-    return path.is_dir() or start[:4] == b"PK\3\4" or start[8:10] == b'{"' or path.suffix == ".safetensors"
+    is_file = start.startswith(TORCH) or start[8:10] == b'{"' or path.suffix == ".safetensors"
+    return is_file or path.is_dir()
 
 
 def cache_bytes(config: dict[str, Any], context: int, each: int) -> int | None:
@@ -245,6 +253,14 @@ def folder_extras(folder: Path) -> tuple[str, list[int]]:
     return "of Hugging Face" if template else "none", stops if isinstance(stops, list) else [stops]
 
 
+def meta_template(tokenizer: dict[str, Any] | None) -> str:
+    """The chat template of a folder of Meta, which does not say it: that of its tokenizer's family."""
+    if tokenizer is None:
+        return "none"
+    family = "llama3" if tokenizer["kind"] == headers.LLAMA3_KIND else "llama2"
+    return f"{family}, as the tokenizer is of that family"
+
+
 def of_headers(path: str, context: int) -> Info:
     """A folder, a .safetensors or a .pth. Raises BadFileError, UsageError."""
     found, folder = headers.read(Path(path)), Path(path) if Path(path).is_dir() else Path(path).parent
@@ -252,7 +268,9 @@ def of_headers(path: str, context: int) -> Info:
     tensors = weights_of(found.tensors, bool(config.get("tied")))
     size, context = sum(tensor.bytes for tensor in tensors), positions(context, config)
     caches = (cache_bytes(config, context, value) for value in (4, 2))
-    template, stops = folder_extras(folder)
+    tokenizer, (template, stops) = headers.tokenizer(folder), folder_extras(folder)
+    if found.kind == "Meta" and template == "none":
+        template = meta_template(tokenizer)
     return Info(
         path,
         found.kind,
@@ -260,7 +278,7 @@ def of_headers(path: str, context: int) -> Info:
         sum(file.stat().st_size for file in found.files),
         sum(tensor.values for tensor in tensors),
         config,
-        headers.tokenizer(folder),
+        tokenizer,
         template,
         stops,
         found.tensors,
@@ -305,6 +323,8 @@ def info(path: str, tokenizer: str | None = None, context: int = 0, check: bool 
         return of_gguf(path, context)
     if is_foreign(Path(path)):
         return of_headers(path, context)
+    if is_of_folder(Path(path), start_of(Path(path))):
+        refuse_alone(Path(path))
     return of_engine(path, tokenizer, context, check)
 
 
@@ -400,8 +420,7 @@ def text(found: Info, fold: bool = True) -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("llama.info", description=__doc__, formatter_class=form)
+    parser = Parser(prog=started_as("info"), description=__doc__)
     parser.add_argument("model", nargs="?", default=SHIPPED, help="a file, a folder, or a name of llama.hub")
     parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: the one that belongs to it")
     parser.add_argument("-c", "--context", type=int, default=0, metavar="N", help="positions (the model's)")

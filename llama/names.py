@@ -5,18 +5,20 @@ SmolLM2-135M-Instruct.Q4_1.gguf            a file or folder of another format: c
 stories15M                                 one of the tinyllamas, downloaded once (llama.hub)
 TinyLlama/TinyLlama-1.1B-Chat-v1.0         a repository of the Hugging Face hub
 hf:owner/name@revision                     the same; hf:owner/name/file.gguf for one of its files
+owner/name:Q4_K_M                          its GGUF file of that quantisation
+https://huggingface.co/owner/name          the address of its page, or of a file
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llama.cache import DTYPES, converted, converted_for_now, is_foreign, note
+from llama.files import temporary_folder
 from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
 
@@ -32,8 +34,8 @@ def tokenizer_bin(path: str | None) -> Iterator[str | None]:
         return
     from llama.formats import tokenizers  # the libraries that read such files
 
-    with tempfile.TemporaryDirectory(prefix="cria-") as aside:
-        file = Path(aside, "tokenizer.bin")
+    with temporary_folder() as aside:
+        file = aside / "tokenizer.bin"
         tokenizers.export_bin(tokenizers.load(path), file, indexed=True)
         yield os.fspath(file)
 
@@ -59,6 +61,24 @@ def opened(
         else:
             with converted_for_now(files.model, dtype, note) as path:
                 yield Files(os.fspath(path), engines)
+
+
+@contextmanager
+def opened_adapter(name: str | None, model: str, cache: bool = True) -> Iterator[str | None]:
+    """What llama.adapters.opened makes of the name of an adapter; None for None."""
+    if name is None:
+        yield None
+        return
+    from llama import adapters  # numpy, which most runs do without
+
+    with adapters.opened(name, model, note, cache) as adapter:
+        yield adapter
+
+
+def add_lora_option(parser: argparse.ArgumentParser) -> None:
+    """--lora, for a program that opens a model."""
+    said = "an adapter to run beside it, times SCALE (1): .lora.bin, PEFT's folder, or its name on the hub"
+    parser.add_argument("--lora", metavar="NAME[:SCALE]", help=said)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -2,30 +2,36 @@
 
 An error of C is raised, what C makes is freed when nothing refers to it any more, texts, paths and ids are
 copied on their way. A C model, context, sampler or tokenizer is cffi's pointer to it; the classes are in
-engine.py.
+engine.py, tokenizer.py and batch.py.
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from llama._engine import ffi, lib
-from llama.errors import ERRORS, LlamaError, UsageError
+from llama.errors import ERRORS, ClosedError, LlamaError, UsageError
 
 StrPath = str | os.PathLike[str]
 
-KV = ("fp32", "bf16", "fp16")  # LLAMA_KV_FP32, LLAMA_KV_BF16, ... in their order
+KV = ("fp32", "bf16", "fp16", "int8")  # LLAMA_KV_FP32, LLAMA_KV_BF16, ... in their order
 FREE = {
     "LlamaModel": lib.llama_close,
+    "LlamaAdapter": lib.llama_adapter_close,
     "LlamaContext": lib.llama_context_free,
     "LlamaTokenizer": lib.llama_tokenizer_close,
     "LlamaStream": lib.llama_stream_free,
     "LlamaSampler": lib.llama_sampler_free,
     "LlamaGeneration": lib.llama_generation_free,
 }
+SHIPPED = Path(__file__).parent / "models" / "stories.bin"  # the model that comes with the package
 NEW_UNCLEARED = ffi.new_allocator(should_clear_after_alloc=False)
 
 # --- Calls
@@ -39,11 +45,18 @@ def invoke(function: Callable[..., Any], *arguments: Any) -> Any:
         raise UsageError(str(error)) from None
 
 
+def error_of(error: Any) -> LlamaError | None:
+    """What a pointer to a C error says, None where it points to none."""
+    if error == ffi.NULL:
+        return None
+    text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
+    return ERRORS.get(error.code, LlamaError)(text)
+
+
 def check(code: int, error: Any) -> None:
     """Raises the LlamaError that a C function reported, if its code says so."""
     if code != lib.LLAMA_OK:
-        text = os.fsdecode(ffi.string(error.text))  # it may name a file, which may be any bytes
-        raise ERRORS.get(error.code, LlamaError)(text)
+        raise error_of(error) or LlamaError("")
 
 
 def call(function: Callable[..., int], *arguments: Any) -> None:
@@ -52,18 +65,18 @@ def call(function: Callable[..., int], *arguments: Any) -> None:
     check(invoke(function, *arguments, error), error)
 
 
-def create(kind: str, function: Callable[..., int], *arguments: Any) -> Any:
+def create(kind: str, function: Callable[..., int], *arguments: Any, needs: Any = None) -> Any:
     """Calls a C function that makes a `kind`, and returns it; it is freed when nothing refers to it any more.
 
-    The arguments live as long as the object: in C a context must not outlive its model, nor a generation its
-    context, tokenizer and sampler. So closing is only letting go, and can't pull memory from under a call in
-    another thread.
+    The arguments, and what it needs besides, live as long as the object: in C a context must not outlive its
+    model, nor a generation its context, tokenizer and sampler. So closing is only letting go, and can't pull
+    memory from under a call in another thread.
     """
     out = ffi.new(f"{kind} **")
     call(function, *arguments, out)
 
-    def free(pointer: Any, keep: Any = arguments) -> None:
-        FREE[kind](pointer)
+    def free(pointer: Any, keep: Any = (arguments, needs), release: Any = FREE[kind]) -> None:
+        release(pointer)  # looked up before: at the end of a program FREE may be gone
 
     return ffi.gc(out[0], free)
 
@@ -79,11 +92,28 @@ def struct(kind: str, /, **fields: Any) -> Any:
     return value
 
 
+def alive(handle: Any, name: str) -> Any:
+    """The handle, or ClosedError when it was closed."""
+    if handle is None:
+        raise ClosedError(f"this {name} is closed")
+    return handle
+
+
 # --- Texts and paths
 
 
-def c_bytes(text: str) -> bytes:
-    """UTF-8 of text. A lone surrogate, which has none, counts as U+FFFD."""
+def wrong(name: str, value: object, allowed: str) -> UsageError:
+    """The error of an argument of another type."""
+    return UsageError(f"{name} = {value!r:.80}, allowed {allowed}")
+
+
+def c_bytes(text: str, name: str = "text") -> bytes:
+    """UTF-8 of text. A lone surrogate, which has none, counts as U+FFFD.
+
+    name: of the argument. Raises UsageError for what is no text.
+    """
+    if not isinstance(text, str):
+        raise wrong(name, text, "a string")
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -91,10 +121,20 @@ def c_bytes(text: str) -> bytes:
 
 
 def c_strings(texts: Sequence[str]) -> list[Any]:
-    """Texts as char[]s. Raises UsageError for a NUL, which ends a C string."""
+    """Stop strings as char[]s. Raises UsageError for other types, and a NUL, which ends a C string."""
+    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+        raise wrong("stop", texts, "a string, or a list of them")
     if any("\0" in text for text in texts):
         raise UsageError("a stop string can't hold a NUL character")
     return [ffi.new("char[]", c_bytes(text)) for text in texts]
+
+
+def token_ids(ids: Iterable[int], name: str = "ids") -> list[int]:
+    """The ids that an argument holds. Raises UsageError for what is no iterable of whole numbers."""
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise wrong(name, ids, "text or token ids" if name == "prompt" else "token ids") from None
 
 
 def c_path(path: StrPath) -> bytes:
@@ -118,22 +158,35 @@ def model_open(path: StrPath) -> Any:
     return create("LlamaModel", lib.llama_open, c_path(path))
 
 
+def adapter_open(path: StrPath, scale: float, model: Any) -> Any:
+    """The C adapter of a file, times scale, for a C model. Raises BadFileError, UsageError, ResourceError."""
+    return create("LlamaAdapter", lib.llama_adapter_open, c_path(path), scale, model)
+
+
 def context_init(
-    model: Any, context: int = 0, threads: int = 0, sequences: int = 0, kv: str = "fp32", **options: Any
+    model: Any,
+    context: int = 0,
+    threads: int = 0,
+    sequences: int = 0,
+    kv: str = "fp32",
+    adapter: Any = None,
+    **options: Any,
 ) -> Any:
-    """A C context, of any options that llama.h has. 0: the defaults. Raises UsageError, ResourceError."""
+    """A C context, of any options that llama.h has. 0: the defaults. adapter: a C one, of the model.
+
+    Raises UsageError, ResourceError.
+    """
     if kv not in KV:
         raise UsageError(f"kv = {kv!r}, allowed are {', '.join(KV)}")
     sizes = {"context": context, "threads": threads, "sequences": sequences}
-    options = struct("LlamaContextOptions", **sizes, kv=KV.index(kv), **options)
-    return create("LlamaContext", lib.llama_context_init, model, options)
+    given = {"kv": KV.index(kv), "adapter": adapter or ffi.NULL}
+    options = struct("LlamaContextOptions", **sizes, **given, **options)
+    return create("LlamaContext", lib.llama_context_init, model, options, needs=adapter)
 
 
-def score(context: Any, ids: Sequence[int]) -> list[float]:
-    """Llama.score of a C context."""
-    scores = ffi.new("double[]", max(1, len(ids)))
-    call(lib.llama_score, context, ids, len(ids), scores)
-    return ffi.unpack(scores, len(ids) - 1) if len(ids) > 1 else []
+def vocab_size(context: Any) -> int:
+    """The tokens of the model of a C context."""
+    return lib.llama_config(lib.llama_context_model(context)).vocab_size
 
 
 def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
@@ -142,7 +195,9 @@ def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, *
         seed = int.from_bytes(os.urandom(8), "little")
     options = struct("LlamaSampling", seed=seed or 2**64 - 1, **sampling)  # the generator has no state 0
     sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, options)
-    for token, value in bias.items():
+    if not isinstance(bias, Mapping) or not all(isinstance(value, Real) for value in bias.values()):
+        raise wrong("logit_bias", bias, "numbers by token id")
+    for token, value in zip(token_ids(bias, "logit_bias"), bias.values(), strict=True):
         call(lib.llama_sampler_bias, sampler, token, value)
     return sampler
 
@@ -197,17 +252,24 @@ def encode_spans(tokenizer: Any, text: bytes, spans: Sequence[tuple[int, int, in
     return ffi.unpack(ids, n[0])
 
 
-def special_names(tokenizer: Any) -> set[str]:
+NAMES: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()  # special_names by C tokenizer
+
+
+def special_names(tokenizer: Any) -> frozenset[str]:
     """Names of tokens that no text of a chat is to mean: special ones, and those that some files only call
-    user-defined, <|im_end|> and its like.
+    user-defined, <|im_end|> and its like. They are kept: to look at 128,000 tokens takes a fifth of a second.
     """
-    length, ids = ffi.new("size_t *"), range(lib.llama_vocab_size(tokenizer))
-    names = (c_text(lib.llama_token_name(tokenizer, i, length), length[0]) for i in ids)
-    special = (lib.llama_token_is_special(tokenizer, i) for i in ids)
-    found = zip(names, special, strict=True)
-    return {
-        name.decode(errors="replace") for name, control in found if name[:2] == b"<|" or (control and name)
-    }
+    if tokenizer not in NAMES:
+        length, ids = ffi.new("size_t *"), range(lib.llama_vocab_size(tokenizer))
+        names = (c_text(lib.llama_token_name(tokenizer, i, length), length[0]) for i in ids)
+        special = (lib.llama_token_is_special(tokenizer, i) for i in ids)
+        found = zip(names, special, strict=True)
+        NAMES[tokenizer] = frozenset(
+            name.decode(errors="replace")
+            for name, control in found
+            if name[:2] == b"<|" or (control and name)
+        )
+    return NAMES[tokenizer]
 
 
 # --- Chats
@@ -219,7 +281,7 @@ def chat_named(name: str) -> Any:
     for kind in itertools.takewhile(lib.llama_chat_template, itertools.count()):
         if lib.llama_chat_template(kind).begin != ffi.NULL:
             kinds[ffi.string(lib.llama_chat_template(kind).name).decode()] = kind
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UsageError(f"template = {name!r}, allowed {', '.join(kinds)}")
     return struct("LlamaChat", kind=kinds[name])
 

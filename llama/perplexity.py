@@ -12,6 +12,7 @@ is longer than the context is read in windows that overlap by half, and each tok
 least half a context before it.
 
 Perplexity depends on the vocabulary, bits per byte does not: it compares any two models on a text.
+llama.evaluate asks models more than how likely a text is, and reads texts by this module.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llama import names
-from llama.command import run_command
+from llama.command import Parser, counted, run_command, started_as
 from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
+from llama.formats.files import parse_json
 from llama.native import KV
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
@@ -47,21 +50,25 @@ class Perplexity:
     seconds: float = 0.0
 
     @property
+    def loss(self) -> float:
+        """In nats a token, as training has it."""
+        return -self.log_probability / self.tokens
+
+    @property
     def perplexity(self) -> float:
-        nats = -self.log_probability / self.tokens
-        return math.exp(nats) if nats < 709 else math.inf
+        return math.exp(self.loss) if self.loss < 709 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
         return -self.log_probability / math.log(2) / self.bytes
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self) | {"perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        figures = {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        return asdict(self) | figures
 
     def __str__(self) -> str:
-        documents = "1 document" if self.documents == 1 else f"{self.documents} documents"
         return (
-            f"{documents}, {self.tokens} tokens, {self.bytes} bytes: "
+            f"{counted(self.documents, 'document')}, {self.tokens} tokens, {self.bytes} bytes: "
             f"log-probability {self.log_probability:.1f}, perplexity {self.perplexity:.4f}, "
             f"{self.bits_per_byte:.4f} bits per byte; {self.tokens / self.seconds:.0f} tokens/s"
         )
@@ -86,9 +93,9 @@ def read(path: str) -> Any:
     """The records of a file. Raises OSError, and ValueError for what is not JSON or UTF-8."""
     text = Path(path).read_bytes().decode()
     if path.endswith(".json"):
-        return json.loads(text)
+        return parse_json(text)
     if path.endswith(".jsonl"):
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [parse_json(line) for line in text.split("\n") if line.strip()]
     return [text]
 
 
@@ -123,10 +130,11 @@ def windows(ids: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], i
 
 
 Score = Callable[[Sequence[int]], list[float]]  # Llama.score
+Say = Callable[[Perplexity], object]
 
 
-def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, score: Score) -> None:
-    """Adds a document to a result. Raises UsageError for a context that holds no window."""
+def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, score: Score, say: Say) -> None:
+    """Adds a document to a result, which say hears of. Raises UsageError for a context without a window."""
     if context < 2:
         raise UsageError(f"--context = {context}, allowed 2 or more to judge a text")
     result.documents += 1
@@ -135,26 +143,44 @@ def judge(result: Perplexity, ids: Sequence[int], n_bytes: int, context: int, sc
         scores = score(piece)
         result.log_probability += math.fsum(scores[len(scores) - new :])
         result.tokens += new
-        if sys.stderr.isatty():
-            print(f"\r{result.tokens} tokens", end="", file=sys.stderr, flush=True)
+        say(result)
 
 
-def measure(llama: Llama, texts: Iterable[str]) -> Perplexity:
+def say_nothing(_: Perplexity) -> None:
+    pass
+
+
+def say_tokens(result: Perplexity) -> None:
+    """Shows how far it is in a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{result.tokens} tokens", end="", file=sys.stderr, flush=True)
+
+
+def measure(llama: Llama, texts: Iterable[str], say: Say = say_nothing) -> Perplexity:
     """Reads the texts. Raises BadFileError, UsageError."""
     result, start = Perplexity(), time.perf_counter()
     for text in texts:
-        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score)
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
+        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score, say)
     result.seconds = time.perf_counter() - start
     return result
 
 
-def main(arguments: list[str]) -> None:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("llama.perplexity", description=__doc__, formatter_class=form)
+def judged(llama: Llama, path: str, field: str | None) -> Perplexity:
+    """What a file is to a model, shown as it goes. Raises BadFileError for one without a text, UsageError."""
+    result = measure(llama, documents(path, field), say_tokens)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    if not result.tokens:
+        raise BadFileError(f"{path}: holds no text")
+    return result
+
+
+# --- The program
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """A model, how to run it, and which field of records is text, for a program that judges."""
     parser.add_argument("model", help="a file, a folder or a name (llama.names)")
-    parser.add_argument("text", help="a file")
     parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
@@ -163,16 +189,29 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rope-theta", type=float, metavar="X", help="of RoPE (default: the file's)")
     parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
+    names.add_lora_option(parser)
     names.add_model_options(parser)
-    options = parser.parse_args(arguments)
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[Llama]:
+    """The model that such options name, good until the end of the block. Raises as names.opened."""
     special = {"kv": options.kv, "exact": options.exact, "rope_theta": options.rope_theta}
     with (
         names.opened(options.model, options.tokenizer, options.dtype, not options.no_cache) as files,
-        Llama(*files, options.threads, options.context, **special) as llama,
+        names.opened_adapter(options.lora, files.model, not options.no_cache) as lora,
+        Llama(*files, options.threads, options.context, **special, lora=lora) as llama,
     ):
-        result = measure(llama, documents(options.text, options.field))
-    if not result.tokens:
-        raise BadFileError(f"{options.text}: holds no text")
+        yield llama
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog=started_as("perplexity"), description=__doc__)
+    add_options(parser)
+    parser.add_argument("text", help="a file")
+    options = parser.parse_args(arguments)
+    with opened(options) as llama:
+        result = judged(llama, options.text, options.field)
     print(json.dumps(result.to_dict()) if options.json else result)
 
 

@@ -4,9 +4,9 @@
     python -m llama.run chat.bin -m chat
     python -m llama.run --help
 
-Options, text, messages and exit codes (0, 2 usage, 3 bad file, 4 resources, 130 interrupted) are those of
-llama_run, the engine's own command line, which reads and writes the standard descriptors. Left out on
-purpose: numpy, sentencepiece and torch, which would cost more than a story.
+Options, text, messages and exit codes (0, 2 usage, 3 bad file, 4 resources, 130 interrupted, 141 no longer
+read) are those of llama_run, the engine's own command line, which reads and writes the standard descriptors.
+Left out on purpose: numpy, sentencepiece and torch, which would cost more than a story.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from llama._engine import ffi, lib
-from llama.engine import SHIPPED
-from llama.errors import LlamaError
-from llama.native import c_text, call, check
+from llama.errors import ClosedOutputError, LlamaError, one_line
+from llama.native import SHIPPED, c_text, call, check
 
 
 def parse(arguments: list[bytes]) -> Any:
@@ -51,7 +50,7 @@ def llama_python_converse(
     user: Any, model: Any, tokenizer: Any, messages: Any, n: int, ids: Any, room: int
 ) -> int:
     """A conversation by the model's own template, which jinja2 runs."""
-    from llama.chat import encode_chat  # most runs do without
+    from llama.templates import encode_chat  # most runs do without
 
     said = [(ffi.string(messages[i].role), c_text(messages[i].text, messages[i].length)) for i in range(n)]
     texts = [{"role": role.decode(), "content": text.decode(errors="replace")} for role, text in said]
@@ -60,13 +59,13 @@ def llama_python_converse(
     return len(found)
 
 
-def run(options: Any, model: bytes, tokenizer: bytes | None) -> None:
+def run(options: Any, model: bytes, tokenizer: bytes | None, lora: bytes | None) -> None:
     """Does what a command line says. Raises LlamaError, and what handlers of signals raise meanwhile.
 
-    model: a checkpoint. tokenizer: None for the one that belongs to it.
+    model: a checkpoint. tokenizer: None for the one that belongs to it. lora: an adapter, FILE or FILE:SCALE.
     """
-    texts = [ffi.new("char[]", model), ffi.new("char[]", tokenizer) if tokenizer else ffi.NULL]
-    options.model, options.tokenizer = texts
+    texts = [ffi.new("char[]", text) if text else ffi.NULL for text in (model, tokenizer, lora)]
+    options.model, options.tokenizer, options.lora = texts
     raised: list[BaseException] = []
     user = ffi.new_handle(raised)
     calls = {"interrupted": lib.llama_python_interrupted, "converse": lib.llama_python_converse}
@@ -81,24 +80,31 @@ def run(options: Any, model: bytes, tokenizer: bytes | None) -> None:
 def start(options: Any) -> None:
     """Runs a checkpoint as it is, any other model as the checkpoint that its name comes to. Raises as run."""
     model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
-    tokenizer = None if options.tokenizer == ffi.NULL else ffi.string(options.tokenizer)
+    given = (options.tokenizer, options.lora)
+    tokenizer, lora = (None if text == ffi.NULL else ffi.string(text) for text in given)
     is_ours = model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
+    is_ours &= b"pytorch_model" not in model  # which other programs call their files
+    is_ours &= lora is None or lora.endswith(b".bin")
     if options.help or (is_ours and os.access(model, os.F_OK)):
-        run(options, model, tokenizer)
+        run(options, model, tokenizer, lora)
         return
     from llama import command, names  # most runs do without
 
     command.replace_closed_errors()
 
     dtype = None if options.dtype < 0 else ffi.string(lib.llama_type_name(options.dtype)).decode()
-    with names.opened(model, tokenizer and os.fsdecode(tokenizer), dtype, bool(options.cache)) as files:
-        run(options, os.fsencode(files.model), files.tokenizer and os.fsencode(files.tokenizer))
+    cache = bool(options.cache)
+    with (
+        names.opened(model, tokenizer and os.fsdecode(tokenizer), dtype, cache) as files,
+        names.opened_adapter(lora and os.fsdecode(lora), files.model, cache) as adapter,
+    ):
+        run(options, *(text and os.fsencode(text) for text in (*files, adapter)))
 
 
 def note(text: str) -> None:
     """Writes a line to standard error. If that fails there is nobody left to tell."""
     try:
-        os.write(2, os.fsencode(text) + b"\n")
+        os.write(2, os.fsencode(one_line(text)) + b"\n")
     except OSError:
         pass
 
@@ -108,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         start(parse([b"python -m llama.run", *map(os.fsencode, arguments)]))
+    except ClosedOutputError as error:
+        return error.code
     except LlamaError as error:
         note(f"error: {error}")
         return error.code

@@ -13,6 +13,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.files import Fields, read_json
+from llama.formats.tokenizer_json import edges_of
 from llama.formats.vocabulary import Vocabulary
 
 ADDED, CONFIG, SPECIAL = "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -26,6 +27,7 @@ class Added:
     id: int
     name: str
     special: bool
+    edges: int = 0
 
 
 def read_added(path: Path, i: Any, name: Any, special: Any) -> Added:
@@ -42,7 +44,8 @@ def read_decoder(fields: Fields) -> Iterator[Added]:
     """The tokens of added_tokens_decoder. Raises BadFileError."""
     for i, token in fields.object("added_tokens_decoder").values.items():
         said = Fields(fields.path, token if isinstance(token, dict) else {})
-        yield read_added(fields.path, i, said.values.get("content"), said.flag("special", False))
+        added = read_added(fields.path, i, said.values.get("content"), said.flag("special", False))
+        yield replace(added, edges=edges_of(said.values))
 
 
 def special_names(folder: Path) -> set[str]:
@@ -55,8 +58,8 @@ def special_names(folder: Path) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
-def find_added(folder: Path, n: int) -> list[Added]:
-    """The tokens from id n on that the files of a folder add, by their ids. Raises BadFileError."""
+def find_listed(folder: Path, most: int | None) -> list[Added]:
+    """The tokens that the files of a folder list, by their ids, up to `most`. Raises BadFileError."""
     found: dict[int, Added] = {}
     if (path := folder / ADDED).exists():
         special = special_names(folder)
@@ -64,7 +67,12 @@ def find_added(folder: Path, n: int) -> list[Added]:
         found |= {token.id: token for token in listed}
     if (path := folder / CONFIG).exists():
         found |= {token.id: token for token in read_decoder(read_json(path))}
-    return [found[i] for i in sorted(found) if i >= n]
+    return [found[i] for i in sorted(found) if most is None or i < most]
+
+
+def adds_to(folder: Path, n: int, most: int | None) -> bool:
+    """Whether a folder says more of the tokens than a model of n does. Raises BadFileError."""
+    return any(token.edges or token.id >= n for token in find_listed(folder, most))
 
 
 def ends_of(folder: Path, vocabulary: Vocabulary) -> tuple[int, int]:
@@ -83,8 +91,9 @@ def with_added(folder: Path, vocabulary: Vocabulary, most: int | None = None) ->
 
     most: of the rows of the embedding; tokens that have none are left out. Raises BadFileError.
     """
-    v, n = vocabulary, len(vocabulary)
-    added = [token for token in find_added(folder, n) if most is None or token.id < most]
+    n, listed = len(vocabulary), find_listed(folder, most)
+    v = replace(vocabulary, edges={token.id: token.edges for token in listed if token.edges})
+    added = [token for token in listed if token.id >= n]
     if not added:
         return v
     pieces, types = [*v.padded(added[-1].id + 1).pieces], [*v.padded(added[-1].id + 1).types]

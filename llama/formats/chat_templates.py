@@ -238,7 +238,7 @@ def recognised(chat: Chat, bos: str, eos: str, special: Collection[str]) -> Chat
         return chat
     if not find_spec("jinja2"):
         return known(chat, bos, eos, special)
-    from llama.chat import render
+    from llama.templates import render
 
     names: dict[str, Any] = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text}
     try:

@@ -7,7 +7,27 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
+
+KINDS = {  # of fields, by their annotation: types, and what messages call them
+    "int": (Integral, "whole numbers"),
+    "float": (Real, "finite numbers"),
+    "bool": (bool, "true and false"),
+    "str": (str, "text"),
+}
+
+
+def check_types(values: Any) -> None:
+    """Raises ValueError for a field of a dataclass that is of another type than it is annotated with."""
+    for field in dataclasses.fields(values):
+        value, (kind, allowed) = getattr(values, field.name), KINDS.get(str(field.type), (object, ""))
+        fits = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
+        if not fits or (kind is Real and not abs(value) < math.inf):
+            raise ValueError(f"{field.name} = {value!r:.40}, allowed {allowed}")
+
+
+SCALINGS = ("linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
@@ -16,7 +36,10 @@ class RopeScaling:
 
     kind "linear" divides them all by factor. "llama3" keeps wavelengths shorter than original_max_seq_len /
     high_freq_factor, divides those longer than original_max_seq_len / low_freq_factor, and blends in between
-    (Llama 3.1: 8, 1, 4, 8192; Llama 3.2: 32, 1, 4, 8192).
+    (Llama 3.1: 8, 1, 4, 8192; Llama 3.2: 32, 1, 4, 8192). "yarn" (Peng et al., YaRN, 2023) keeps pairs up to
+    that which turns beta_fast times in the original context, divides those from that which turns beta_slow
+    times on, and blends in between, along the pairs; with truncate these two are rounded outwards to whole
+    ones. It multiplies queries and keys by attention_factor as well, 0: 0.1 ln(factor) + 1.
     """
 
     kind: str = "llama3"
@@ -24,15 +47,54 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_seq_len: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+    truncate: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope_scaling kind = {self.kind!r}, allowed 'linear' and 'llama3'")
+        check_types(self)
+        if self.kind not in SCALINGS:
+            allowed = " and ".join(map(repr, SCALINGS))
+            raise ValueError(f"rope_scaling kind = {self.kind!r}, allowed {allowed}")
         if not self.factor > 0:
             raise ValueError(f"rope_scaling factor = {self.factor}, allowed more than 0")
         if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             found = f"low_freq_factor = {self.low_freq_factor}, high_freq_factor = {self.high_freq_factor}"
             raise ValueError(f"rope_scaling {found}: allowed 0 < low < high")
+        if self.kind == "yarn":
+            self._check_yarn()
+
+    def _check_yarn(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"rope_scaling factor = {self.factor}, allowed 1 or more with YaRN")
+        if not 0 < self.beta_slow < self.beta_fast:
+            found = f"beta_slow = {self.beta_slow}, beta_fast = {self.beta_fast}"
+            raise ValueError(f"rope_scaling {found}: allowed 0 < slow < fast")
+        if self.original_max_seq_len < 1 or self.attention_factor < 0:
+            found = f"original_max_seq_len = {self.original_max_seq_len}"
+            found += f", attention_factor = {self.attention_factor}"
+            raise ValueError(f"rope_scaling {found}: allowed a length of 1 or more, no negative factor")
+
+    def ramp(self, head_dim: int, theta: float) -> tuple[float, float]:
+        """The pairs of YaRN up to which frequencies are kept, and from which they are divided: fractions.
+
+        Raises ValueError where theta and the original context leave no pair between them.
+        """
+        if not theta > 1:
+            raise ValueError(f"rope_theta = {theta}, allowed more than 1 with YaRN")
+        whole = self.original_max_seq_len / (2 * math.pi)  # turns of the first pair
+        fast, slow = (
+            head_dim * math.log(whole / turns) / (2 * math.log(theta))
+            for turns in (self.beta_fast, self.beta_slow)
+        )
+        if self.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        low, high = max(fast, 0), min(slow, head_dim - 1)
+        if low > high:
+            found = f"original_max_seq_len = {self.original_max_seq_len}, rope_theta = {theta}"
+            raise ValueError(f"rope_scaling {found}: no pair of {head_dim // 2} turns as YaRN needs it")
+        return low, high
 
 
 def check_keys(kind: type, values: Mapping[str, Any]) -> None:
@@ -67,6 +129,9 @@ class Config:
     dropout: float = 0.0  # of the embedding and of what each block adds, while training
 
     def __post_init__(self) -> None:
+        check_types(self)
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ValueError(f"rope_scaling = {self.rope_scaling!r:.40}, allowed an object, or none")
         fill = object.__setattr__  # the way to set a field of a frozen dataclass
         fill(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
         fill(self, "head_dim", self.head_dim or self.dim // max(1, self.n_heads))
@@ -84,6 +149,8 @@ class Config:
             raise ValueError(
                 f"norm_eps = {self.norm_eps}, rope_theta = {self.rope_theta}: allowed more than 0"
             )
+        if self.rope_scaling and self.rope_scaling.kind == "yarn":
+            self.rope_scaling.ramp(self.head_dim, self.rope_theta)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import BadFileError
-from llama.formats.kinds import checked_start
+from llama.formats.kinds import whole
 
 LARGEST = 1e30  # of a number in a configuration
 
@@ -56,12 +56,25 @@ class Fields:
         return value
 
 
+def is_file_name(value: Any) -> bool:
+    """Whether a value of JSON is a name that a file of the same folder can have."""
+    return isinstance(value, str) and value == Path(value).name and "\0" not in value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """json.loads, which raises ValueError also for what is nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Fields:
     """The fields of a file that holds a JSON object. Raises BadFileError, OSError."""
-    checked_start(path)
+    data = whole(path)
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        values = parse_json(data)
+    except ValueError as error:
         raise BadFileError(f"{path}: is not JSON ({error})") from None
     if not isinstance(values, dict):
         raise BadFileError(f"{path}: holds a {type(values).__name__}, allowed an object")

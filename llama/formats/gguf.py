@@ -1,10 +1,9 @@
 """GGUF files, llama.cpp's: models of its architecture "llama", out of and into them.
 
-Weights lie in them as in model.py: the rows of wq and wk are in Meta's order there too. What stretches RoPE
-for Llama 3.1 and 3.2 is a tensor, rope_freqs.weight, of what the frequencies are divided by.
-gguf_vocabulary.py is about the tokenizer in a file.
+Weights lie in them as in model.py: the rows of wq and wk are in Meta's order there too. gguf_rope.py is about
+what stretches RoPE, gguf_vocabulary.py about the tokenizer in a file.
 
-Left out on purpose: experts, YaRN.
+Left out on purpose: experts.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ from llama.files import check_room, written_aside
 from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tiles
 from llama.formats.chat_templates import Chat, template_text
-from llama.formats.config import Config, RopeScaling
+from llama.formats.config import Config
 from llama.formats.gguf_file import GgufFile, tensor_bytes
 from llama.formats.gguf_header import ALIGNMENT, BLOCKS
+from llama.formats.gguf_rope import FACTORS, add_scaling, check_scaling, read_scaling
 from llama.formats.pipeline import Flusher, Stage, pipeline, processors
-from llama.formats.rope import find_scaling, rope_factors
+from llama.formats.rope import rope_factors
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
@@ -44,7 +44,6 @@ from llama.formats.tiles import Errors
 from llama.formats.vocabulary import Vocabulary
 from llama.progress import Bar
 
-ROPE_FACTORS = "rope_freqs.weight"
 NAMES = {  # ours and the file's, of tensors that are in no layer, then of those in a layer
     EMBEDDING: "token_embd.weight",
     "norm.weight": "output_norm.weight",
@@ -78,29 +77,21 @@ def gguf_names(config: Config) -> dict[str, str]:
 
 FLOATS = ("fp32", "fp16", "bf16")  # of norms
 ONLY = {  # what a file may say of things that model.py does not have
+    "general.type": ("model",),
     "general.architecture": ("llama",),
     "llama.expert_count": (0,),
-    "llama.rope.scaling.type": ("none", "linear"),
-    "llama.rope.scaling.attn_factor": (1.0,),
+    "llama.attention.causal": (True,),
 }
 
 
-def read_rope_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
-    """How RoPE is stretched, from what the file says and its tensor of factors. config: without it."""
-    factor = file.one("llama.rope.scaling.factor", float, file.one("llama.rope.scale_linear", float, 1.0))
-    linear = factor not in (0, 1) and file.get("llama.rope.scaling.type") != "none"
-    if factor < 0:
-        raise BadFileError(f"{file.path}: RoPE is scaled by {factor}, allowed more than 0")
-    if ROPE_FACTORS not in file.tensors:
-        return RopeScaling("linear", factor) if linear else None
-    if not linear and file.tensors[ROPE_FACTORS].shape == (config.head_dim // 2,):
-        factors = file.tensor(ROPE_FACTORS).floats()
-        original = file.one("llama.rope.scaling.original_context_length", int, 8192)
-        try:
-            return find_scaling(factors, config, original)
-        except ValueError:
-            pass  # the one line below
-    raise BadFileError(f"{file.path}: {ROPE_FACTORS} stretches RoPE, allowed as Llama 3 does it")
+def same_number(file: GgufFile, key: str, layers: int, default: int | None = None) -> int:
+    """A whole number that all layers have; a file may list it for each. Raises BadFileError."""
+    if not isinstance(file.get(key), list):
+        return file.one(key, int, default)
+    found = file.many(key, int, layers)
+    if len(set(found)) != 1 or not abs(found[0]) < 2**31:
+        raise file.wrong(key, "one whole number for all layers")
+    return found[0]
 
 
 def read_config(file: GgufFile) -> Config:
@@ -110,21 +101,21 @@ def read_config(file: GgufFile) -> Config:
             raise file.wrong(key, " and ".join(map(repr, allowed)))
     if "token_embd.weight" not in file.tensors:
         raise BadFileError(f"{file.path}: token_embd.weight is missing")
-    dim = file.one("llama.embedding_length", int)
-    n_heads = file.one("llama.attention.head_count", int)
+    dim, n_layers = file.one("llama.embedding_length", int), file.one("llama.block_count", int)
+    if n_layers > len(file.tensors):  # before so many layers are thought of
+        raise file.wrong("llama.block_count", f"{len(file.tensors)}, the number of tensors, at most")
+    n_heads = same_number(file, "llama.attention.head_count", n_layers)
     head_dim = file.one("llama.attention.key_length", int, dim // max(1, n_heads))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         if file.one(key, int, head_dim) != head_dim:
             raise file.wrong(key, f"head_dim = {head_dim}")
-    if file.one("llama.block_count", int) > len(file.tensors):  # before so many layers are thought of
-        raise file.wrong("llama.block_count", f"{len(file.tensors)}, the number of tensors, at most")
     fields = {
         "dim": dim,
-        "n_layers": file.one("llama.block_count", int),
+        "n_layers": n_layers,
         "n_heads": n_heads,
-        "n_kv_heads": file.one("llama.attention.head_count_kv", int, n_heads),
+        "n_kv_heads": same_number(file, "llama.attention.head_count_kv", n_layers, n_heads),
         "head_dim": head_dim,
-        "hidden_dim": file.one("llama.feed_forward_length", int),
+        "hidden_dim": same_number(file, "llama.feed_forward_length", n_layers),
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "max_seq_len": file.one("llama.context_length", int),
         "norm_eps": file.one("llama.attention.layer_norm_rms_epsilon", float),
@@ -132,7 +123,7 @@ def read_config(file: GgufFile) -> Config:
         "tied": "output.weight" not in file.tensors,
     }
     config = checked_config(str(file.path), **fields)
-    return replace(config, rope_scaling=read_rope_scaling(file, config))
+    return checked_config(str(file.path), **fields, rope_scaling=read_scaling(file, config))
 
 
 def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -147,7 +138,7 @@ def tensor_problems(file: GgufFile, shapes: Mapping[str, tuple[int, ...]]) -> It
         elif found.type not in (BLOCKS if len(shape) == 2 else FLOATS):
             allowed = ", ".join(BLOCKS if len(shape) == 2 else FLOATS)
             yield f"{name} has the type {found.type}, allowed {allowed}"
-    others = file.tensors.keys() - shapes.keys() - {ROPE_FACTORS}
+    others = file.tensors.keys() - shapes.keys() - {FACTORS}
     yield from (f"{name} is unexpected" for name in sorted(others))
 
 
@@ -167,6 +158,15 @@ class GgufTensors(Mapping[str, Tensor]):
         return len(self._names)
 
 
+def padded_vocabulary(file: GgufFile, size: int) -> Vocabulary | None:
+    """The vocabulary of a file, with tokens that no text means for the rows that have none.
+
+    Raises BadFileError.
+    """
+    found = vocabularies.find_vocabulary(file)
+    return found.padded(size) if found and len(found) < size else found
+
+
 def open_gguf(path: Path) -> Source:
     """The model in a GGUF file. Raises BadFileError, OSError."""
     file = GgufFile(path)
@@ -182,7 +182,7 @@ def open_gguf(path: Path) -> Source:
         add_bos=vocabularies.find_add_bos(file),
         add_eos=file.one(vocabularies.Keys.ADD_EOS, bool, False),
         chat=vocabularies.find_chat(file),
-        vocabulary=cache(lambda: vocabularies.find_vocabulary(file)),
+        vocabulary=cache(lambda: padded_vocabulary(file, config.vocab_size)),
     )
     refuse(source, problems)
     return source
@@ -236,7 +236,7 @@ def plan(config: Config, dtype: str, ends_dtype: str) -> list[Entry]:
     """The tensors of a file, in its order."""
     names, entries = gguf_names(config), []
     if config.rope_scaling and config.rope_scaling.kind == "llama3":
-        entries.append(Entry(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), "fp32"))
+        entries.append(Entry(FACTORS, FACTORS, (config.head_dim // 2,), "fp32"))
     for name, shape in tensor_shapes(config).items():
         entries.append(Entry(name, names[name], shape, chosen_type(name, shape, dtype, ends_dtype)))
     return entries
@@ -256,12 +256,8 @@ def add_config(writer: Any, config: Config) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
-    if scaling := config.rope_scaling:
-        if scaling.kind == "linear":
-            writer.add_rope_scaling_type(library().RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(scaling.factor)
-        else:  # the rest is in ROPE_FACTORS
-            writer.add_rope_scaling_orig_ctx_len(scaling.original_max_seq_len)
+    if config.rope_scaling:
+        add_scaling(writer, config.rope_scaling)
 
 
 def add_model(writer: Any, name: str, dtype: str) -> None:
@@ -338,10 +334,10 @@ def pack(source: Source, strip: Strip[Entry]) -> Strip[Entry]:
 
 def with_factors(source: Source, entries: list[Entry]) -> Source:
     """The source, in which RoPE's factors are a tensor too, if they are to be written."""
-    if all(entry.name != ROPE_FACTORS for entry in entries):
+    if all(entry.name != FACTORS for entry in entries):
         return source
     return replace(
-        source, tensors=ChainMap({ROPE_FACTORS: Tensor.of(rope_factors(source.config))}, source.tensors)
+        source, tensors=ChainMap({FACTORS: Tensor.of(rope_factors(source.config))}, source.tensors)
     )
 
 
@@ -405,6 +401,7 @@ def write_gguf(
     if unknown := {dtype, ends_dtype} - set(TYPES):
         raise UsageError(f"dtype = {unknown.pop()}, allowed {', '.join(TYPES)}")
     config = source.config
+    check_scaling(source.name, config.rope_scaling)
     refuse(source, name_problems(source, tensor_shapes(config)))
     entries = plan(config, dtype, ends_dtype)
     writer = library().GGUFWriter(None, "llama")

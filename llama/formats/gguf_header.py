@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama.errors import BadFileError
+from llama.files import reading
 from llama.formats.header import MAX_DIMENSIONS, MAX_SIZE, Tensor, printable
 from llama.formats.kinds import checked_start
 
 VERSIONS = (2, 3)
+SWAPPED = [version << 24 for version in VERSIONS]
 SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 TEXT, LIST, FLOAT = 8, 9, 6
 TYPES = {  # of tensors: name, values and bytes of a block
@@ -176,7 +178,7 @@ def map_bytes(path: Path) -> mmap.mmap | bytes:
     if not checked_start(path):
         return b""
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise BadFileError(f"{path}: {error.strerror}") from None
@@ -191,6 +193,8 @@ def read_file(path: Path, whole: bool) -> Header:
     if (start := bytes(cursor.data[:4])) != b"GGUF":
         cursor.fail(f"begins with {start!r}, allowed b'GGUF'")
     _, version, n_tensors, n_values = cursor.numbers("2I2Q")
+    if version in SWAPPED:
+        cursor.fail("is of a big-endian machine, allowed are little-endian files")
     if version not in VERSIONS:
         cursor.fail(f"version = {version}, allowed {' and '.join(map(str, VERSIONS))}")
     values = {cursor.text(): cursor.value(whole) for _ in range(n_values)}
@@ -256,11 +260,14 @@ def configuration(values: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str
         found["vocab_size"], found["tied"] = embedding[0], "output.weight" not in shapes
     dim, n_heads = found.get("dim"), found.get("n_heads")
     if isinstance(dim, int) and isinstance(n_heads, int) and n_heads > 0:
-        found.setdefault("n_kv_heads", n_heads)
+        if f"{model}.attention.head_count_kv" not in values:  # which may be a list, for each layer
+            found["n_kv_heads"] = n_heads
         found.setdefault("head_dim", dim // n_heads)
     kind = values.get(f"{model}.rope.scaling.type", "none")
     if kind != "none":
         found["rope_scaling"] = {"kind": kind, "factor": values.get(f"{model}.rope.scaling.factor")}
+        if original := values.get(f"{model}.rope.scaling.original_context_length"):
+            found["rope_scaling"]["original_max_seq_len"] = original
     if "rope_freqs.weight" in shapes:
         found["rope_scaling"] = {"kind": "llama3"}  # its factors are a tensor
     return found

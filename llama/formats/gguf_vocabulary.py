@@ -25,15 +25,54 @@ from llama.formats.tokenizer_json import (
     read_merges,
     refuse,
     refuse_some_bytes,
+    scores_of,
 )
 from llama.formats.vocabulary import Vocabulary
 
-SPLITS = {  # llama.cpp's names of the patterns; the first is written
-    tokens.LLAMA3: ("llama-bpe", "llama3", "llama-v3"),
-    tokens.GPT2: ("gpt-2",),
-    tokens.GPT2_DIGITS: ("smollm",),
+SPLITS: dict[
+    tuple[int, int], tuple[str, ...]
+] = {  # llama.cpp's names of patterns with flags; the first is written
+    # pattern and flags
+    (tokens.LLAMA3, tokens.WHOLE_WORDS): (
+        *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    ),
+    (tokens.LLAMA3, 0): ("smaug-bpe", "dbrx", "glm4", "chatglm-bpe"),
+    (tokens.GPT2, 0): (
+        "gpt-2",
+        "phi-2",
+        "gigachat",
+        "a.x-4.0",
+        "mellum",
+        "exaone4",
+        "mpt",
+        "olmo",
+        "jais",
+        "trillion",
+    ),
+    (tokens.GPT2_DIGITS, 0): (
+        *("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    ),
+    (tokens.QWEN2, 0): ("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "solar-open"),
+    (tokens.TEKKEN, tokens.WHOLE_WORDS): ("tekken",),
+    (tokens.DEEPSEEK_LLM, 0): ("deepseek-llm",),
+    (tokens.DEEPSEEK_CODER, 0): ("deepseek-coder",),
+    (tokens.LLAMACPP_DEFAULT, 0): ("default",),
 }
-PATTERNS = {name: pattern for pattern, names in SPLITS.items() for name in names}
+PATTERNS = {name: split for split, names in SPLITS.items() for name in names}
+BEGIN_WITH_BOS = (*SPLITS[tokens.LLAMA3, tokens.WHOLE_WORDS], "tekken")  # unless the file says otherwise
+SAYS_NO_PATTERN = (
+    "the file does not name the pattern that splits text: it is llama.cpp's for such files, "
+    "and texts may get other ids than the model was trained with"
+)
+BY_PIECES = (
+    "llama.cpp merges any two tokens that make one, in the order of what they make: where pairs that the "
+    "tokenizer lists overlap and make the same, or pairs are not listed, texts may get other ids there"
+)
+NO_EDGES = "a GGUF file does not say that white space beside some special tokens goes with them"
+OTHERWISE = {  # what llama.cpp does with a pattern that the model's own tokenizer does not
+    tokens.TEKKEN: "llama.cpp's tekken knows the case of ASCII letters alone, and no marks",
+    tokens.DEEPSEEK_LLM: "llama.cpp's deepseek-llm does not part the digits of a number",
+}
 STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3; llama.cpp knows them by name
 TYPES = {
     TokenType.NORMAL: tokens.TEXT,
@@ -55,14 +94,13 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
     if v.eos < 0:  # llama.cpp has one for such a file
         return f"eos = {v.eos}, allowed is one of its tokens"
     if v.kind == tokens.BYTES:
-        if v.pattern not in SPLITS:
-            return f"pattern = {v.pattern}, allowed {', '.join(map(str, SPLITS))}"
-        if flags != (allowed := tokens.WHOLE_WORDS if v.pattern == tokens.LLAMA3 else 0):
-            return f"flags = {flags}, allowed {allowed} with pattern {v.pattern}"
+        if not (allowed := [of for pattern, of in SPLITS if pattern == v.pattern]):
+            known = dict.fromkeys(str(pattern) for pattern, _ in SPLITS)
+            return f"pattern = {v.pattern}, allowed {', '.join(known)}"
+        if flags not in allowed:
+            return f"flags = {flags}, allowed {' and '.join(map(str, allowed))} with pattern {v.pattern}"
     elif v.kind == tokens.UNIGRAM:
         return "kind = Unigram, allowed pieces that merge"
-    elif v.merges is not None:
-        return "merges = a list of pairs, allowed are scores"
     elif flags not in (0, tokens.SENTENCEPIECE, AFTER_ADDED) or v.pattern != tokens.NO_PATTERN:
         return (
             f"flags = {flags}, pattern = {v.pattern}, allowed 0 and {tokens.SENTENCEPIECE} without a pattern"
@@ -79,6 +117,12 @@ def notes_of(vocabulary: Vocabulary) -> list[str]:
         notes.append("user-defined pieces are text like any other in a GGUF file: their names may be cut")
     if v.kind == tokens.CHARACTERS and v.flags & ~tokens.USER_FIRST == AFTER_ADDED:
         notes.append("llama.cpp puts a space in front of text that follows a special token, too")
+    if v.kind == tokens.CHARACTERS and v.merges is not None:
+        notes.append(BY_PIECES)
+    if v.edges:
+        notes.append(NO_EDGES)
+    if v.kind == tokens.BYTES and v.pattern in OTHERWISE:
+        notes.append(f"{OTHERWISE[v.pattern]}: texts may get other ids there")
     return notes
 
 
@@ -101,6 +145,15 @@ def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
     return [token for token in stops if token not in known]
 
 
+def written_scores(vocabulary: Vocabulary) -> list[float]:
+    """The score of each token in the file: of a list of pairs, by the first that makes the token."""
+    v = vocabulary
+    if v.merges is None:
+        return list(v.scores)
+    made = dict.fromkeys(left + right for left, right in v.merges)
+    return scores_of(v.pieces, {piece: i for i, piece in enumerate(made)})
+
+
 def add_vocabulary(
     writer: Any,
     vocabulary: Vocabulary,
@@ -116,14 +169,14 @@ def add_vocabulary(
     """
     v, byte_level = vocabulary, vocabulary.kind == tokens.BYTES
     writer.add_tokenizer_model("gpt2" if byte_level else "llama")
-    writer.add_tokenizer_pre(SPLITS[v.pattern][0] if byte_level else "default")
+    writer.add_tokenizer_pre(SPLITS[v.pattern, v.flags & tokens.WHOLE_WORDS][0] if byte_level else "default")
     types = written_types(v)
     writer.add_token_list(spellings(replace(v, types=[TYPES[of] for of in types])))
     writer.add_token_types(types)
     if byte_level:
         writer.add_token_merges(merges_of(v))
     else:
-        writer.add_token_scores(list(v.scores))
+        writer.add_token_scores(written_scores(v))
         writer.add_add_space_prefix(bool(v.flags & tokens.PREFIX))
     ids = {Keys.BOS_ID: v.bos, Keys.EOS_ID: v.eos, Keys.UNK_ID: v.unknown}
     ids |= zip((Keys.EOT_ID, Keys.EOM_ID), other_stops(v, stops), strict=False)
@@ -163,7 +216,7 @@ def find_id(file: GgufFile, key: str, usual: int = -1) -> int:
 
 def find_add_bos(file: GgufFile) -> bool:
     """Whether a text begins with BOS, if the file is silent by llama.cpp's rule. Raises BadFileError."""
-    usual = file.get(Keys.MODEL) != "gpt2" or file.get(Keys.PRE) in SPLITS[tokens.LLAMA3]
+    usual = file.get(Keys.MODEL) != "gpt2" or file.get(Keys.PRE) in BEGIN_WITH_BOS
     return file.one(Keys.ADD_BOS, bool, usual)
 
 
@@ -188,11 +241,22 @@ def find_chat(file: GgufFile) -> Chat:
     return Chat("other", text) if text else Chat()
 
 
+def token_types(file: GgufFile, names: list[str], byte_level: bool) -> list[int]:
+    """The type of each token. Where a file has none all are text but bytes, which llama.cpp finds by name.
+
+    Raises BadFileError.
+    """
+    if file.get(Keys.TOKEN_TYPE) is not None:
+        return file.many(Keys.TOKEN_TYPE, int, len(names))
+    is_byte = (not byte_level and name in BYTE_NAMES for name in names)
+    return [TokenType.BYTE if found else TokenType.NORMAL for found in is_byte]
+
+
 def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int]]:
     """What each token prints, or its name, and its type. Raises BadFileError."""
     names = token_names(file)
     types, pieces = [], []
-    for name, of in zip(names, file.many(Keys.TOKEN_TYPE, int, len(names)), strict=True):
+    for name, of in zip(names, token_types(file, names, byte_level), strict=True):
         if of not in TYPES:
             raise BadFileError(f"{file.path}: {Keys.TOKEN_TYPE} = {of} of {name!r:.80}, allowed 1 to 6")
         if of == TokenType.BYTE and name not in BYTE_NAMES:
@@ -212,7 +276,8 @@ def read_sentencepiece(file: GgufFile) -> Vocabulary:
     """A vocabulary of kind "llama". Raises BadFileError."""
     if (prefix := file.get(Keys.ADD_PREFIX, True)) not in (True, False):
         raise file.wrong(Keys.ADD_PREFIX, "True and False")
-    scores = file.many(Keys.SCORES, float, len(token_names(file)))
+    n = len(token_names(file))
+    scores = [0.0] * n if file.get(Keys.SCORES) is None else file.many(Keys.SCORES, float, n)
     pieces, types = read_pieces(file, False)
     flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
     usual = types.index(tokens.UNKNOWN) if tokens.UNKNOWN in types else -1
@@ -245,9 +310,9 @@ def read_byte_level(file: GgufFile) -> Vocabulary:
     splits = file.one(Keys.PRE, str, "default")
     if splits not in PATTERNS:
         raise file.wrong(Keys.PRE, " and ".join(map(repr, PATTERNS)))
-    pieces, types = read_pieces(file, True)
-    flags = tokens.WHOLE_WORDS if PATTERNS[splits] == tokens.LLAMA3 else 0
-    rest = {"pattern": PATTERNS[splits], "flags": flags}
+    (pattern, flags), (pieces, types) = PATTERNS[splits], read_pieces(file, True)
+    notes = (SAYS_NO_PATTERN,) if pattern == tokens.LLAMACPP_DEFAULT else ()
+    rest = {"pattern": pattern, "flags": flags, "notes": notes}
     vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file), **rest)
     return merging_by(vocabulary, listed_merges(file, vocabulary, True))
 

@@ -15,8 +15,10 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
-from llama.formats.files import Fields, read_json
-from llama.formats.mapped import SafetensorsFile, open_pickle
+from llama.formats.files import Fields, is_file_name, read_json
+from llama.formats.huggingface_rope import notes_of, read_rope, type_of
+from llama.formats.kinds import CONFIG, checked_start
+from llama.formats.mapped import SafetensorsFile, open_pickle, unwrapped
 from llama.formats.source import (
     CLASSIFIER,
     EMBEDDING,
@@ -29,7 +31,7 @@ from llama.formats.source import (
 from llama.formats.tensor import Tensor
 from llama.formats.tokenizer_json import put_around
 
-CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
+GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
 WEIGHTS = (
     INDEX,
     "model.safetensors",
@@ -62,26 +64,6 @@ def is_huggingface(folder: Path) -> bool:
 # --- The configuration
 
 
-def read_rope(config: Fields, context: int) -> dict[str, Any]:
-    """rope_theta and rope_scaling of a Config, from the fields of transformers 4 or 5.
-
-    Raises BadFileError.
-    """
-    old = config.values.get("rope_scaling") is not None
-    rope = config.object("rope_scaling" if old else "rope_parameters")
-    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
-    kind = rope.one_of("rope_type", ("default", "linear", "llama3"), rope.values.get("type") or "default")
-    for fields in (config, rope):
-        fields.one_of("partial_rotary_factor", (1,), 1)
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    scaling = {"kind": kind, "factor": rope.number("factor")}
-    if kind == "llama3":
-        scaling |= {name: rope.number(name) for name in ("low_freq_factor", "high_freq_factor")}
-        scaling["original_max_seq_len"] = rope.integer("original_max_position_embeddings", context)
-    return {"rope_theta": theta, "rope_scaling": scaling}
-
-
 def check_kind(config: Fields) -> None:
     """Raises BadFileError for what is not a Llama in all but name."""
     config.one_of("model_type", tuple(DEFAULTS))
@@ -101,6 +83,14 @@ def window_of(config: Fields) -> int | None:
     if config.values["model_type"] != "mistral" or config.values.get("sliding_window", 0) is None:
         return None
     return config.integer("sliding_window", 4096)
+
+
+def bounds_of(config: Fields, context: int) -> dict[str, Any]:
+    """Up to how many positions the model is a Llama, and what bounds them: longest and bound of a Source."""
+    window = window_of(config)
+    if type_of(config) == "dynamic" and context != window:
+        return {"longest": context, "bound": "context before RoPE is scaled dynamically"}
+    return {"longest": window}
 
 
 def read_config(config: Fields) -> Config:
@@ -129,9 +119,9 @@ def read_config(config: Fields) -> Config:
 
 
 def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
-    """The ids of a field that holds one, a list of them, or none. Raises BadFileError."""
+    """The ids of a field that holds one, a list of them, or none: null, or -1. Raises BadFileError."""
     value = fields.values.get(name)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids = value if isinstance(value, list) else [] if value in (None, -1) else [value]
     for i in ids:
         if not (type(i) is int and 0 <= i < vocab_size):
             raise BadFileError(f"{fields.path}: {name} = {value!r}, allowed 0 to {vocab_size - 1}")
@@ -152,6 +142,7 @@ def named_default(templates: Any) -> str:
 def read_chat(folder: Path) -> Chat:
     """The chat template of a folder: beside the configuration, or in that of its tokenizer."""
     if (path := folder / "chat_template.jinja").exists():
+        checked_start(path)
         return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
     for name in (SETTINGS, "chat_template.json"):
         said = read_json(path).values if (path := folder / name).exists() else {}
@@ -218,9 +209,9 @@ def shard_names(folder: Path, index: Fields) -> dict[str, str]:
     """The file of each tensor that an index names. Raises BadFileError."""
     names = index.object("weight_map").values
     for tensor, file in names.items():
-        if not (isinstance(file, str) and file == Path(file).name):
-            raise BadFileError(f"{index.path}: {tensor} is in {file!r}, allowed files of the folder")
-    return dict(names)
+        if not is_file_name(file):
+            raise BadFileError(f"{index.path}: {tensor} is in {file!r:.200}, allowed files of the folder")
+    return {unwrapped(tensor): file for tensor, file in names.items()}
 
 
 def open_weights(path: Path) -> Mapping[str, Tensor]:
@@ -299,7 +290,8 @@ def open_huggingface(folder: Path) -> Source:
         add_bos=add_bos,
         add_eos=add_eos,
         chat=read_chat(folder),
-        longest=window_of(fields),
+        **bounds_of(fields, config.max_seq_len),
+        notes=notes_of(config),
     )
     refuse(source, problems)
     shapes = tensor_shapes(config)

@@ -21,6 +21,7 @@ from llama.errors import UsageError
 from llama.files import check_room
 from llama.formats.config import Config
 from llama.formats.huggingface import CONFIG, GENERATION, INDEX, pairs_to_halves, rotated_heads, their_name
+from llama.formats.huggingface_rope import rope_json
 from llama.formats.source import (
     EMBEDDING,
     Source,
@@ -125,11 +126,6 @@ def write_tensor(file: BinaryIO, source: Source, name: str, shape: tuple[int, ..
 
 def config_json(config: Config, dtype: str, bos: int, stops: tuple[int, ...]) -> dict[str, Any]:
     """The fields of config.json."""
-    scaling = config.rope_scaling
-    rope: dict[str, Any] | None = {"rope_type": scaling.kind, "factor": scaling.factor} if scaling else None
-    if rope and scaling and scaling.kind == "llama3":
-        rope |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
-        rope["original_max_position_embeddings"] = scaling.original_max_seq_len
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -144,7 +140,7 @@ def config_json(config: Config, dtype: str, bos: int, stops: tuple[int, ...]) ->
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": rope,
+        "rope_scaling": rope_json(config.rope_scaling),
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "mlp_bias": False,

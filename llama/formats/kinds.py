@@ -5,10 +5,13 @@ llama/csrc/base/util.h has the same for the engine.
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 from llama.errors import BadFileError
+from llama.files import reading
 
 LFS = b"version https://git-lfs"
 KINDS = (  # offset, what stands there, what that is
@@ -28,11 +31,31 @@ KINDS = (  # offset, what stands there, what that is
     (0, b"\x7fELF", "a program"),
 )
 LONGEST = 32  # bytes that have to be looked at
+OLD_TORCH = b"\x80\2\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number that torch.save before 1.6 puts first
+TORCH = (b"PK\3\4", OLD_TORCH)  # what its files begin with
+CONFIG, PARAMS = "config.json", "params.json"  # which a folder of Hugging Face has, and one of Meta
+OF_FOLDERS = re.compile(
+    r"config\.json|generation_config\.json|params\.json|tokenizer\w*\.json|.*\.index\.json"
+    r"|consolidated\.\d+\.pth|pytorch_model.*\.bin|model-\d+-of-\d+\.safetensors"
+)
 
 
 def kind_of(start: bytes) -> str | None:
     """What a file is that begins so, None if it is none of KINDS."""
     return next((kind for at, magic, kind in KINDS if start[at:].startswith(magic)), None)
+
+
+def is_of_folder(path: Path, start: bytes) -> bool:
+    """Whether a file that begins so has the name of one that is in a model's folder, and no model itself."""
+    return bool(OF_FOLDERS.fullmatch(path.name)) and kind_of(start) is not None
+
+
+def refuse_alone(path: Path) -> NoReturn:
+    """Raises BadFileError for one file of a folder of another program: the folder is the model."""
+    folder = path.parent if path.parent != Path() else Path.cwd()
+    beside = (folder / CONFIG).exists() or (folder / PARAMS).exists()
+    wanted = f"give the folder, {folder}" if beside else f"neither {CONFIG} nor {PARAMS} is beside it"
+    raise BadFileError(f"{path}: is one file of a model's folder: {wanted}")
 
 
 def refuse_pointer(path: Path, start: bytes) -> None:
@@ -50,7 +73,7 @@ def checked_start(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise BadFileError(f"{path}: is a pipe or a device, not a file")
-        with path.open("rb") as file:
+        with reading(path) as file:
             start = file.read(LONGEST)
     except BadFileError:
         raise
@@ -58,6 +81,13 @@ def checked_start(path: Path) -> bytes:
         raise BadFileError(f"{path}: {error.strerror}") from None
     refuse_pointer(path, start)
     return start
+
+
+def whole(path: Path) -> bytes:
+    """The bytes of a small file. Raises BadFileError as checked_start does, OSError."""
+    checked_start(path)
+    with reading(path) as file:
+        return file.read()
 
 
 def start_of(path: Path) -> bytes:

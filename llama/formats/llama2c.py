@@ -205,6 +205,15 @@ class BinTensors(Mapping[str, Tensor]):
         return len(self._places)
 
 
+def check_shape(path: Path, shape: dict[str, int]) -> None:
+    """Raises BadFileError for what the engine refuses, and a Config takes for the usual value or rounds."""
+    for name, value in shape.items():
+        if value < 1:
+            raise BadFileError(f"{path}: {name} = {value}, allowed 1 or more")
+    if shape["dim"] % shape["n_heads"]:
+        raise BadFileError(f"{path}: n_heads = {shape['n_heads']} does not divide dim = {shape['dim']}")
+
+
 def read_header(path: Path, data: np.ndarray) -> tuple[Config, int, int, int]:
     """Configuration, version, group size and the bytes of the header. Raises BadFileError."""
     raw = bytes(data[:HEADER_BYTES])
@@ -219,8 +228,13 @@ def read_header(path: Path, data: np.ndarray) -> tuple[Config, int, int, int]:
         tied, group_size = raw[36] == 1, struct.unpack_from("<i", raw, 37)[0] if version == 2 else 0
     else:
         raise BadFileError(f"{path}: version = {version}, allowed 0, 1, 2 and 3")
-    shape = dict(zip(HEADER, fields, strict=True)) | {"vocab_size": abs(fields[5]), "tied": tied}
-    config = checked_config(str(path), **shape)
+    if version and raw[36] > 1:
+        raise BadFileError(f"{path}: shared classifier = {raw[36]}, allowed 0 and 1")
+    shape = dict(zip(HEADER, fields, strict=True))
+    if version == 0:
+        shape["vocab_size"] = abs(shape["vocab_size"])
+    check_shape(path, shape)
+    config = checked_config(str(path), **shape, tied=tied)
     if version == 2 and (group_size < 1 or math.gcd(config.dim, config.hidden_dim) % group_size):
         raise BadFileError(f"{path}: group_size = {group_size}, allowed divisors of dim and hidden_dim")
     return config, version, group_size, size

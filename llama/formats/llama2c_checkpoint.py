@@ -1,7 +1,7 @@
 """Checkpoints of llama2.c's train.py, such as the tinyllamas' .pt: files of torch.save with model and shape.
 
 {"model": weights by name, "model_args": the shape, "optimizer": ..., "config": ..., "iter_num": ...}, where
-names are those of model.py, with _orig_mod. before them if the model was compiled. The rest is not read.
+names are those of model.py; what a compiled model has before them is taken off. The rest is not read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from llama.formats.source import (
 )
 from llama.formats.tensor import Tensor, are_equal
 
-COMPILED = "_orig_mod."
 DROPPED = ("freqs_cos", "freqs_sin", "attention.mask")  # tables that follow from the configuration
 FIRST_W1 = "layers.0.feed_forward.w1.weight"
 KNOWN = {  # arguments; the last line says nothing that the shapes don't, or is for training alone
@@ -43,11 +42,11 @@ def is_checkpoint(tree: Any) -> bool:
 def weights_of(file: PickleFile) -> dict[str, Tensor]:
     """The weights under the names of model.py. Raises BadFileError where the shape can't be told."""
     found = file.tensors(file.tree["model"])
-    names = {name: name.removeprefix(COMPILED) for name in found}
-    weights = {names[name]: found[name] for name in found if not names[name].endswith(DROPPED)}
+    weights = {name: tensor for name, tensor in found.items() if not name.endswith(DROPPED)}
     for name in (EMBEDDING, FIRST_W1):
         if name not in weights or len(weights[name].shape) != 2:
-            raise BadFileError(f"{file.path}: {name} is missing, or not a matrix")
+            found = ", ".join(printable(other, 40) for other in sorted(weights)[:3])
+            raise BadFileError(f"{file.path}: model: {name} is missing, or not a matrix, found {found} ...")
     return weights
 
 

@@ -5,6 +5,7 @@ Nothing can be written through them. What headers say is checked in safetensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
+from llama.files import reading
 from llama.formats.header import printable
 from llama.formats.pickles import PickledTensor, find_storages, read_pickle
 from llama.formats.safetensors import read_header
@@ -22,7 +24,25 @@ def map_file(path: Path) -> np.ndarray:
     """The bytes of a file, read when they are looked at. Raises OSError."""
     if not path.stat().st_size:  # which can't be mapped
         return np.empty(0, np.uint8)
-    return np.asarray(np.memmap(path, np.uint8, "r"))
+    with reading(path) as file:
+        return np.asarray(np.memmap(file, np.uint8, "r"))
+
+
+WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)+")  # of DistributedDataParallel and torch.compile
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without what wrappers of a model put in front of it."""
+    match = WRAPPERS.match(name)
+    return name[match.end() :] if match else name
+
+
+def by_unwrapped(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of a file by their names without wrappers. Raises BadFileError for two of one name."""
+    found = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(found) != len(tensors):
+        raise BadFileError(f"{path}: has two tensors of one name, but for module. or _orig_mod. before it")
+    return found
 
 
 def unread(dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -35,7 +55,8 @@ class SafetensorsFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         header = read_header(path)
-        self._data, self._tensors, self.metadata = map_file(path), header.tensors, header.metadata
+        self._data, self.metadata = map_file(path), header.metadata
+        self._tensors = by_unwrapped(path, header.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor, begin = self._tensors[name]
@@ -86,7 +107,7 @@ class PickleFile:
             if not (isinstance(name, str) and isinstance(value, PickledTensor)):
                 kind, name = type(value).__name__, printable(name)
                 raise BadFileError(f"{self.path}: {name!r} is of type {kind}, allowed dense tensors by name")
-        return {name: self.tensor(value) for name, value in tree.items()}
+        return {name: self.tensor(value) for name, value in by_unwrapped(self.path, tree).items()}
 
 
 def open_pickle(path: Path) -> dict[str, Tensor]:

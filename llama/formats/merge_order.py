@@ -8,6 +8,7 @@ the vocabulary is, the ids are in the order of the merges, and the pairs are kno
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,14 +31,24 @@ def characters(piece: bytes) -> list[bytes]:
     return [character.encode() for character in piece.decode()]
 
 
+def joined(parts: list[bytes], pair: Pair) -> list[bytes]:
+    """Parts, in which a pair is one wherever it stands, from the left."""
+    whole, at = list[bytes](), 0
+    while at < len(parts):
+        n = 2 if (*parts[at : at + 2],) == pair else 1
+        whole.append(b"".join(parts[at : at + n]))
+        at += n
+    return whole
+
+
 def merged(piece: bytes, ranks: dict[Pair, int]) -> list[bytes]:
-    """The parts that a piece alone is merged into, by pairs with ranks."""
+    """The parts that a piece alone is merged into, by pairs with ranks, each after those that make its parts.
+
+    So all places of a pair merge at once: what they make is in later pairs alone.
+    """
     parts = characters(piece)
-    while len(parts) > 1:
-        best = min(range(len(parts) - 1), key=lambda i: ranks.get((parts[i], parts[i + 1]), len(ranks)))
-        if (parts[best], parts[best + 1]) not in ranks:
-            break
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    while pair := min(ranks.keys() & itertools.pairwise(parts), key=ranks.__getitem__, default=None):
+        parts = joined(parts, pair)
     return parts
 
 

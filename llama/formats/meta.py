@@ -19,6 +19,7 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.formats.config import Config
 from llama.formats.files import Fields, read_json
+from llama.formats.kinds import PARAMS
 from llama.formats.mapped import open_pickle
 from llama.formats.source import (
     CLASSIFIER,
@@ -32,7 +33,6 @@ from llama.formats.source import (
 )
 from llama.formats.tensor import Tensor, are_equal
 
-PARAMS = "params.json"
 ROPE_TABLE = "rope.freqs"  # in Llama 2's shards; it follows from the configuration
 BY_COLUMNS = ("attention.wo.weight", "feed_forward.w2.weight")
 FIRST_WQ, FIRST_W1 = "layers.0.attention.wq.weight", "layers.0.feed_forward.w1.weight"

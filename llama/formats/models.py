@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from llama.errors import BadFileError
 from llama.formats import llama2c, v3
+from llama.formats.adapters import base_of, is_adapter, merged
 from llama.formats.checkpoint import WEIGHTS, open_checkpoint
-from llama.formats.huggingface import CONFIG, is_huggingface, open_huggingface
-from llama.formats.kinds import checked_start, kind_of
+from llama.formats.huggingface import is_huggingface, open_huggingface
+from llama.formats.kinds import CONFIG, PARAMS, TORCH, checked_start, is_of_folder, kind_of, refuse_alone
 from llama.formats.llama2c_checkpoint import open_pytorch
 from llama.formats.mapped import SafetensorsFile
-from llama.formats.meta import PARAMS, is_meta, open_meta
+from llama.formats.meta import is_meta, open_meta
 from llama.formats.source import Source
-
-OF_FOLDERS = re.compile(
-    r"config\.json|generation_config\.json|params\.json|tokenizer\w*\.json|.*\.index\.json"
-    r"|consolidated\.\d+\.pth|pytorch_model.*\.bin|model-\d+-of-\d+\.safetensors"
-)
-
-
-def check_alone(path: Path, start: bytes) -> None:
-    """Raises BadFileError for one file of a folder of another program: the folder is the model."""
-    named = OF_FOLDERS.fullmatch(path.name) and kind_of(start)
-    if named or (path.name == WEIGHTS and "config" not in SafetensorsFile(path).metadata):
-        folder = path.parent if path.parent != Path() else Path.cwd()
-        beside = is_huggingface(folder) or is_meta(folder)
-        wanted = f"give the folder, {folder}" if beside else f"neither {CONFIG} nor {PARAMS} is beside it"
-        raise BadFileError(f"{path}: is one file of a model's folder: {wanted}")
 
 
 def open_folder(path: Path) -> Source:
-    """A folder of Hugging Face, Meta or train.py. Raises BadFileError, OSError."""
+    """A folder of Hugging Face, Meta or train.py, or an adapter, merged. Raises BadFileError, OSError."""
     if is_huggingface(path):
         return open_huggingface(path)
     if is_meta(path):
         return open_meta(path)
+    if is_adapter(path):
+        return merged(open_source(base_of(path)), path)
     if not (path / WEIGHTS).exists():
         kinds = f"{CONFIG} (Hugging Face), {PARAMS} (Meta), {WEIGHTS} (train.py)"
         raise BadFileError(f"{path}: is no folder of a model, allowed is one with {kinds}")
     return open_checkpoint(path)
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file has the name of train.py's weights, but is another program's: it holds no shape."""
+    return path.name == WEIGHTS and "config" not in SafetensorsFile(path).metadata
 
 
 def open_bin(path: Path, start: bytes) -> Source:
@@ -58,18 +50,20 @@ def open_bin(path: Path, start: bytes) -> Source:
 def open_source(path: Path) -> Source:
     """A model in any format that is read, told by content. Raises BadFileError, OSError.
 
-    A folder of Hugging Face or Meta, a GGUF file, a checkpoint of train.py (a folder or its
-    model.safetensors) or of llama2.c (.pt), or a .bin file of any version.
+    A folder of Hugging Face or Meta, one of an adapter whose model is on this machine, a GGUF file, a
+    checkpoint of train.py (a folder or its model.safetensors) or of llama2.c (.pt), or a .bin file of any
+    version.
     """
     if path.is_dir():
         return open_folder(path)
     start = checked_start(path)
-    check_alone(path, start)
+    if is_of_folder(path, start) or is_shard(path):
+        refuse_alone(path)
     if start[:4] == b"GGUF" or path.suffix == ".gguf":
         from llama.formats.gguf import open_gguf  # of no use to the other formats
 
         return open_gguf(path)
-    if start[:4] == b"PK\3\4" or path.suffix in (".pt", ".pth"):
+    if start.startswith(TORCH) or path.suffix in (".pt", ".pth"):
         return open_pytorch(path)
     if path.suffix == ".safetensors" or kind_of(start) == "a safetensors file":
         return open_checkpoint(path)

@@ -1,13 +1,16 @@
 """The files of torch.save (.pth, .pt, .bin): a zip archive of a pickle and a file for each storage.
 
+Before PyTorch 1.6 they were five pickles, one after the other (a number, a version, sizes of types, the
+tensors, the keys of the storages), then the storages in the order of the keys, each after the number of its
+values.
+
 A pickle is a program. It is read by an unpickler that knows the few harmless names of which a dict of tensors
 is made, refuses every other, and gives descriptions of tensors: mapped.py has the tensors themselves.
-
-Left out on purpose: files from before PyTorch 1.6, which are no zip archives.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import struct
@@ -18,8 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 from llama.errors import BadFileError
+from llama.files import reading
 from llama.formats.header import Tensor, checked_shape, printable
-from llama.formats.kinds import checked_start, kind_of
+from llama.formats.kinds import OLD_TORCH, checked_start, kind_of
 
 STORAGES = {  # of torch: name and bytes of a value
     "DoubleStorage": ("fp64", 8),
@@ -34,6 +38,7 @@ STORAGES = {  # of torch: name and bytes of a value
     "BoolStorage": ("bool", 1),
 }
 MAX_PICKLE = 1 << 22  # bytes; a large model has 100 for each tensor, and each byte may become an object
+MAX_ORDER = 16  # bytes of the file that names their order
 ENTRY, ENTRY_BYTES = b"PK\3\4", 30  # what begins a file of an archive, before its name
 
 
@@ -86,22 +91,41 @@ NAMES = {
 }
 
 
-class TensorUnpickler(pickle._Unpickler):  # in Python: a hostile index makes the one in C take all memory
-    """Reads dicts, lists, numbers, text and descriptions of tensors; no name of a pickle is ever imported."""
+class Unpickler(pickle._Unpickler):  # in Python: a hostile index makes the one in C take all memory
+    """Reads no more than dicts, lists, numbers and text; what may be named is for others to say."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-
-    def load_build(self) -> None:
-        """Drops what would be set on an object, such as the _metadata of a state_dict."""
-        self.stack.pop()
-
-    dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
         """Refuses what makes room for any number of bytes before it reads them."""
         raise pickle.UnpicklingError("it holds a bytearray, which is not a tensor")
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+    def load_empty_set(self) -> None:
+        """Refuses sets, of which a byte makes more than of anything else, and torch.save none."""
+        raise pickle.UnpicklingError("it holds a set, which is not a tensor")
+
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+class TensorUnpickler(Unpickler):
+    """Reads descriptions of tensors besides; no name of a pickle is ever imported."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(Unpickler.dispatch)
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.storages: dict[str, Storage] = {}  # by key
+
+    def load_build(self) -> None:
+        """Drops what would be set on an object, such as the _metadata of a state_dict."""
+        self.stack.pop()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in NAMES:
@@ -112,14 +136,45 @@ class TensorUnpickler(pickle._Unpickler):  # in Python: a hostile index makes th
 
     def persistent_load(self, pid: Any) -> Storage:
         if isinstance(pid, tuple) and len(pid) > 2 and isinstance(pid[1], Storage):
-            return Storage(pid[1].type, pid[1].item, str(pid[2]))
+            if len(pid) > 5 and pid[5] is not None:
+                raise pickle.UnpicklingError("it has a view of a storage, as PyTorch before 1.0 wrote them")
+            key = str(pid[2])
+            return self.storages.setdefault(key, Storage(pid[1].type, pid[1].item, key))
         raise pickle.UnpicklingError("it has a storage of an unknown type")
+
+
+OLD_VERSION = 1001  # of the files from before PyTorch 1.6
+
+
+def read_old(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """What a file from before PyTorch 1.6 says, and the first byte and the bytes of each storage.
+
+    Raises pickle.UnpicklingError, or whatever else a broken pickle leads to.
+    """
+    size = path.stat().st_size
+    with reading(path) as file:
+        head = io.BytesIO(file.read(MAX_PICKLE))
+        _, version, system = (TensorUnpickler(head).load() for _ in range(3))
+        if version != OLD_VERSION or not system["little_endian"]:
+            raise pickle.UnpicklingError("it is of another version of PyTorch, or a big-endian machine")
+        unpickler = TensorUnpickler(head)
+        tree, keys, at, places = unpickler.load(), TensorUnpickler(head).load(), head.tell(), {}
+        for key in keys:
+            file.seek(at)
+            values = struct.unpack("<q", file.read(8))[0]
+            places[key] = (at + 8, values * unpickler.storages[key].item)
+            at = sum(places[key])
+            if values < 0 or at > size:
+                raise pickle.UnpicklingError(f"the file ends before its storage {printable(key, 40)} does")
+    return tree, places
 
 
 def read_pickle(path: Path) -> Any:
     """What the pickle of a file says. Raises BadFileError."""
     start = checked_start(path)
     try:
+        if start.startswith(OLD_TORCH):
+            return read_old(path)[0]
         with zipfile.ZipFile(path) as archive:
             found = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
             if len(found) != 1:
@@ -154,23 +209,44 @@ def entry_begins(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + ENTRY_BYTES + sum(struct.unpack_from("<2H", head, 26))
 
 
+def check_order(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Raises ValueError where an archive says that its bytes are of another order, or lies."""
+    if entry.file_size > MAX_ORDER:
+        raise ValueError(f"has {entry.file_size} bytes, allowed {MAX_ORDER}")
+    try:
+        order = archive.read(entry).strip()
+    except Exception as error:  # zipfile raises what it comes upon
+        raise ValueError(f"is not read: {printable(error)}") from None
+    if order != b"little":
+        raise ValueError(f"says that its byte order is {order!r}, allowed little")
+
+
+def begin_of(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int | None:
+    """Where the data of a storage begin, None for a file that is none. Raises ValueError."""
+    folder, _, key = entry.filename.rpartition("/")
+    if key == "byteorder":
+        check_order(archive, entry)
+    if not folder.endswith("/data"):
+        return None
+    if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("is compressed, allowed are stored files")
+    return entry_begins(file, entry)
+
+
 def find_storages(path: Path) -> dict[str, tuple[int, int]]:
     """Where the storage of each key lies in a file: its first byte, and its bytes. Raises BadFileError."""
+    if checked_start(path).startswith(OLD_TORCH):
+        return read_old(path)[1]
     size, found = path.stat().st_size, {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+    with reading(path) as file, zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            folder, _, key = entry.filename.rpartition("/")
-            if entry.filename.endswith("/byteorder") and archive.read(entry).strip() != b"little":
-                raise BadFileError(f"{path}: its byte order is {archive.read(entry)!r:.20}, allowed little")
-            if not folder.endswith("/data"):
-                continue
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise BadFileError(f"{path}: {entry.filename} is compressed, allowed are stored files")
             try:
-                begin = entry_begins(file, entry)
+                begin = begin_of(file, archive, entry)
             except ValueError as error:
                 raise BadFileError(f"{path}: {entry.filename} {error}") from None
+            if begin is None:
+                continue
             if begin + entry.file_size > size:
                 raise BadFileError(f"{path}: {entry.filename} ends behind the file")
-            found[key] = (begin, entry.file_size)
+            found[entry.filename.rpartition("/")[2]] = (begin, entry.file_size)
     return found

@@ -1,4 +1,4 @@
-"""RoPE's frequencies: the one place that computes them, for model.py and for the factors of GGUF files.
+"""RoPE's frequencies, and YaRN's magnitude: the one place that computes them, for model.py and GGUF files.
 
 GGUF files hold Llama 3's scaling as what each frequency is divided by; find_scaling is the way back.
 """
@@ -13,6 +13,19 @@ import numpy as np
 from llama.formats.config import Config, RopeScaling
 
 
+def kept(frequencies: np.ndarray, config: Config, scaling: RopeScaling) -> np.ndarray:
+    """How much of each frequency rope_scaling keeps: from 1, all of it, to 0, divided by factor. (d / 2)"""
+    if scaling.kind == "linear":
+        return np.zeros_like(frequencies)
+    if scaling.kind == "yarn":
+        low, high = scaling.ramp(config.head_dim, config.rope_theta)
+        pairs = np.arange(len(frequencies))
+        return 1 - ((pairs - low) / (high - low or 0.001)).clip(0, 1)  # of no width: a step behind low
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # over the original context
+    return ((turns - low) / (high - low)).clip(0, 1)
+
+
 def rope_frequencies(config: Config) -> np.ndarray:
     """Angle per position of each pair: theta^(-2 j / d), stretched by rope_scaling. Float64 (d / 2)."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
@@ -20,13 +33,21 @@ def rope_frequencies(config: Config) -> np.ndarray:
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
-    stretched = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return stretched
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)  # over the original context
-    blend = ((turns - low) / (high - low)).clip(0, 1)  # 0: stretched, 1: kept
-    return (1 - blend) * stretched + blend * frequencies
+    blend = kept(frequencies, config, scaling)
+    return (1 - blend) * (frequencies / scaling.factor) + blend * frequencies
+
+
+def usual_magnitude(factor: float) -> float:
+    """What YaRN multiplies queries and keys by where nothing else is said, as its paper has it."""
+    return 0.1 * math.log(factor) + 1
+
+
+def rope_magnitude(config: Config) -> float:
+    """What queries and keys are multiplied by as they are turned."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    return scaling.attention_factor or usual_magnitude(scaling.factor)
 
 
 def rope_factors(config: Config) -> np.ndarray:

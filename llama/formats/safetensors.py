@@ -5,7 +5,6 @@ Only the header is read here, without numpy: mapped.py has the tensors themselve
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import BadFileError
+from llama.files import reading
+from llama.formats.files import parse_json
 from llama.formats.header import MAX_HEADER, Tensor, checked_shape, printable
 from llama.formats.kinds import checked_start, kind_of
 
@@ -57,7 +58,7 @@ def header_text(path: Path) -> tuple[bytes, int]:
     """The JSON of a header, and the bytes of the file. Raises BadFileError."""
     start, size = checked_start(path), path.stat().st_size
     length = struct.unpack_from("<Q", start)[0] if len(start) >= 8 else 0
-    with path.open("rb") as file:
+    with reading(path) as file:
         file.seek(8)
         text = file.read(length) if length <= MAX_HEADER else b""
     if len(text) != length or length == 0:
@@ -71,8 +72,8 @@ def read_header(path: Path) -> Header:
     """What a .safetensors file says of itself. Raises BadFileError."""
     text, size = header_text(path)
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise BadFileError(f"{path}: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise BadFileError(f"{path}: its header is no JSON object")

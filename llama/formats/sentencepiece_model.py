@@ -5,9 +5,11 @@ BPE and UNIGRAM models are read; those of WORD and CHAR, which no Llama has, are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from sentencepiece import SentencePieceProcessor
 
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
@@ -44,19 +46,6 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         at += length
 
 
-def piece_types(model: bytes) -> list[int]:
-    """The type of each piece of a model that the library has read."""
-    pieces = (value for field, value in fields(model) if field == PIECES and isinstance(value, bytes))
-    return [int(dict(fields(piece)).get(TYPE, NORMAL)) for piece in pieces]
-
-
-def model_type(model: bytes) -> str:
-    """The name of the type of a model that the library has read."""
-    trainer = next((value for field, value in fields(model) if field == TRAINER), b"")
-    said = dict(fields(trainer)).get(MODEL_TYPE, 1) if isinstance(trainer, bytes) else 1
-    return MODEL_TYPES.get(int(said), str(said))
-
-
 KEEPS_SPACES = "the sentencepiece model leaves out extra spaces of a text; the engine keeps them"
 TYPES = {
     NORMAL: tokens.TEXT,
@@ -68,6 +57,36 @@ TYPES = {
 }
 
 
+def number_of(message: bytes, field: int, known: Collection[int], usual: int) -> int:
+    """The last number known of a field. Of another kind it is as good as not there, as to the library."""
+    said = [value for name, value in fields(message) if name == field and value in known]
+    return int(said[-1]) if said else usual
+
+
+def piece_types(model: bytes) -> list[int]:
+    """The type of each piece of a model that the library has read."""
+    pieces = (value for field, value in fields(model) if field == PIECES and isinstance(value, bytes))
+    return [number_of(piece, TYPE, TYPES, NORMAL) for piece in pieces]
+
+
+def model_type(model: bytes) -> str:
+    """The name of the type of a model that the library has read."""
+    trainer = next((value for field, value in fields(model) if field == TRAINER), b"")
+    trainer = trainer if isinstance(trainer, bytes) else b""
+    return MODEL_TYPES[number_of(trainer, MODEL_TYPE, MODEL_TYPES, 1)]
+
+
+def opened(data: bytes) -> SentencePieceProcessor | None:
+    """The library's model in the bytes of a file, None for what it refuses."""
+    try:
+        model = SentencePieceProcessor(model_proto=data)
+        for i in range(model.vocab_size()):
+            model.id_to_piece(i)
+    except (RuntimeError, UnicodeDecodeError):  # the latter also of a reason that quotes what is no UTF-8
+        return None
+    return model
+
+
 def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
 
@@ -76,9 +95,14 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     changed, model = sp.normalize("\ufb01 \u00b2A"), sp.serialized_model_proto()
     if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
         raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
-    if (kind := model_type(model)) not in KINDS:
+    try:
+        kind, types, n = model_type(model), piece_types(model), sp.vocab_size()
+    except (IndexError, KeyError):  # fields of a kind that is no longer in use
+        kind, types, n = "unknown", list[int](), -1
+    if len(types) != n:
+        raise BadFileError(f"{path}: is a damaged sentencepiece model")
+    if kind not in KINDS:
         raise BadFileError(f"{path}: model_type = {kind}, allowed {' and '.join(KINDS)}")
-    types, n = piece_types(model), sp.vocab_size()
     if UNUSED in types and kind != "UNIGRAM":  # BPE cuts them again
         raise BadFileError(f"{path}: piece {types.index(UNUSED)} is unused, allowed are pieces in use")
     names = [sp.id_to_piece(i) if of != UNUSED else "" for i, of in enumerate(types)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama.errors import BadFileError
 from llama.formats.chat_templates import Chat
-from llama.formats.config import Config
+from llama.formats.config import Config, RopeScaling
 from llama.formats.tensor import NUMPY, Tensor, are_equal, is_finite, to_floats
 from llama.formats.vocabulary import Vocabulary
 
@@ -31,6 +31,7 @@ LIMITS = {  # the engine's, llama/csrc/weights/checkpoint.h
     "vocab_size": 1 << 24,
     "max_seq_len": 1 << 24,
 }
+SMALLEST, LARGEST = 1e-30, 1e30  # of numbers that are not whole: a file has them in fp32
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Source:
     a text, -1 if they don't say. stops: the ids that end one. add_bos: whether its tokenizer puts bos in
     front, None if they don't say: it does where there is one. add_eos: whether it puts EOS behind. chat: the
     template; None: that of the tokenizer's family. vocabulary: reads the tokenizer that is in the same file,
-    None if there is none. longest: positions up to which the model is a Llama, None for any number. notes:
-    what its user should know, a line each.
+    None if there is none. longest: positions up to which the model is a Llama, None for any number. bound:
+    what is of that length. notes: what its user should know, a line each.
     """
 
     name: str
@@ -55,7 +56,18 @@ class Source:
     chat: Chat | None = Chat()  # noqa: RUF009
     vocabulary: Callable[[], Vocabulary | None] = lambda: None
     longest: int | None = None
+    bound: str = "sliding window"
     notes: tuple[str, ...] = ()
+
+
+def floats_of(config: Config) -> dict[str, float]:
+    """The numbers of a configuration that are not whole, by what messages call them."""
+    found = {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
+    if scaling := config.rope_scaling:
+        names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        names += ("attention_factor",) if scaling.attention_factor else ()  # 0: the usual one
+        found |= {f"rope_scaling {name}": getattr(scaling, name) for name in names}
+    return found
 
 
 def checked_config(name: str, **fields: Any) -> Config:
@@ -70,6 +82,13 @@ def checked_config(name: str, **fields: Any) -> Config:
     for field, limit in LIMITS.items():
         if getattr(config, field) > limit:
             raise BadFileError(f"{name}: {field} = {getattr(config, field)}, allowed up to {limit}")
+    scaling = config.rope_scaling or RopeScaling()
+    if scaling.kind != "linear" and not 1 <= scaling.original_max_seq_len <= LIMITS["max_seq_len"]:
+        found = f"rope_scaling original_max_seq_len = {scaling.original_max_seq_len}"
+        raise BadFileError(f"{name}: {found}, allowed 1 to {LIMITS['max_seq_len']}")
+    for field, value in floats_of(config).items():
+        if not SMALLEST <= value <= LARGEST:
+            raise BadFileError(f"{name}: {field} = {value}, allowed {SMALLEST} to {LARGEST}")
     return config
 
 

@@ -17,6 +17,7 @@ from llama.formats import vocabulary as tokens
 from llama.formats.chat_templates import Chat, missing, recognised, template_text
 from llama.formats.huggingface import is_huggingface, read_adds
 from llama.formats.huggingface_writer import TOKENIZER_FILES, tokenizer_config
+from llama.formats.kinds import whole
 from llama.formats.source import Source
 from llama.formats.tokenizer_json_writer import write_tokenizer
 from llama.formats.vocabulary import Vocabulary
@@ -174,7 +175,7 @@ def with_text_files(
         if known.vocab_size > (size := source.config.vocab_size):
             raise BadFileError(f"{path}: has {known.vocab_size} tokens, the model's vocab_size = {size}")
         source = completed(source, known.special, known.bos_id, known.eos_id)
-    data = {name: path.read_bytes() for name, path in files.items()}
+    data = {name: whole(path) for name, path in files.items()}
     if "tokenizer.model" in data and "tokenizer_config.json" not in data:
         data["tokenizer_config.json"] = tokenizer_config(tokenizers.load(files["tokenizer.model"]))
     if source.chat and source.chat.text and not has_template(data):

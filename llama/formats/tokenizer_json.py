@@ -2,34 +2,32 @@
 
     characters and a space in front, as Llama 2: normalizer Prepend and Replace, or pre_tokenizer Metaspace;
     what has no piece is spelt in bytes ("byte_fallback"), is the unknown token, or is left out
-    byte-level, as Llama 3 (Split, ByteLevel), GPT-2 (ByteLevel) or SmolLM (Digits, ByteLevel)
+    byte-level, split into words by a pattern that split_patterns.py has
     Unigram, with spaces as the first kind has them
 
 The library merges pairs in the order of a list; sentencepiece and tiktoken merge any two tokens whose bytes
 make one. Where the list provably comes to the same, the vocabulary has scores; otherwise it has the pairs.
 
-Left out on purpose: special tokens that take the spaces beside them along; in text, names of special tokens
-and of bytes as pieces of a Unigram, which the library takes for the tokens even where it is told not to.
+Left out on purpose: in text, names of special tokens and of bytes as pieces of a Unigram, which the library
+takes for the tokens even where it is told not to. Ids are those that the file says; the library numbers added
+tokens after a gap anew.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llama.errors import BadFileError
+from llama.formats import split_patterns
 from llama.formats import vocabulary as tokens
+from llama.formats.files import parse_json, read_json
 from llama.formats.vocabulary import Vocabulary
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PATTERNS = {LLAMA3_PATTERN: tokens.LLAMA3, GPT2_PATTERN: tokens.GPT2}
 SPACE = "\u2581"
 
 Pieces = dict[str, int]  # as the file spells them, with their ids
@@ -106,27 +104,30 @@ def strip_flag(path: Path, data: dict[str, Any]) -> int:
     return tokens.STRIP if decoders[-1] == undo[-1] else 0
 
 
-def pattern_of(path: Path, data: dict[str, Any]) -> int:
-    """How a byte-level tokenizer splits text into words. Raises BadFileError."""
-    if data["normalizer"]:
-        refuse(path, "normalizer", data["normalizer"], "null")
+COMPOSES = {"type": "NFC"}
+TAKES_AS_IT_IS = (
+    "the tokenizer composes characters first (NFC), which the engine does not: "
+    "a text with letters whose accents are characters of their own may get other ids"
+)
+
+
+def split_of(path: Path, data: dict[str, Any]) -> tuple[int, int]:
+    """How a byte-level tokenizer splits text into words, and the flags of a space in front.
+
+    Raises BadFileError.
+    """
+    if steps(data["normalizer"], "normalizers") not in ([], [COMPOSES]):
+        refuse(path, "normalizer", data["normalizer"], "null or NFC")
     if [step["type"] for step in steps(data["decoder"], "decoders")] != ["ByteLevel"]:
         refuse(path, "decoder", data["decoder"], "ByteLevel")
-    *before, last = steps(data["pre_tokenizer"], "pretokenizers")
-    require(path, "pre_tokenizer", last, {"add_prefix_space": (False,)})
-    uses_regex, kinds = last.get("use_regex", True), [step["type"] for step in before]
-    if not before:
-        return tokens.GPT2 if uses_regex else tokens.NO_PATTERN
-    if kinds == ["Digits"] and before[0]["individual_digits"] and uses_regex:
-        return tokens.GPT2_DIGITS
-    if kinds == ["Split"] and not uses_regex:
-        pattern = before[0]["pattern"].get("Regex")
-        if pattern not in PATTERNS:
-            refuse(path, "pre_tokenizer.pattern", before[0]["pattern"], "the patterns of Llama 3 and GPT-2")
-        require(path, "pre_tokenizer", before[0], {"behavior": ("Isolated",), "invert": (False,)})
-        return PATTERNS[pattern]
-    allowed = "ByteLevel, after Digits with individual_digits, or Split and use_regex false"
-    return refuse(path, "pre_tokenizer", data["pre_tokenizer"], allowed)
+    splitters = steps(data["pre_tokenizer"], "pretokenizers")
+    pattern = split_patterns.pattern_of(splitters)
+    if pattern is None:
+        refuse(path, "pre_tokenizer", data["pre_tokenizer"], split_patterns.KNOWN)
+    prefix = splitters[-1].get("add_prefix_space", True)
+    if len(splitters) > 1:  # each piece would get one
+        require(path, "pre_tokenizer", splitters[-1], {"add_prefix_space": (False,)})
+    return pattern, tokens.PREFIXES_BYTES if prefix else 0
 
 
 def is_byte_level(data: dict[str, Any]) -> bool:
@@ -171,17 +172,32 @@ def refuse_some_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int],
         refuse(path, field, f"{missing} bytes without a token", "a token for each of the 256 bytes, or none")
 
 
+def count_ids(path: Path, vocab: dict[str, int], added: Sequence[dict[str, Any]]) -> int:
+    """The number of ids, those between that no token has among them. Raises BadFileError."""
+    listed = {token["content"]: token["id"] for token in added}
+    for name in listed.keys() & vocab.keys():
+        if listed[name] != vocab[name]:
+            refuse(path, "added_tokens.id", listed[name], f"{vocab[name]} for {name!r}, as in model.vocab")
+    ids = sorted((vocab | listed).values())
+    if twice := [i for i, following in itertools.pairwise(ids) if i == following]:
+        refuse(path, "model.vocab, added_tokens", f"id {twice[0]} twice", "each id once")
+    if not ids or ids[0] < 0 or ids[-1] >= tokens.VOCABULARY_MAX:
+        found = f"{len(ids)} ids" + (f" from {ids[0]} to {ids[-1]}" if ids else "")
+        refuse(path, "model.vocab", found, f"ids from 0 to {tokens.VOCABULARY_MAX - 1}")
+    return ids[-1] + 1
+
+
 def read_tokens(
     path: Path, vocab: dict[str, int], data: dict[str, Any], byte_level: bool
 ) -> tuple[list[bytes], list[int]]:
-    """What each token prints, or its name, and its type. Raises BadFileError."""
+    """What each token prints, or its name, and its type; an id that no token has is one without a name.
+
+    Raises BadFileError.
+    """
     added, fallback = data.get("added_tokens") or [], data["model"].get("byte_fallback", False)
-    ids = vocab | {token["content"]: token["id"] for token in added}
-    if sorted(ids.values()) != list(range(len(ids))):
-        refuse(path, "model.vocab", f"{len(ids)} ids up to {max(ids.values())}", "each id once, from 0 on")
-    pieces, types = [b""] * len(ids), [tokens.TEXT] * len(ids)
+    n = count_ids(path, vocab, added)
+    pieces, types = [b""] * n, [tokens.CONTROL] * n
     for token in added:
-        require(path, "added_tokens", token, dict.fromkeys(("lstrip", "rstrip", "single_word"), (False,)))
         pieces[token["id"]] = token["content"].encode()
         types[token["id"]] = tokens.CONTROL if token["special"] else tokens.USER
     names = {token["content"] for token in added}
@@ -201,6 +217,29 @@ def late_of(data: dict[str, Any]) -> frozenset[int]:
     return frozenset(token["id"] for token in added if token.get("normalized"))
 
 
+EDGES = {"lstrip": tokens.LEFT, "rstrip": tokens.RIGHT, "single_word": tokens.WORD}
+
+
+def edges_of(token: Mapping[str, Any]) -> int:
+    """What an added token, as the library writes it, asks of the text beside it."""
+    return sum(bit for name, bit in EDGES.items() if token.get(name))
+
+
+def edges_by_id(data: dict[str, Any]) -> dict[int, int]:
+    added = data.get("added_tokens") or []
+    return {token["id"]: edges for token in added if (edges := edges_of(token))}
+
+
+def numbered_anew(data: dict[str, Any], vocab: Collection[str]) -> tuple[str, ...]:
+    """A note, if the library has other ids for added tokens than the file says."""
+    added = data.get("added_tokens") or []
+    new = sorted((token["id"], token["content"]) for token in added if token["content"] not in vocab)
+    for known, (i, name) in enumerate(new, len(vocab)):
+        if i != known:
+            return (f"token {i} = {name!r}, as the file says; the tokenizers library makes it {known}",)
+    return ()
+
+
 def ends_of(path: Path, special: dict[str, int]) -> list[int]:
     """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none."""
     usual = {
@@ -208,7 +247,7 @@ def ends_of(path: Path, special: dict[str, int]) -> list[int]:
         "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
     }
     config = path.with_name("tokenizer_config.json")
-    said = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    said = read_json(config).values if config.exists() else {}
     ends = []
     for name, names in usual.items():
         token = said.get(name)
@@ -270,10 +309,19 @@ def with_ends(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocab
 # --- Merges
 
 
-def cuts(piece: bytes, byte_level: bool) -> list[tuple[bytes, bytes]]:
-    """The pairs that a piece can be cut into: between bytes, or between characters."""
-    ends = (at for at in range(1, len(piece)) if byte_level or piece[at] & 0xC0 != 0x80)
-    return [(piece[:at], piece[at:]) for at in ends]
+CHARACTER_MAX = 4  # bytes of UTF-8
+
+
+def is_character(text: bytes) -> bool:
+    """Whether UTF-8 text is one character."""
+    return all(byte & 0xC0 == 0x80 for byte in text[1:])
+
+
+def cuts(piece: bytes, byte_level: bool, sizes: Set[int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs of parts of some sizes that a piece can be cut into: between bytes, or between characters."""
+    for at in range(1, len(piece)):
+        if at in sizes and len(piece) - at in sizes and (byte_level or piece[at] & 0xC0 != 0x80):
+            yield piece[:at], piece[at:]
 
 
 def classes_of(merges: Sequence[tuple[bytes, bytes]]) -> dict[bytes, int] | None:
@@ -302,12 +350,15 @@ def merges_any_pair(pieces: set[bytes], merges: Sequence[tuple[bytes, bytes]], b
 
     def fits(x: bytes, y: bytes) -> bool:
         if (x, y) not in ranks:
-            return any(part not in pieces and (byte_level or cuts(part, False)) for part in (x, y))
+            return any(part not in pieces and (byte_level or not is_character(part)) for part in (x, y))
         after = ranks.get((y, (x + y)[len(y) :]), -1) if (x + y).startswith(y) else -1
         made_before = max(order.get(x, -1), order.get(y, -1)) < order[x + y]
         return made_before and (after < 0 or after >= ranks[x, y])
 
-    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level))
+    # Only cuts into tokens and characters matter. To try each byte of a long token would take the square of
+    # its length.
+    sizes = {*map(len, pieces), *range(1, CHARACTER_MAX + 1)}
+    return all(fits(x, y) for piece in pieces for x, y in cuts(piece, byte_level, sizes))
 
 
 def read_merges(
@@ -360,7 +411,7 @@ def read(path: Path, data: bytes, most: int | None = None) -> Vocabulary:
     most: of the rows of the embedding; added tokens that have none are left out.
     """
     try:
-        return read_fields(path, within(json.loads(data), most))
+        return read_fields(path, within(parse_json(data), most))
     except BadFileError:
         raise
     except KeyError as error:
@@ -385,13 +436,16 @@ def unknown_of(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Voca
 def read_vocabulary(path: Path, data: dict[str, Any], vocab: dict[str, int], kind: int) -> Vocabulary:
     """The tokens, of any kind, and how spaces are dealt with. Raises BadFileError."""
     if kind == tokens.BYTES:
-        pattern, flags, late = pattern_of(path, data), 0, frozenset[int]()
+        (pattern, flags), late = split_of(path, data), frozenset[int]()
     else:
         flags, late = space_flags(path, data) | strip_flag(path, data), late_of(data)
         pattern = tokens.SPACES if splits_at_spaces(data) else tokens.NO_PATTERN
     pieces, types = read_tokens(path, vocab, data, kind == tokens.BYTES)
-    control = {piece.decode(): i for i, piece in enumerate(pieces) if types[i] == tokens.CONTROL}
+    control = {piece.decode(): i for i, piece in enumerate(pieces) if piece and types[i] == tokens.CONTROL}
     rest = {"pattern": pattern, "flags": flags | tokens.USER_FIRST, "late": late}
+    composes = COMPOSES in steps(data["normalizer"], "normalizers")
+    notes = ((TAKES_AS_IT_IS,) if composes else ()) + numbered_anew(data, vocab)
+    rest |= {"edges": edges_by_id(data), "notes": notes}
     return Vocabulary(kind, pieces, [0.0] * len(pieces), types, *ends_of(path, control), **rest)
 
 

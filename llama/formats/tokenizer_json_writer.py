@@ -13,7 +13,8 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.spelling import SPACE, merges_of, pairs_of, pieces_problem, spellings
-from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from llama.formats.split_patterns import STEPS, steps_of
+from llama.formats.tokenizer_json import EDGES
 from llama.formats.vocabulary import Vocabulary, text_ids
 
 Step = dict[str, Any]
@@ -73,8 +74,12 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
     v = vocabulary
     flags = v.flags & ~(tokens.USER_FIRST | tokens.UNKNOWN_EACH | tokens.DOUBLES)
     if v.kind == tokens.BYTES:
-        if flags & ~tokens.WHOLE_WORDS:
-            return f"flags = {flags}, allowed 0 and {tokens.WHOLE_WORDS}"
+        if flags & ~tokens.WHOLE_WORDS not in (0, tokens.PREFIXES_BYTES):
+            return f"flags = {flags}, of a space in front allowed 0 and {tokens.PREFIXES_BYTES}"
+        if v.pattern not in STEPS:
+            return f"pattern = {v.pattern}, allowed {', '.join(map(str, STEPS))}"
+        if flags & tokens.PREFIX and len(STEPS[v.pattern]) > 1:
+            return f"flags = {flags}, allowed with pattern {v.pattern} 0 and {tokens.WHOLE_WORDS}"
     elif (prefix := flags & ~tokens.STRIP) not in (*PREFIXES, *SCHEMES):
         return f"flags = {flags}, of a space in front allowed {', '.join(map(str, (*PREFIXES, *SCHEMES)))}"
     elif prefix and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
@@ -89,11 +94,7 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
 
 def byte_level(vocabulary: Vocabulary) -> dict[str, Step | None]:
     """The steps of a byte-level tokenizer."""
-    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False}
-    digits = {"type": "Digits", "individual_digits": True}
-    before = {tokens.LLAMA3: [split], tokens.GPT2_DIGITS: [digits]}.get(vocabulary.pattern, [])
-    regex = vocabulary.pattern in (tokens.GPT2, tokens.GPT2_DIGITS)
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}
+    *before, last = steps_of(vocabulary.pattern, bool(vocabulary.flags & tokens.PREFIX))
     splitter = {"type": "Sequence", "pretokenizers": [*before, last]} if before else last
     return {"normalizer": None, "pre_tokenizer": splitter, "decoder": last}
 
@@ -156,9 +157,9 @@ def tokenizer_json(vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
     """The fields of a tokenizer.json. add_bos: a text begins with BOS, where there is one."""
     v, names = vocabulary, spellings(vocabulary)
     is_bytes = v.kind == tokens.BYTES
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     added = [
-        {"id": i, "content": names[i], **plain, "normalized": i in v.late, "special": of != tokens.USER}
+        {"id": i, "content": names[i], "special": of != tokens.USER, "normalized": i in v.late}
+        | {name: bool(v.edges.get(i, 0) & bit) for name, bit in EDGES.items()}
         for i, of in enumerate(v.types)
         if of in (tokens.CONTROL, tokens.USER, tokens.UNKNOWN) and v.pieces[i]
     ]

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from llama.files import reading
+
 BEGINNING = 4096  # bytes that are looked at
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a file of ranks
 
@@ -27,6 +29,6 @@ def is_foreign(path: Path) -> bool:
     """Whether a file is a tokenizer of a kind that tokenizers.py reads and the engine does not."""
     if not os.path.isfile(path):  # noqa: PTH113, which is silent about a path that is too long
         return False
-    with path.open("rb") as file:
+    with reading(path) as file:
         data = file.read(BEGINNING)
     return is_json(path, data) or is_tiktoken(data) or is_sentencepiece(data)

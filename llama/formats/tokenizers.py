@@ -21,15 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
-
 from llama.errors import BadFileError
 from llama.files import write_aside
 from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
-from llama.formats.added_tokens import find_added, with_added
-from llama.formats.kinds import checked_start
-from llama.formats.sentencepiece_model import read_sentencepiece
+from llama.formats.added_tokens import adds_to, with_added
+from llama.formats.kinds import whole
+from llama.formats.sentencepiece_model import opened, read_sentencepiece
 from llama.formats.tokenizer_kinds import is_json, is_tiktoken
 from llama.formats.vocabulary import Vocabulary, count_bin
 
@@ -108,7 +106,8 @@ def preferred(found: Sequence[Tokenizer]) -> Tokenizer | None:
 
     But a tokenizer.json that puts spaces elsewhere than the sentencepiece model beside it was made so on
     purpose: it counts, as it does in transformers. (Where it puts them as the model does, the model counts:
-    it has scores, which say more than the list of pairs made of them.)
+    it has scores, which say more than the list of pairs made of them.) And one beside Llama 3's model counts,
+    as it names the special tokens, which the model does not.
     """
     most = max((known.vocab_size for known in found), default=0)
     largest = [known for known in found if known.vocab_size == most]
@@ -117,6 +116,8 @@ def preferred(found: Sequence[Tokenizer]) -> Tokenizer | None:
         prefix = largest[0].vocabulary.flags & tokens.PREFIX
         of_model = prefix | tokens.PREFIX_EACH if prefix else 0
         return largest[0] if listed[0].vocabulary.flags & SPACES_IN_FRONT == of_model else listed[0]
+    if listed and largest[0].kind == "llama3":
+        return listed[0]
     return largest[0] if largest else None
 
 
@@ -136,8 +137,7 @@ def load(path: str | Path, most: int | None = None) -> Tokenizer:
 
 def load_file(path: Path, most: int | None) -> Tokenizer:
     """What load does with a file."""
-    checked_start(path)
-    data = path.read_bytes()
+    data = whole(path)
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
     if is_tiktoken(data):
@@ -172,13 +172,10 @@ def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) 
 
 def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer | None:
     """A sentencepiece model, with what its folder adds to it; None for another file. Raises BadFileError."""
-    try:
-        sp = SentencePieceProcessor(model_proto=data) if data else None
-    except RuntimeError:
-        sp = None
+    sp = opened(data) if data else None
     if sp is None or sp.vocab_size() == 0:
         return None
-    if any(most is None or token.id < most for token in find_added(path.parent, sp.vocab_size())):
+    if adds_to(path.parent, sp.vocab_size(), most):
         vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
         return load_vocabulary(path, f"{SENTENCEPIECE} with added tokens", vocabulary.indexed, vocabulary)
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
@@ -234,10 +231,12 @@ def export_bin(tokenizer: Tokenizer, path: str | Path, indexed: bool = False) ->
 # ---------------------------------------------------------------------------------------------------------
 # Llama 3: byte pairs by rank, split by a pattern
 
-LLAMA3_SPECIAL = [  # the first of 256; the others are reserved
+# The first of 256; the others are reserved. So Meta's code has them since Llama 3.2. Before, some of these
+# were reserved, and the rest had other numbers; the file does not say, a tokenizer.json does.
+LLAMA3_SPECIAL = [
     *["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"],
     *["<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"],
-    *["<|eom_id|>", "<|eot_id|>", "<|python_tag|>"],
+    *["<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>"],
 ]
 
 
@@ -260,7 +259,7 @@ def read_ranks(path: Path, data: bytes) -> dict[bytes, int]:
 def read_llama3(path: Path, data: bytes) -> Vocabulary:
     """A Llama 3 model, of any number of ranks; 256 special tokens follow. Raises BadFileError."""
     ranks = read_ranks(path, data)
-    names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{i}|>" for i in range(2, 247))]
+    names = [*LLAMA3_SPECIAL, *(f"<|reserved_special_token_{i}|>" for i in range(2, 246))]
     pieces = [*sorted(ranks, key=ranks.__getitem__), *(name.encode() for name in names)]
     types = [tokens.TEXT] * len(ranks) + [tokens.CONTROL] * len(names)
     scores = [-float(i) for i in range(len(pieces))]

@@ -15,12 +15,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.files import check_room
+from llama.files import check_room, reading
 from llama.formats import tiles
 from llama.formats.chat_templates import KINDS, Chat
 from llama.formats.config import Config
@@ -43,7 +43,8 @@ from llama.progress import Bar
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
 TYPES = {"fp32": 0, "int8": 1, "bf16": 2, "int4": 3}
-ROPE = {None: 0, "linear": 1, "llama3": 2}
+ROPE = {None: 0, "linear": 1, "llama3": 2, "yarn": 3}
+YARN = ("beta_fast", "beta_slow", "attention_factor")
 NO_BOS, EOS = 1, 2  # flags of texts
 MAX_STOPS = 8
 MAX_TEXTS = {"chat template": 1 << 20, "system text": 1 << 16, "text in front of a system text": 1 << 16}
@@ -168,6 +169,9 @@ def header(config: Config, dtype: str, extras: Extras, n_tensors: int, file_byte
     data += struct.pack("<3Q", HEADER_BYTES + n_tensors * ENTRY_BYTES, len(extras.tokenizer), file_bytes)
     flags = (0 if extras.add_bos else NO_BOS) | (EOS if extras.add_eos else 0)
     data += struct.pack("<4I", flags, *map(len, extras.texts))
+    if scaling and scaling.kind == "yarn":
+        data += struct.pack("<3f", *(getattr(scaling, name) for name in YARN))
+        data += struct.pack("<i", scaling.truncate)
     return data.ljust(HEADER_BYTES - 4, b"\0")
 
 
@@ -249,7 +253,7 @@ SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size",
 
 
 def is_v3(path: Path) -> bool:
-    with path.open("rb") as file:
+    with reading(path) as file:
         return file.read(8) == struct.pack("<Ii", MAGIC, VERSION)
 
 
@@ -262,11 +266,13 @@ def read_config(path: Path, data: bytes) -> Config:
     """The configuration in a header that the engine has checked."""
     shape = dict(zip(SHAPE, struct.unpack_from("<7i", data, 8), strict=True))
     (kind,), (original,) = struct.unpack_from("<i", data, 52), struct.unpack_from("<i", data, 68)
-    scaling = None
+    scaling: dict[str, Any] | None = None
     if kind:
         names = ("factor", "low_freq_factor", "high_freq_factor")
         scaling = dict(zip(names, floats_at(data, 56, 3), strict=True)) | {"kind": list(ROPE)[kind]}
         scaling |= {"original_max_seq_len": original} if original else {}
+    if kind == ROPE["yarn"]:
+        scaling |= dict(zip(YARN, floats_at(data, 168, 3), strict=True)) | {"truncate": data[180] == 1}
     norm_eps, rope_theta = floats_at(data, 44, 2)
     fields = {"tied": bool(data[36]), "head_dim": struct.unpack_from("<i", data, 40)[0]}
     rope = {"norm_eps": norm_eps, "rope_theta": rope_theta, "rope_scaling": scaling}

@@ -10,8 +10,8 @@ import itertools
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,12 @@ from llama.errors import BadFileError
 
 CHARACTERS, BYTES, UNIGRAM = range(3)  # kinds: what merges at first, or pieces are chosen by their sum
 TEXT, UNKNOWN, CONTROL, USER, BYTE = range(5)  # types of tokens
-NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words
+NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words: split_patterns.py
+QWEN2, TEKKEN, DEEPSEEK_LLM, DEEPSEEK_CODER, GPT2_NUMBERS, LLAMACPP_DEFAULT = range(5, 11)
 PREFIX, PREFIX_EACH, PREFIX_UNLESS_SPACE, WHOLE_WORDS = 1, 2, 4, 8  # flags
-USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES = 16, 32, 64, 128, 256
+USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES, EDGED = 16, 32, 64, 128, 256, 512
+PREFIXES_BYTES = PREFIX | PREFIX_EACH | PREFIX_UNLESS_SPACE  # what add_prefix_space of ByteLevel does
+LEFT, RIGHT, WORD = 1, 2, 4  # edges: white space on a side of a token goes with it, it is no part of a word
 SENTENCEPIECE = PREFIX | PREFIX_EACH | STRIP  # what its models do unless they say otherwise
 
 MAGIC, VERSION = 0x6B6F746C, 1
@@ -39,8 +42,9 @@ class Vocabulary:
 
     pieces: what each token prints, or its name; a space stands for U+2581. merges: the pairs of pieces that
     merge, the first first; None: any two whose bytes make one do, the highest score first. late: ids of
-    special tokens that are found once a space was put in front. notes: what the user should know of a
-    vocabulary that its file does not say all of, a line each; no file holds them.
+    special tokens that are found once a space was put in front. edges: of special tokens, where not 0. notes:
+    what the user should know of a vocabulary that its file does not say all of, a line each; no file holds
+    them.
     """
 
     kind: int
@@ -54,6 +58,7 @@ class Vocabulary:
     flags: int = 0
     merges: Sequence[tuple[bytes, bytes]] | None = None
     late: Set[int] = frozenset()
+    edges: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -170,6 +175,13 @@ def byte_ids_of(vocabulary: Vocabulary) -> np.ndarray:
     return ids
 
 
+def edges_of(vocabulary: Vocabulary) -> np.ndarray:
+    """The edges of each token; nothing if no token has any."""
+    edges = np.zeros(len(vocabulary) if vocabulary.edges else 0, np.uint8)
+    edges[[*vocabulary.edges]] = [*vocabulary.edges.values()]
+    return edges
+
+
 def write_indexed(vocabulary: Vocabulary) -> bytes:
     """The bytes of an indexed file. Raises BadFileError for a special token of one byte."""
     v, ids = vocabulary, text_ids(vocabulary) if vocabulary.kind != UNIGRAM else {}
@@ -182,9 +194,11 @@ def write_indexed(vocabulary: Vocabulary) -> bytes:
     ranks, slots = ranks_of(v, ids, offsets), slots_of(ids)
     sections = [byte_ids_of(v), joined_of(ids), offsets, np.array(v.scores, "<f4")]
     sections += [np.array([*special, *late, *words], "<u4"), slots, ranks]
-    sections += [np.array(v.scores if v.flags & DOUBLES else [], "<f8"), np.array(v.types, np.uint8)]
+    sections += [np.array(v.scores if v.flags & DOUBLES else [], "<f8"), edges_of(v)]
+    sections += [np.array(v.types, np.uint8)]
     body = b"".join([section.tobytes() for section in sections] + [*v.pieces])
-    flags, ends = v.flags | (RANKED if v.merges is not None else 0), (len(v), v.bos, v.eos, v.unknown)
+    flags = v.flags | (RANKED if v.merges is not None else 0) | (EDGED if v.edges else 0)
+    ends = (len(v), v.bos, v.eos, v.unknown)
     sizes = (len(special), len(slots), max(map(len, ids), default=0), int(offsets[-1]))
     sizes = (*sizes, len(words), len(late), 0)
     head = HEADER.pack(MAGIC, VERSION, v.kind, v.pattern, flags, *ends, *sizes)[:-4]
@@ -213,8 +227,8 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
     )
     at, n_ranks = HEADER.size + 1024 + 8192, n_bytes if flags & RANKED else 0
     n_doubles, n_names = n if flags & DOUBLES else 0, n_special + n_late + n_words
-    words = 2 * n + 1 + n_names + n_slots + n_ranks + 2 * n_doubles
-    if (size := at + 4 * words + n + n_bytes) != len(data):
+    words, n_edges = 2 * n + 1 + n_names + n_slots + n_ranks + 2 * n_doubles, n if flags & EDGED else 0
+    if (size := at + 4 * words + n_edges + n + n_bytes) != len(data):
         raise BadFileError(f"{path}: the tokenizer has {len(data)} bytes, its header asks for {size}")
     offsets = np.frombuffer(data, "<u4", n + 1, at).tolist()
     scores = np.frombuffer(data, "<f4", n, at + 4 * (n + 1)).tolist()
@@ -224,11 +238,13 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
     at += 4 * n_ranks
     scores = np.frombuffer(data, "<f8", n, at).tolist() if n_doubles else scores
     at += 8 * n_doubles
+    edges = {i: bits for i, bits in enumerate(data[at : at + n_edges]) if bits}
+    at += n_edges
     types, text = list(data[at : at + n]), data[at + n :]
     pieces = [text[begin:end] for begin, end in itertools.pairwise(offsets)]
     merges = read_merges(text, offsets, ranks) if flags & RANKED else None
-    flags, late = flags & ~RANKED, frozenset(late)
-    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags, merges, late)
+    flags, late = flags & ~(RANKED | EDGED), frozenset(late)
+    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags, merges, late, edges)
 
 
 def read_merges(text: bytes, offsets: list[int], ranks: np.ndarray) -> list[tuple[bytes, bytes]]:
@@ -251,6 +267,7 @@ def fits_llama2c(vocabulary: Vocabulary) -> bool:
     return (
         v.kind == CHARACTERS
         and v.merges is None
+        and not v.edges
         and v.flags & ~USER_FIRST == SENTENCEPIECE
         and special <= {v.bos, v.eos}
         and (v.unknown >= 0 or BYTE in v.types)

@@ -158,6 +158,34 @@ def test_a_prompt_is_read_between_the_tokens_of_others(model):
         finish(batch)
 
 
+def test_a_long_prompt_does_not_hold_up_short_ones(model):
+    """Two short texts, one after the other, are done while the prompt of 80 is read, 4 tokens a step."""
+    with Batch(model, sequences=2, prefill=4) as batch:
+        long = batch.join(ids(80, 1), max_tokens=2, **ENDLESS)
+        batch.step()
+        for seed in (2, 3):
+            short = batch.join(ids(6, seed), max_tokens=3, **ENDLESS)
+            while short.finish is None:
+                batch.step()
+        assert not long.tokens
+        finish(batch)
+        assert len(long.tokens) == 2
+
+
+@pytest.mark.parametrize("options", [{"rope_theta": 500.0}, {"exact": True}, {"kv": "bf16"}])
+def test_a_batch_has_the_options_of_its_llama(tmp_path, options):
+    path, prompt = tmp_path / "model.bin", ids(40, 5)
+    checkpoints.write(path, SHAPE, version=2)  # int8, for exact to change something
+    write_ranked(tmp_path / "tokenizer.bin", [*PIECES, "unused"])
+    with llama.Llama(path, threads=1) as plain, llama.Llama(path, threads=1, **options) as other:
+        others, without = (log_softmax(one.logits(prompt)[-1]).max() for one in (other, plain))
+        assert abs(others - without) > 1e-5
+        with Batch(other, sequences=1) as batch:
+            batch.join(prompt, max_tokens=1, temperature=0, logprobs=0)
+            (found,) = [event.logprob for event in batch.step() if event.token is not None]
+        assert found == pytest.approx(others, abs=1e-6)
+
+
 def test_a_cache_that_is_full_forgets_old_texts_then_ends_the_newest(model):
     with Batch(model, sequences=3, cache=96) as batch:
         old = batch.join(ids(40, 1), max_tokens=2)
@@ -175,7 +203,7 @@ def test_a_cache_that_is_full_forgets_old_texts_then_ends_the_newest(model):
 
 def test_cancel_takes_a_request_out_of_the_queue_and_of_the_batch(model):
     with Batch(model, sequences=1) as batch:
-        runs, waits = batch.join(ids(5, 1)), batch.join(ids(5, 2))
+        runs, waits = batch.join(ids(5, 1), seed=1), batch.join(ids(5, 2), seed=1)
         batch.step()
         batch.cancel(waits)
         batch.cancel(runs)
@@ -321,7 +349,7 @@ def test_a_restored_sequence_is_one_never_saved(model):
 
 def test_slots_with_a_request_are_not_touched(model):
     with Batch(model, sequences=1) as batch:
-        batch.join(ids(5, 1))
+        batch.join(ids(5, 1), seed=1)
         data = batch.save(0)
         batch.step()
         for refused in (lambda: batch.restore(data, 0), lambda: batch.erase(0)):

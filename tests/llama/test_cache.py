@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import environment
+from helpers import assert_refused, environment, finish
 
 import llama
 from llama import cache, convert
-from llama.engine import SHIPPED
 from llama.files import written_aside
+from llama.native import SHIPPED
 
 PROMPT = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
 
@@ -61,13 +62,23 @@ def test_the_second_time_nothing_is_converted(source, home):
 
 def test_another_type_and_a_changed_source_are_other_files(source, home):
     paths = {cache.converted(source), cache.converted(source, "fp32")}
+    assert [entry.source for entry in cache.entries()] == [str(source)] * 2
     config = source / "config.json"
     config.write_text(config.read_text() + "\n")
     paths.add(cache.converted(source))
     assert len(paths) == 3
-    assert [entry.source for entry in cache.entries()] == [str(source)] * 3
+    assert len(cache.entries()) == 1  # those of what the source was are gone
     with pytest.raises(llama.UsageError, match="dtype = int3, allowed int8, int4, bf16, fp32"):
         cache.converted(source, "int3")
+
+
+def test_a_model_without_a_tokenizer_is_said_to_be_one(source, caplog):
+    cache.converted(source)
+    assert not caplog.messages
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    cache.converted(source)
+    assert caplog.messages == [f"{source}: has no tokenizer: texts take one of yours (-z)"]
 
 
 def test_a_folder_tells_the_story_of_its_bin(source):
@@ -89,6 +100,9 @@ def test_the_command_line_converts_once(source, home):
     assert (first.returncode, first.stdout) == (second.returncode, second.stdout) == (0, story)
     assert first.stderr.startswith(f"converting {source} to bf16, kept as {home}/")
     assert second.stderr.startswith("prompt: ")
+    without = "import sys; sys.modules['numpy'] = None; from llama.run import main; exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", without, source, "-n", "1"]  # numpy would take longer than the rest
+    assert subprocess.run(command, env=environment(), timeout=60, check=False).returncode == 0
 
 
 def test_the_command_line_says_which_type_and_whether_to_keep_it(source, home):
@@ -125,7 +139,7 @@ def test_what_is_interrupted_leaves_nothing(source, home, monkeypatch):
 
 
 def test_what_a_killed_program_left_is_removed(source, home):
-    path = cache.place(source, None)
+    path = cache.place(source, None, cache.has_jinja())
     home.mkdir()
     left = home / f".{path.name}.999999.tmp"
     left.write_bytes(b"half")
@@ -159,7 +173,7 @@ def test_what_is_kept_is_listed_and_cleared(source, home, capsys):
     cache.converted(source)
     cache.main([])
     listed = capsys.readouterr().out
-    assert listed.startswith(f"{home}: 1 models, ")
+    assert listed.startswith(f"{home}: 1 model, ")
     assert listed.endswith(f"  {source}\n")
     (source / "config.json").touch()
     cache.main(["list"])
@@ -167,8 +181,42 @@ def test_what_is_kept_is_listed_and_cleared(source, home, capsys):
     with pytest.raises(llama.BadFileError, match=r"^other: no converted model"):
         cache.main(["clear", "other"])
     cache.main(["clear", "stories"])
-    assert capsys.readouterr().out == "1 files deleted\n"
+    assert capsys.readouterr().out == "1 file deleted\n"
     assert cache.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        *(("", True), ("owner/smol", True), ("hf:owner/smol@v2", True), ("models--owner", True)),
+        *(("owner/smol:q8_0", True), ("hf:owner/smol/sub/a.Q8_0.gguf", True), ("smol", True)),
+        ("https://huggingface.co/owner/smol", True),
+        *(("owner/smo", False), ("owner/smol:Q4_0", False), ("hf:owner/smol/b.gguf", False)),
+        *(("stories15M", False), ("a/b/c", False)),
+    ],
+)
+def test_a_model_of_the_hub_is_meant_by_its_name(pattern, meant):
+    source = "/hub/models--owner--smol/snapshots/0123abcd/sub/a.Q8_0.gguf"
+    assert cache.is_meant(source, pattern) == meant
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(source, home):
+    home.write_text("a file")
+    message = f"{home}: is a file, allowed is a folder for converted models ($CRIA_CACHE)"
+    for arguments in ([], ["clear"]):
+        with pytest.raises(llama.BadFileError, match=f"^{re.escape(message)}$"):
+            cache.main(arguments)
+    result = run(source)
+    assert (result.returncode, result.stderr) == (3, f"error: {message}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files can't hold control characters")
+def test_what_a_terminal_would_obey_is_not_said(source, home):
+    path = source.rename(source.with_name("a\x1b[31m\nb"))
+    assert run(path).stderr.startswith(f"converting {path.parent}/a?[31m b to bf16, kept as {home}/a?[31m b-")
+    (path / "config.json").unlink()
+    message = f"error: {path.parent}/a?[31m b: is no folder of a model"
+    assert run(path).stderr.startswith(message) or "config" in run(path).stderr
 
 
 @pytest.mark.parametrize(
@@ -222,3 +270,14 @@ def test_with_standard_error_closed_the_text_is_the_same(source, home):
     result = subprocess.run(closed, capture_output=True, env=environment(), check=False)
     told = subprocess.run(command, capture_output=True, env=environment(), check=False)
     assert (result.returncode, result.stdout) == (0, told.stdout)
+
+
+@pytest.mark.parametrize("program", ["run", "info", "perplexity"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "pytorch_model.bin", "params.json"])
+def test_one_file_of_a_folder_asks_for_the_folder(source, program, name):
+    if not (source / name).exists():
+        (source / name).write_bytes((source / "config.json").read_bytes())
+    text = [str(source / "config.json")] if program == "perplexity" else []
+    command = [sys.executable, "-m", f"llama.{program}", str(source / name), *text]
+    wanted = f"{source / name}: is one file of a model's folder: give the folder, {source}"
+    assert_refused(finish(command, env=environment(), capture_output=True), 3, wanted)

@@ -6,6 +6,7 @@ The model is tiny and random: whether its text is right is for the tests of the 
 import dataclasses
 import math
 import re
+import sys
 import threading
 
 import checkpoints
@@ -15,6 +16,7 @@ from checkpoints import Shape
 from helpers import write_ranked
 
 import llama
+from llama import native
 from llama._engine import ffi, lib
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -92,7 +94,7 @@ def test_options_come_back(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}, {"kv": "int8"}]
+    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}, {"kv": "int4"}]
 )
 def test_options_out_of_range_are_refused(folder, options):
     with pytest.raises(llama.UsageError, match=next(iter(options))):
@@ -197,6 +199,48 @@ def test_end_of_text_token_ends_the_text(model):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("prompt", value) for value in (5, None, [None], ["a"], [1.5], {"a": 1})),
+        *(("stop", value) for value in (5, None, [None], ["a", 1], b"x")),
+        *(("logit_bias", value) for value in ([1], 5, "x", {"a": 1}, {1: "a"}, {1: None}, {1.5: 1})),
+        *((name, "x") for name in ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p")),
+        *((name, []) for name in ("max_tokens", "repeat_penalty", "presence_penalty", "frequency_penalty")),
+    ],
+)
+def test_an_option_of_another_type_is_named(model, name, value):
+    with pytest.raises(llama.UsageError, match=f"^{name} = {re.escape(repr(value))}"):
+        model.generate(**{"prompt": "a", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("text", lambda model: model.encode(5)),
+        ("text", lambda model: model.tokenizer.encode(b"x")),
+        ("user", lambda model: model.encode_turn(None)),
+        ("system", lambda model: model.encode_turn("a", system=[])),
+        ("template", lambda model: model.encode_turn("a", template=[])),
+        ("prefix", lambda model: model.encode_infill(5, "a")),
+        ("suffix", lambda model: model.encode_infill("a", None)),
+        ("ids", lambda model: model.logits(5)),
+        ("ids", lambda model: model.score(["a"])),
+    ],
+)
+def test_an_argument_of_another_type_is_named(model, name, call):
+    with pytest.raises(llama.UsageError, match=f"^{name} = .*, allowed "):
+        call(model)
+
+
+def test_ids_may_be_of_numpy(model):
+    ids = np.array([1, 2, 3])
+    assert model.score(ids) == model.score([1, 2, 3])
+    assert "".join(model.generate(ids, max_tokens=np.int64(2), seed=1)) == "".join(
+        model.generate([1, 2, 3], max_tokens=2, seed=1)
+    )
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"temperature": -1},
@@ -226,7 +270,7 @@ def test_a_second_text_ends_the_first(model):
     first = model.generate("a", max_tokens=30, logit_bias={1: -math.inf, 2: -math.inf})
     next(first)
     second = model.generate("a", max_tokens=5, seed=5)
-    with pytest.raises(llama.ClosedError, match="called again"):
+    with pytest.raises(llama.ClosedError, match="another one was begun"):
         next(first)
     text = "".join(second)
     assert text == "".join(model.generate("a", max_tokens=5, seed=5))
@@ -286,6 +330,15 @@ def test_closing_a_tokenizer_ends_the_texts_that_use_it(folder):
     tokenizer.close()
     with pytest.raises(llama.ClosedError):
         next(generation)
+
+
+def test_what_lives_to_the_end_of_the_program_ends_in_silence(folder, monkeypatch):
+    """Modules lose their names then, before their objects end."""
+    said, tokenizer = [], llama.Tokenizer(folder / "tokenizer.bin")
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    monkeypatch.setattr(native, "FREE", None)
+    del tokenizer
+    assert said == []
 
 
 def test_with_closes(folder):

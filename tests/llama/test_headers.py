@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
 import sys
@@ -79,9 +80,9 @@ def test_scaled_rope_of_hugging_face(tmp_path):
         "original_max_position_embeddings": 64,
     }
     save_hugging_face(tmp_path, rope=rope)
-    assert headers.configuration(headers.read(tmp_path))["rope_scaling"] == vars(
-        RopeScaling(original_max_seq_len=64)
-    )
+    found = headers.configuration(headers.read(tmp_path))["rope_scaling"]
+    assert RopeScaling(**found) == RopeScaling(original_max_seq_len=64)
+    assert set(found) == {"kind", "factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
     old = json.loads((tmp_path / "config.json").read_text())
     old.pop("rope_parameters")
     old |= {"rope_theta": 5e5, "rope_scaling": rope}
@@ -249,6 +250,7 @@ MEMO = b"}r\xff\xff\xff\xff."  # an index of four billion
         (b"ctorch\nFloatStorage\n)R.", "its pickle is not read"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02K\x03tR.", "its pickle is not read"),
         (b"K\x05Q.", "it has a storage of an unknown type"),
+        (b"\x80\x04" + b"\x8f" * 1_000_000 + b".", "it holds a set, which is not a tensor"),  # 0.2 GB of them
     ],
 )
 def test_a_hostile_pickle_is_one_line(tmp_path, data, message):
@@ -288,6 +290,10 @@ GOOD = '{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
         (header(GOOD.replace("F32", "\\n")), r"w: \? of shape"),
         (header("{" * 60_000), "its header is not JSON"),
         (header('{"a":' * 60_000), "its header is not JSON"),
+        (
+            header('{"__metadata__":{"config":"' + "[" * 60_000 + '"},' + GOOD[1:], rest=bytes(16)),
+            "the config of its metadata is not JSON",
+        ),
     ],
 )
 def test_a_hostile_safetensors_is_one_line(tmp_path, data, message):
@@ -310,6 +316,8 @@ def test_a_hostile_safetensors_is_one_line(tmp_path, data, message):
             {"model.safetensors.index.json": b'{"weight_map": {"w": "a.safetensors"}}'},
             "a.safetensors: No such file",
         ),
+        ({"model.safetensors.index.json": b'{"weight_map": {"w": "a\\u0000b"}}'}, "is no object of names"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"w": "../b"}}'}, "is no object of names"),
         (
             {"model.safetensors": header(GOOD, rest=bytes(16)), "config.json": b"{"},
             "config.json: is not JSON",
@@ -329,6 +337,14 @@ def test_a_bad_folder_is_one_line(tmp_path, monkeypatch, capsys, files, message)
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert message in said.err
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_tokenizer_that_is_no_file_is_named(tmp_path, make):
+    (tmp_path / "model.safetensors").write_bytes(header(GOOD, rest=bytes(16)))
+    make(tmp_path / "tokenizer.model")
+    with pytest.raises(llama.BadFileError, match=r"^/.*tokenizer\.model: [iI]s a "):
+        info.info(str(tmp_path))
 
 
 def test_odd_configurations_are_shown_as_far_as_they_go(tmp_path):

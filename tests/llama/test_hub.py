@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -247,7 +248,9 @@ def test_an_own_tokenizer_comes_first(server, tmp_path, monkeypatch):
 
 
 def test_the_only_model_of_a_repository_is_taken(server, tmp_path, model, tokenizer):
-    for file in ("pytorch_model.bin", "tokenizer.bin", "tok99.bin", "README.md", "sub/training_args.bin"):
+    others = ["pytorch_model.bin", "tokenizer.bin", "tok99.bin", "README.md", "sub/training_args.bin"]
+    others += ["openvino/openvino_model.bin", "optimizer.bin", "ggml-model-f16.bin"]
+    for file in others:
         server.files[HOME, file] = b"something else"
     server.files[HOME, "sub/tiny.bin"] = model
     server.files[HOME, f"tok{len(PIECES)}.bin"] = tokenizer
@@ -269,7 +272,7 @@ def test_a_file_and_a_revision_can_be_named(server, tmp_path, model, tokenizer):
 
 
 def test_a_v3_file_needs_no_tokenizer(server, tmp_path, tokenizer):
-    server.files[HOME, "model.bin"] = llama.engine.SHIPPED.read_bytes()
+    server.files[HOME, "model.bin"] = llama.native.SHIPPED.read_bytes()
     server.files[HOME, "tokenizer.bin"] = tokenizer
     assert len(get(f"hf:{HOME}", server, tmp_path)) == 1
     result = run(
@@ -313,6 +316,23 @@ def test_a_repository_without_a_model_is_refused(server, tmp_path):
         ),
         (["config.json", "pytorch_model.bin", "tokenizer.model", "README.md"], 3),
         (["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"], 4),
+        (["params.json", "config.json", "model.safetensors", "consolidated.safetensors"], 3),
+        (
+            [
+                "config.json",
+                "model.safetensors.index.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors",
+                "model.fp16-00001-of-00001.safetensors",
+                "original/consolidated.00.pth",
+                "onnx/model.onnx",
+                "optimizer.bin",
+                "pytorch_model-00001-of-00002.bin",
+            ],
+            4,
+        ),
+        (["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], 3),
         (["model.safetensors", "README.md"], 0),
         (["config.json", "README.md"], 0),
     ],
@@ -353,10 +373,78 @@ def test_a_split_gguf_file_comes_with_all_of_its_parts(server, tmp_path):
     assert first.name == "a-00001-of-00003.gguf"
 
 
+def test_a_quantisation_names_a_gguf_file(server, tmp_path):
+    server.files[HOME, "config.json"] = server.files[HOME, "model.safetensors"] = b"{}"
+    names = ["a.Q8_0.gguf", "a.Q4_K_S.gguf", "a.Q4_K_M.gguf", "mmproj-a-Q5_0.gguf"]
+    names += [f"bf16/a-bf16-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for name in names:
+        server.files[HOME, name] = name.encode()
+    assert get(f"{HOME}:q4_k_m", server, tmp_path)[0].read_bytes() == b"a.Q4_K_M.gguf"
+    assert get(f"hf:{HOME}:Q8_0@v2", server, tmp_path)[0].read_bytes() == b"a.Q8_0.gguf"
+    (first,) = get(f"hf.co/{HOME}:BF16", server, tmp_path)
+    assert len(list(first.parent.iterdir())) == 2
+    there = f"{', '.join(names[:3])}, {names[4]}"
+    for quant in ("Q4_K", "Q5_0"):
+        message = f"{HOME}:{quant}: has no .gguf with {quant} in its name, allowed {there}"
+        assert_refused(run("llama.hub", f"{HOME}:{quant}", server=server, cwd=tmp_path), 3, message)
+    server.files[HOME, "b.Q8_0.gguf"] = b"another"
+    message = f"{HOME}:Q8_0: has a.Q8_0.gguf, b.Q8_0.gguf: name one, as hf:{HOME}/a.Q8_0.gguf"
+    assert_refused(run("llama.hub", f"{HOME}:Q8_0", server=server, cwd=tmp_path), 3, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "revision", "file"),
+    [
+        ("hf:owner/name", "owner/name", "main", ""),
+        ("hf:owner/name@v2", "owner/name", "v2", ""),
+        ("hf:owner/name@refs/pr/1", "owner/name", "refs/pr/1", ""),
+        ("hf:owner/name@v2/a.gguf", "owner/name", "v2", "a.gguf"),
+        ("hf:owner/name@refs/pr/1/sub/a.bin", "owner/name", "refs/pr/1", "sub/a.bin"),
+        ("hf:owner/name/a.bin", "owner/name", "main", "a.bin"),
+        ("hf:owner/name/sub/a.gguf@x/y", "owner/name", "x/y", "sub/a.gguf"),
+        ("https://huggingface.co/owner/name", "owner/name", "main", ""),
+        ("https://huggingface.co/owner/name/", "owner/name", "main", ""),
+        ("https://huggingface.co/owner/name/tree/v2", "owner/name", "v2", ""),
+        ("https://hf.co/owner/name/blob/main/sub/a.gguf", "owner/name", "main", "sub/a.gguf"),
+        (
+            "https://huggingface.co/owner/name/resolve/refs%2Fpr%2F1/a.gguf?download=true",
+            "owner/name",
+            "refs/pr/1",
+            "a.gguf",
+        ),
+        ("http://localhost:1/owner/name", "owner/name", "main", ""),
+    ],
+)
+def test_a_place_has_many_names(monkeypatch, name, repository, revision, file):
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:1")
+    assert hub.is_name(name)
+    assert hub.parse(name) == hub.Place(name, repository, revision, file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hf:name", "hf:owner/name/config.json", "hf:owner/name:", "hf:owner/name:Q8_0/a.gguf", "hf:"),
+        *("hf:owner/name@", "https://example.org/owner/name", "https://huggingface.co/owner"),
+        "https://huggingface.co/owner/name/blob/main/model.safetensors",
+    ],
+)
+def test_another_name_is_told_what_is_allowed(name):
+    with pytest.raises(llama.UsageError, match=f"^{re.escape(name)}: allowed hf:owner/name, with "):
+        hub.parse(name)
+
+
+def test_the_address_of_a_file_is_its_name(server, tmp_path, model):
+    server.files[HOME, "sub/tiny.bin"] = model
+    address = f"{server.address}/{HOME}/resolve/v2/sub/tiny.bin?download=true"
+    assert get(address, server, tmp_path)[0].read_bytes() == model
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("stories15M", True),
+        ("owner/name:Q4_K_M", True),
         ("hf:owner/name", True),
         ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", True),
         ("owner/name@v2", True),
@@ -456,19 +544,6 @@ def test_a_full_disk_is_a_lack_of_resources():
 
 
 # --- Names
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        ("hf:a/b", ("a/b", "main", "")),
-        ("hf:a/b@v1", ("a/b", "v1", "")),
-        ("hf:a/b/c.bin", ("a/b", "main", "c.bin")),
-        ("hf:a/b/c/d.bin@x/y", ("a/b", "x/y", "c/d.bin")),
-    ],
-)
-def test_a_name_is_a_place(name, place):
-    assert hub.parse(name)[1:] == place
 
 
 @pytest.mark.parametrize(

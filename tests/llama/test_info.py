@@ -13,6 +13,7 @@ import checkpoints
 import pytest
 from checkpoints import Shape
 from helpers import PIECES, ROOT, assert_refused, run, write_pieces, write_ranked
+from sentencepiece import SentencePieceTrainer
 from test_export import random_model
 from torch_formats import export_v3
 
@@ -171,7 +172,8 @@ def test_what_a_v3_file_says_is_said(tmp_path):
     found = info.info(str(tmp_path / "a.bin"))
     for name in (*headers.OURS, "tied", "norm_eps", "rope_theta"):
         assert found.config[name] == getattr(config, name), name
-    assert found.config["rope_scaling"] == vars(SCALING)
+    said = ("kind", "factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len")
+    assert found.config["rope_scaling"] == {name: getattr(SCALING, name) for name in said}
     assert (found.kind, found.type, found.template, found.stops) == ("v3", "bf16", "llama3", [7, 9])
     ids = {"vocab_size": len(PIECES), "bos": 1, "eos": 2}
     assert found.tokenizer == {"file": "in the file", "kind": "sentencepiece BPE", **ids}
@@ -190,6 +192,17 @@ def test_a_tokenizer_may_be_missing_or_named_but_not_bad(tmp_path):
     assert info.info(str(path), str(other)).tokenizer["file"] == str(other)
     with pytest.raises(llama.BadFileError, match=r"none\.bin: No such file"):
         info.info(str(path), str(tmp_path / "none.bin"))
+
+
+def test_a_folder_of_meta_has_the_template_of_its_tokenizers_family(tmp_path):
+    (tmp_path / "params.json").write_text('{"dim": 64, "n_layers": 1, "n_heads": 2}')
+    assert info.info(str(tmp_path)).template == "none"
+    (tmp_path / "tokenizer.model").write_bytes(b"YQ== 0\nYg== 1\n")
+    assert info.info(str(tmp_path)).template == "llama3, as the tokenizer is of that family"
+    sentencepiece = {"vocab_size": 8, "hard_vocab_limit": False, "minloglevel": 2}
+    with (tmp_path / "tokenizer.model").open("wb") as out:
+        SentencePieceTrainer.train(sentence_iterator=iter(["abc"]), model_writer=out, **sentencepiece)
+    assert info.info(str(tmp_path)).template == "llama2, as the tokenizer is of that family"
 
 
 # --- Text and JSON
@@ -267,10 +280,26 @@ def test_both_programs_say_the_core_of_it(tmp_path, kind):
     assert ("\nstop ids      7 9\n" in said) == (kind.startswith("int"))
 
 
+def test_what_a_token_reads_and_what_int8_would_save(tmp_path):
+    config = Config(dim=256, n_layers=1, n_heads=2, hidden_dim=22_000, vocab_size=300)
+    weights = Llama(config).state_dict()
+    export_v3(tmp_path / "fp32.bin", config, weights, "fp32")
+    export_v3(tmp_path / "int8.bin", config, weights, "int8")
+    said = [run("native", f"{name}.bin", "--info", cwd=tmp_path).stdout.decode() for name in ("fp32", "int8")]
+    offer = "python -m llama.convert --dtype int8 makes that 18.3 MB"
+    assert said[0].endswith(f"tokens        read 68.9 MB of weights each; {offer}\n")
+    assert said[1].endswith("tokens        read 18.3 MB of weights each\n")
+
+
 def test_both_programs_say_how_rope_is_scaled(tmp_path):
     for scaling, text in (
         (SCALING, "llama3 scaling: factor 32, low 1, high 4, original context 64"),
         (RopeScaling("linear", 2.5), "linear scaling: factor 2.5"),
+        (
+            RopeScaling("yarn", 4, original_max_seq_len=64),
+            "yarn scaling: factor 4, beta_fast 32, beta_slow 1, attention factor 1.138629, "
+            "original context 64",
+        ),
     ):
         config = Config(dim=16, n_layers=1, n_heads=2, vocab_size=9, rope_theta=5e5, rope_scaling=scaling)
         export_v3(tmp_path / "a.bin", config, Llama(config).state_dict(), "fp32")
@@ -314,13 +343,13 @@ def test_what_the_engine_refuses_is_refused_in_its_words(tmp_path, data, message
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_an_output_that_is_full_or_closed_is_one_line(tmp_path, options):
+def test_an_output_that_is_full_is_one_line_and_one_that_is_closed_none(tmp_path, options):
     path = write_model(tmp_path, "v0", SHAPES["tied"])
     reader, closed = os.pipe()
     os.close(reader)
     with Path("/dev/full").open("wb") as full, os.fdopen(closed, "wb") as pipe:
-        for output, reason in ((full, "No space left on device"), (pipe, "Broken pipe")):
+        error = "error: standard output: No space left on device\n"
+        for output, expected in ((full, (4, error)), (pipe, (141, ""))):
             line = [sys.executable, "-m", "llama.info", str(path), "--tensors", *options]
             result = subprocess.run(line, stdout=output, stderr=subprocess.PIPE, cwd=ROOT, check=False)
-            stderr = result.stderr.decode()
-            assert (result.returncode, stderr) == (4, f"error: standard output: {reason}\n")
+            assert (result.returncode, result.stderr.decode()) == expected

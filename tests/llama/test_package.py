@@ -159,6 +159,36 @@ def test_a_forked_child_writes_the_same_text(noise, tmp_path):
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
+FORK_WHILE_BUSY = """
+import os, sys, threading, llama
+model, begun = llama.Llama(sys.argv[1], threads=2), threading.Event()
+def work():
+    begun.set()
+    model.score([1] * 50_000)
+thread = threading.Thread(target=work)
+thread.start()
+begun.wait()
+while not model._lock.locked() and thread.is_alive():
+    pass
+child = os.fork()
+if child == 0:
+    try:
+        model.score([1, 1])
+    except llama.ClosedError:
+        model.close()
+        os._exit(len(llama.Llama(sys.argv[1], threads=2).score([1, 1])) != 1)
+    os._exit(2)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+thread.join()
+print(len(model.score([1, 1])))
+"""
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(long_model):
+    result = python("-W", "ignore", "-c", FORK_WHILE_BUSY, str(long_model), cwd=long_model.parent)
+    assert (result.stdout, result.stderr) == ("0\n1\n", "")
+
+
 def test_ctrl_c_stops_a_text_and_the_model_goes_on(long_model):
     arguments = ["-c", INTERRUPTED, str(long_model)]
     assert interrupt(arguments, long_model.parent, len("ready\n")) == (0, b" x x x\n", b"")
@@ -186,8 +216,12 @@ def test_ctrl_c_stops_a_chat_that_waits_for_a_line(long_model):
 
 @pytest.mark.slow
 def test_wheel_from_the_sdist_works_in_a_fresh_environment(noise, tmp_path):
+    compiler = tmp_path / "compiler"  # that does not optimise: what is packed does not depend on it
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CC", "cc")} "$@" -O0\n')
+    compiler.chmod(0o755)
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    result = subprocess.run(build, capture_output=True, text=True, check=False)
+    with_it = os.environ | {"CC": str(compiler)}
+    result = subprocess.run(build, env=with_it, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"cria-{llama.__version__}-cp310-abi3-")
@@ -231,4 +265,5 @@ def test_wheel_from_the_sdist_works_in_a_fresh_environment(noise, tmp_path):
         check=False,
     )
     assert result.stdout.splitlines() == [str(site / "llama" / "__init__.py"), "64"], result.stderr
+    assert (site / "llama" / "page" / "index.html").exists()
     assert not list(site.glob("llama/csrc")), "only the package is installed"

@@ -169,6 +169,7 @@ def test_a_field_can_be_named(tmp_path):
         ("a.json", b"[1]", "record 0: found int, allowed are strings or objects with story or text"),
         ("a.json", b'[{"body": ""}]', r"record 0: found \['body'\]"),
         ("a.jsonl", b'"a"\n{', "Expecting"),
+        ("a.json", b"[" * 100_000, "it is nested too deeply"),
         ("a.txt", b"\xff", "byte 0 is not UTF-8"),
         ("a.txt", b" ", "holds no text"),
         ("missing.txt", None, "No such file"),

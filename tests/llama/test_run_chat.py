@@ -1,7 +1,7 @@
 """-m chat by every kind of template: those that are built in, those that Python runs, those that are chosen.
 
-Left out on purpose: what a chat asks and when it ends (test_conversation.py), the ids (test_chat.py,
-test_chat_py.py).
+Left out on purpose: what a chat asks and when it ends (test_converse.py), the ids (test_chat.py,
+test_templates.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from checkpoints import Shape
 from checkpoints import write as write_checkpoint
 from helpers import PIECES, assert_refused, both, each_program, write_ranked
 from helpers import run as run_program
-from test_chat_py import TOOLS
 from test_chat_templates import DEFAULT, EACH, LLAMA3, folder_with, run
+from test_templates import TOOLS
 
 from llama import Llama
 

@@ -147,7 +147,7 @@ def test_a_template_whose_tokens_the_tokenizer_lacks_is_another():
 
 
 def test_a_chat_whose_kind_is_known_stays_as_it_is(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llama.chat", None)
+    monkeypatch.setitem(sys.modules, "llama.templates", None)
     for chat in (Chat(), Chat("llama2"), Chat("zephyr", "text", "system", "preamble")):
         assert recognised(chat, "<s>", "</s>", NAMES) == chat
 
@@ -230,15 +230,15 @@ def test_without_jinja2_a_template_is_carried_and_said_to_be_unknown(tmp_path, m
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.setattr(chat_templates, "find_spec", lambda name: None)
-    from llama import chat
+    from llama import templates
 
-    chat.environment.cache_clear()
-    chat.compiled.cache_clear()
+    templates.environment.cache_clear()
+    templates.compiled.cache_clear()
     try:
         capsys.readouterr()
         run(folder, tmp_path / "a.bin", "--version", "3")
     finally:
-        chat.environment.cache_clear()
+        templates.environment.cache_clear()
     error = "chat template: carried along, but not recognised without jinja2 (pip install jinja2)\n"
     assert capsys.readouterr().err == f"note: {folder}: {error}"
     assert open_source(tmp_path / "a.bin").chat == Chat("other", EACH)

@@ -179,7 +179,7 @@ def test_the_help_has_examples(tmp_path):
 
 
 def test_the_commands_of_the_readme_and_the_help_are_command_lines():
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + convert.HELP
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + convert.HELP.format(name="python export.py")
     commands = re.findall(r"^ *python export\.py (.*)$", text, re.MULTILINE)
     assert len(commands) > 10
     for command in commands:
@@ -204,7 +204,9 @@ OPTIONS = {
 def test_the_options_choose_the_format(checkpoint, path, capsys, options):
     assert convert.main([str(checkpoint), str(path), *options]) == 0
     version, kind = OPTIONS[options]
-    assert capsys.readouterr().out.startswith(f"{path}: v{version}, {kind}, ")
+    told = capsys.readouterr().out
+    assert told.startswith(f"{path}: v{version}, {kind}, ")
+    assert ("v0 holds no tokenizer" in told) == (version == 0)
     with Engine(path) as engine:
         assert engine.config.version == version
 

@@ -39,7 +39,7 @@ from torch_formats import export_v3, open_bin, open_gguf, open_v3, write_gguf
 
 import llama
 from llama import info
-from llama.errors import BadFileError, LlamaError
+from llama.errors import BadFileError, LlamaError, UsageError
 from llama.formats import gguf as gguf_format
 from llama.formats import source as formats_source
 from llama.formats.pipeline import processors
@@ -56,6 +56,12 @@ MODELS = {
     "llama3": Config(**SMALL, rope_theta=5e5, rope_scaling=RopeScaling(factor=8.0, original_max_seq_len=64)),
     "llama3, no pair stretched in full": Config(**SMALL, head_dim=8, rope_scaling=RopeScaling(factor=32.0)),
     "linear": Config(**SMALL, rope_scaling=RopeScaling("linear", 2.5)),
+    "yarn": Config(**SMALL, rope_scaling=RopeScaling("yarn", 4.0, original_max_seq_len=32)),
+    "yarn, attention factor": Config(
+        **SMALL,
+        n_kv_heads=2,
+        rope_scaling=RopeScaling("yarn", 2.5, original_max_seq_len=64, attention_factor=1.3),
+    ),
     "rows of no whole blocks": Config(
         dim=60, n_layers=1, n_heads=6, n_kv_heads=3, hidden_dim=172, vocab_size=45
     ),
@@ -191,6 +197,51 @@ def test_linear_scaling_is_read_under_both_its_names(path, keys):
     assert open_gguf(path).config.rope_scaling == RopeScaling("linear", 4.0)
 
 
+YARN_KEYS = {  # besides type and factor, and what they stand for
+    "the least": ({}, {"original_max_seq_len": 128}),
+    "no context": ({"original_context_length": 0}, {"original_max_seq_len": 128}),
+    "as converters write it": (
+        {"original_context_length": 64, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "finetuned": True},
+        {"original_max_seq_len": 64},
+    ),
+    "attention factor": (
+        {"original_context_length": 64, "attn_factor": 0.9},
+        {"original_max_seq_len": 64, "attention_factor": 1.024766},  # 0.9 (0.1 ln 4 + 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", YARN_KEYS)
+def test_yarn_is_read_as_llama_cpp_has_it(path, case):
+    keys, fields = YARN_KEYS[case]
+    said = {
+        f"llama.rope.scaling.{key}": value for key, value in ({"type": "yarn", "factor": 4.0} | keys).items()
+    }
+    library_file(path, random_source(Config(**SMALL)), keys=said)
+    assert open_gguf(path).config.rope_scaling == RopeScaling("yarn", 4.0, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"beta_fast": 16.0}, {"beta_slow": 2.0}, {"truncate": False}])
+def test_a_yarn_that_llama_cpp_does_not_have_is_not_written(path, fields):
+    ((name, value),) = fields.items()
+    source = random_source(Config(**SMALL, rope_scaling=RopeScaling("yarn", 4.0, **fields)))
+    with pytest.raises(UsageError, match=f"rope_scaling {name} = {value}, allowed .* in a GGUF file"):
+        write_gguf(path, source)
+    assert not path.exists()
+
+
+def test_a_number_may_be_listed_for_each_layer(path):
+    """As files have it that llama.cpp's converter makes of models whose layers may differ."""
+    config = Config(**SMALL, n_kv_heads=2)
+    lists = {
+        "attention.head_count": [4, 4],
+        "attention.head_count_kv": [2, 2],
+        "feed_forward_length": [96] * 2,
+    }
+    library_file(path, random_source(config), keys={f"llama.{key}": value for key, value in lists.items()})
+    assert open_gguf(path).config == config
+
+
 def test_the_factors_of_llama_3_are_recognised_without_a_key(path):
     """They are computed here as Meta's code says, in a loop over wavelengths."""
     source = random_source(Config(**SMALL | {"n_heads": 1}, rope_theta=5e5))
@@ -278,7 +329,8 @@ def test_stories260k_tells_its_story(path, dtype):
 
 # --- What is refused
 
-
+SCALING = "llama.rope.scaling"
+YARN = {f"{SCALING}.type": "yarn", f"{SCALING}.factor": 4.0}
 KEYS = {
     "another architecture": (
         {"general.architecture": "qwen2"},
@@ -289,13 +341,38 @@ KEYS = {
         r"split\.count = 3, allowed with a name that ends in -00001-of-00003\.gguf",
     ),
     "experts": ({"llama.expert_count": 8}, r"llama\.expert_count = 8, allowed 0"),
-    "YaRN": (
-        {"llama.rope.scaling.type": "yarn"},
-        "llama.rope.scaling.type = 'yarn', allowed 'none' and 'linear'",
+    "longrope": (
+        {"llama.rope.scaling.type": "longrope"},
+        "llama.rope.scaling.type = 'longrope', allowed 'none' and 'linear' and 'yarn'",
+    ),
+    "YaRN that shortens": (YARN | {f"{SCALING}.factor": 0.5}, "rope_scaling factor = 0.5, allowed 1 or more"),
+    "YaRN from another pair on": (
+        YARN | {f"{SCALING}.yarn_beta_fast": 16.0},
+        r".*yarn_beta_fast = 16\.0, allowed 32\.0, as llama\.cpp has it for a llama",
+    ),
+    "YaRN in part": (YARN | {f"{SCALING}.yarn_ext_factor": 0.5}, r".*ext_factor = 0\.5, allowed 1\.0"),
+    "DeepSeek's YaRN": (
+        YARN | {f"{SCALING}.yarn_log_multiplier": 0.1},
+        r".*log_multiplier = 0\.1, allowed 0\.0",
+    ),
+    "YaRN without magnitude": (YARN | {f"{SCALING}.attn_factor": 0.0}, r".*attn_factor = 0\.0, allowed more"),
+    "YaRN of no context": (
+        YARN | {f"{SCALING}.original_context_length": 1},
+        "rope_scaling original_max_seq_len = 1, rope_theta = 10000.0: no pair of 8 turns as YaRN needs it",
     ),
     "heads of each layer": (
         {"llama.attention.head_count_kv": [2, 4]},
-        r".*head_count_kv = \[2, 4\], allowed one whole number",
+        r".*head_count_kv = \[2, 4\], allowed one whole number for all layers",
+    ),
+    "heads of some layers": (
+        {"llama.attention.head_count_kv": [4, 4, 4]},
+        r".*head_count_kv has 3 values, allowed 2",
+    ),
+    "an adapter": ({"general.type": "adapter"}, r"general\.type = 'adapter', allowed 'model'"),
+    "an encoder": ({"llama.attention.causal": False}, r"llama\.attention\.causal = False, allowed True"),
+    "YaRN's factor": (
+        {"llama.rope.scaling.attn_factor": 1.2},
+        r"llama\.rope\.scaling\.attn_factor = 1\.2, allowed 1\.0 without YaRN",
     ),
     "no heads": (
         {"llama.attention.head_count": 0, "llama.rope.dimension_count": 64},
@@ -358,6 +435,10 @@ TENSORS = {
     "another stretch": (
         {"rope_freqs__weight": torch.tensor([1.0, 1, 1, 2, 3, 4, 5, 6])},
         r"rope_freqs\.weight stretches RoPE, allowed as Llama 3 does it",
+    ),
+    "factors for long texts": (
+        {"rope_factors_long__weight": torch.ones(8), "rope_factors_short__weight": torch.ones(8)},
+        r"rope_factors_long\.weight is unexpected; rope_factors_short\.weight is unexpected$",
     ),
     "a stretch of other heads": ({"rope_freqs__weight": torch.ones(7)}, r"rope_freqs\.weight stretches RoPE"),
 }

@@ -33,7 +33,10 @@ BYTES = {
     "nothing": (b"", "begins with b'', allowed b'GGUF'"),
     "another magic": (b"GGML" + bytes(60), "begins with b'GGML'"),
     "an old version": (head(0, 0, b"", 1), "version = 1, allowed 2 and 3"),
-    "a big-endian file": (b"GGUF" + struct.pack(">I2Q", 3, 0, 0), "version = 50331648, allowed 2 and 3"),
+    "a big-endian file": (
+        b"GGUF" + struct.pack(">I2Q", 3, 0, 0),
+        "is of a big-endian machine, allowed are lit",
+    ),
     "a header alone": (head(2**60, 0, b""), "has 24 bytes, too few for the 8 that begin at byte 24"),
     "a long name": (
         head(0, 1, struct.pack("<Q", 2**63)),

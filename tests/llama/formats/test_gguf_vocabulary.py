@@ -21,10 +21,22 @@ from llama.formats import gguf_vocabulary as vocabularies
 from llama.formats import tokenizers
 from llama.formats.chat_templates import TEMPLATES, Chat
 from llama.formats.gguf_file import GgufFile
+from llama.formats.gguf_vocabulary import SPLITS, notes_of
 from llama.formats.source import Source
-from llama.formats.spelling import merges_of
+from llama.formats.spelling import merges_of, pairs_of, spellings
 from llama.formats.tokenizer_json import BYTE_OF, merges_any_pair
-from llama.formats.vocabulary import BYTES, LLAMA3, TEXT, UNIGRAM, USER, USER_FIRST, Vocabulary
+from llama.formats.vocabulary import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    LLAMA3,
+    LLAMACPP_DEFAULT,
+    TEXT,
+    UNIGRAM,
+    USER,
+    USER_FIRST,
+    Vocabulary,
+)
 from model import Config
 
 
@@ -74,6 +86,27 @@ def test_pairs_that_no_scores_stand_for_come_back_as_they_were(path, gpt2):
     assert there_and_back(path, vocabulary).vocabulary().indexed == replace(vocabulary, flags=0).indexed
 
 
+@pytest.mark.parametrize(("pattern", "flags"), SPLITS)
+def test_a_pattern_comes_back_by_each_of_its_names(path, gpt2, pattern, flags):
+    vocabulary = replace(gpt2.vocabulary, pattern=pattern, flags=flags)
+    found = there_and_back(path, vocabulary).vocabulary()
+    assert (found.pattern, found.flags) == (pattern, flags)
+    assert bool(found.notes) == (pattern == LLAMACPP_DEFAULT)
+    data = path.read_bytes()
+    written, *others = SPLITS[pattern, flags]
+    for name in (name for name in others if len(name) == len(written)):
+        path.write_bytes(data.replace(written.encode(), name.encode()))
+        assert open_gguf(path).vocabulary().pattern == pattern
+
+
+def test_a_list_of_pairs_of_characters_is_written_as_scores(path, trained):
+    """The first pair that makes a token counts, and the user is told."""
+    v = trained.vocabulary
+    listed = replace(v, merges=pairs_of(v), scores=[0.0] * len(v))
+    assert merge_order(there_and_back(path, listed).vocabulary()) == merge_order(v)
+    assert "in the order of what they make" in notes_of(listed)[0]
+
+
 @pytest.mark.parametrize(
     "chat", [Chat(), Chat("llama2"), Chat("zephyr", "as it is"), Chat("other", "{{ x }}")]
 )
@@ -94,6 +127,19 @@ def test_the_file_spells_tokens_as_llama_cpp_does(path, trained, llama3):
     file = GgufFile(path)
     assert file.get("tokenizer.ggml.merges")[:5] == ["t h", "h e", "\u0120 t", "t he", "th e"]
     assert file.get("tokenizer.ggml.tokens")[256 + 10] == "\u00c3\u00b9"
+
+
+def test_scores_and_types_may_be_missing_and_rows_may_have_no_token(path, trained):
+    """All is text then but bytes, and tokens merge in the order of their ids."""
+    v, n = trained.vocabulary, len(trained.vocabulary)
+    keys = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": spellings(v)}
+    library_file(path, random_source(Config(**SMALL | {"vocab_size": n + 3})), keys=keys)
+    found = open_gguf(path).vocabulary()
+    assert list(found.types) == [BYTE if of == BYTE else TEXT for of in v.types] + [CONTROL] * 3
+    assert found.pieces[3:] == [*v.pieces[3:], b"", b"", b""]
+    assert set(merge_order(v)) <= set(merge_order(replace(found, types=[*v.types, *[CONTROL] * 3])))
+    write_gguf(path.with_name("again.gguf"), open_gguf(path), "fp32", vocabulary=found)
+    assert open_gguf(path.with_name("again.gguf")).vocabulary().pieces == found.pieces
 
 
 def test_a_text_without_bos_stays_without(path, trained):
@@ -192,8 +238,8 @@ VOCABULARIES = {
         r"tokenizer\.ggml\.model = 'bert', allowed 'llama' and 'gpt2'",
     ),
     "another pattern": (
-        {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"},
-        r"tokenizer\.ggml\.pre = 'qwen2', allowed 'llama-bpe' and 'llama3' and 'llama-v3'",
+        {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "bloom"},
+        r"tokenizer\.ggml\.pre = 'bloom', allowed 'llama-bpe' and 'llama3' and 'llama-v3'",
     ),
     "no tokens": ({"tokenizer.ggml.tokens": None}, r"tokenizer\.ggml\.tokens is missing"),
     "too few scores": ({"tokenizer.ggml.scores": [0.5]}, r"tokenizer\.ggml\.scores has 1 values, allowed 3"),
@@ -258,9 +304,8 @@ def test_merges_that_make_no_token_are_refused(path, llama3, monkeypatch):
 CHANGES = {
     "EOS": ("trained", {"eos": -1}, "eos = -1, allowed is one of its tokens"),
     "another split": ("llama3", {"pattern": 0}, "pattern = 0, allowed 1, 2, 3"),
-    "words that are cut": ("llama3", {"flags": 0}, "flags = 0, allowed 8 with pattern 1"),
+    "a space in front of words": ("llama3", {"flags": 7}, "flags = 7, allowed 8 and 0 with pattern 1"),
     "words that are not": ("gpt2", {"flags": 8}, "flags = 8, allowed 0 with pattern 3"),
-    "pairs of characters": ("trained", {"merges": []}, "merges = a list of pairs, allowed are scores"),
     "a space at times": ("trained", {"flags": 7}, "flags = 7, pattern = 0, allowed 0 and 67"),
     "sums": ("trained", {"kind": UNIGRAM}, "kind = Unigram, allowed pieces that merge"),
     "no bytes": ("trained", {"types": [0] * 330}, "byte tokens = 0, allowed all 256"),

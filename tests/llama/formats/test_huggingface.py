@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,8 +159,11 @@ def test_pickles_are_read_where_there_are_no_safetensors(folder, model):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as old files have it
-    torch.save(tensors, folder / "pytorch_model.bin")
-    assert_same(open_source(folder), model)
+    for is_zip in (False, True):
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=is_zip)
+        assert_same(open_source(folder), model)
+        torch.save({f"module.{name}": t for name, t in tensors.items()}, folder / "pytorch_model.bin")
+        assert_same(open_source(folder), model)
     files = {name: f"pytorch_model-{i % 2}.bin" for i, name in enumerate(tensors)}
     for file in set(files.values()):
         torch.save({name: t for name, t in tensors.items() if files[name] == file}, folder / file)
@@ -168,6 +172,9 @@ def test_pickles_are_read_where_there_are_no_safetensors(folder, model):
     assert_same(open_source(folder), model)
 
 
+ORIGINAL = "original_max_position_embeddings"
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, ORIGINAL: 32}
+FOUR = RopeScaling("yarn", 4.0, original_max_seq_len=32)
 ROPE = {  # fields of config.json, and what they stand for
     "nothing": ({"rope_theta": ..., "rope_parameters": ...}, 1e4, None),
     "theta": ({"rope_theta": 1e6, "rope_parameters": ..., "rope_scaling": None}, 1e6, None),
@@ -196,6 +203,59 @@ ROPE = {  # fields of config.json, and what they stand for
         5e5,
         RopeScaling("llama3", 32.0, 1.0, 4.0, 64),
     ),
+    "yarn, as it was": (
+        {
+            "rope_parameters": ...,
+            "rope_scaling": {"type": "yarn", "factor": 4, "finetuned": True, ORIGINAL: 32},
+        },
+        1e4,
+        RopeScaling("yarn", 4.0, original_max_seq_len=32),
+    ),
+    "yarn, all said": (
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 2.5,
+                ORIGINAL: 48,
+                "beta_fast": 4,
+                "beta_slow": 0.5,
+                "attention_factor": 1.3,
+                "mscale": 2.0,
+                "mscale_all_dim": 1.0,
+                "truncate": False,
+            },
+        },
+        500.0,
+        RopeScaling("yarn", 2.5, 1.0, 4.0, 48, 4.0, 0.5, 1.3, truncate=False),
+    ),
+    "yarn, as DeepSeek has it": (
+        {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
+        1e4,
+        replace(FOUR, attention_factor=(0.1 * math.log(4) + 1) / (0.05 * math.log(4) + 1)),
+    ),
+    "yarn, one of its two numbers": ({"rope_parameters": YARN | {"mscale": 2.0}}, 1e4, FOUR),
+    "yarn, the factor from the contexts": (
+        {"rope_parameters": YARN | {"factor": None}},
+        1e4,
+        replace(FOUR, factor=8.0),
+    ),
+    "yarn, the context outside": (
+        {"rope_parameters": YARN | {ORIGINAL: 99}, ORIGINAL: 32},
+        1e4,
+        FOUR,
+    ),
+    "yarn, no context": (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        1e4,
+        replace(FOUR, original_max_seq_len=256),
+    ),
+    "yarn, none": ({"rope_parameters": YARN | {"factor": 1.0}}, 1e4, replace(FOUR, factor=1.0)),
+    "dynamic, before the context ends": (
+        {"rope_parameters": ..., "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+        1e4,
+        None,
+    ),
 }
 
 
@@ -208,6 +268,31 @@ def test_rope_is_read_in_the_forms_of_transformers_4_and_5(folder, kind):
     with torch.no_grad():
         found = model_of(source)(tokens() % 61)
     torch.testing.assert_close(found, logits_in_transformers(folder), rtol=0, atol=1e-5)
+
+
+def test_a_dynamic_scaling_limits_the_context(folder, tmp_path, capsys):
+    edit(folder, rope_parameters=..., rope_scaling={"type": "dynamic", "factor": 2.0})
+    arguments = [str(folder), str(tmp_path / "model.bin")]
+    assert convert.main([*arguments, "--max-seq-len", "257"]) == 2
+    bound = "context before RoPE is scaled dynamically"
+    message = f"max_seq_len = 257, allowed up to 256, the model's {bound}"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert convert.main(arguments) == 0
+    assert f"max_seq_len = 256: its {bound}, up to which the model is a Llama" in capsys.readouterr().out
+    for window, expected in ((64, "sliding window"), (512, bound)):
+        edit(folder, model_type="mistral", sliding_window=window)
+        source = open_source(folder)
+        assert (source.longest, source.bound) == (min(window, 256), expected)
+
+
+def test_a_factor_that_is_not_that_of_the_contexts_is_noted(folder):
+    edit(folder, rope_parameters=YARN | {"factor": 2.0})
+    source = open_source(folder)
+    assert source.config.rope_scaling == replace(FOUR, factor=2.0)
+    (note,) = source.notes
+    assert note.startswith("rope_scaling factor = 2, max_seq_len = 256 is 8 times 32")
+    edit(folder, rope_parameters=YARN | {"factor": 8.0})
+    assert open_source(folder).notes == ()
 
 
 def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
@@ -238,6 +323,7 @@ def test_a_tied_model_may_hold_either_tensor(tmp_path, kept):
 IDS = {
     (2, None): (2,),
     (None, None): (),
+    (-1, None): (),
     (7, 9): (9,),
     (7, (8, 9)): (8, 9),
     ((7, 8), None): (7, 8),
@@ -251,7 +337,7 @@ def test_stop_ids_are_those_of_the_generation_before_the_model(folder, ids):
     source = open_source(folder)
     assert (source.bos, source.stops) == (5, IDS[ids])
     (folder / "generation_config.json").unlink()
-    edit(folder, eos_token_id=3, bos_token_id=None)
+    edit(folder, eos_token_id=3, bos_token_id=-1)
     source = open_source(folder)
     assert (source.bos, source.stops) == (-1, (3,))
 
@@ -333,8 +419,8 @@ CONFIGS = {  # a field that is changed, and what the message says of it
     "hidden_act": ("gelu", '= "gelu", allowed "silu" and "swish"'),
     "attention_bias": (True, "= true, allowed false"),
     "mlp_bias": (True, "= true, allowed false"),
-    "rope_scaling": ({"rope_type": "yarn", "factor": 2.0}, 'rope_type = "yarn", allowed "default"'),
-    "rope_parameters": ({"rope_type": "dynamic"}, 'rope_type = "dynamic", allowed "default"'),
+    "rope_scaling": ({"rope_type": "longrope"}, 'rope_type = "longrope", allowed "default"'),
+    "rope_parameters": ({"rope_type": "dynamic"}, "has no factor"),
     "partial_rotary_factor": (0.5, "= 0.5, allowed 1"),
     "quantization_config": ({"quant_method": "gptq"}, "= gptq, allowed none"),
     "hidden_size": (..., "has no hidden_size"),
@@ -348,6 +434,42 @@ CONFIGS = {  # a field that is changed, and what the message says of it
     "eos_token_id": ([2, 61], "= [2, 61], allowed 0 to 60"),
     "head_dim": (16, f"{Q.replace('1', '0')}.weight has the shape (32, 32), allowed (64, 32)"),
 }
+
+
+ALLOWED_ROPE = 'allowed "default" and "linear" and "llama3" and "yarn" and "dynamic"'
+NO_LENGTH = (
+    "original_max_seq_len = 0, attention_factor = 0.0: allowed a length of 1 or more, no negative factor"
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eos_token_id": -2}, "eos_token_id = -2, allowed 0 to 60"),
+        ({"bos_token_id": 61}, "bos_token_id = 61, allowed 0 to 60"),
+        ({"rope_scaling": {"type": "yarn"}}, "has no factor"),
+        ({"rope_scaling": YARN | {"factor": 0.5}}, "rope_scaling factor = 0.5, allowed 1 or more with YaRN"),
+        ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor = 0.0, allowed more than 0"),
+        ({"rope_scaling": YARN | {ORIGINAL: 0}}, f"rope_scaling {NO_LENGTH}"),
+        (
+            {"rope_scaling": YARN | {"beta_slow": 32}},
+            "rope_scaling beta_slow = 32.0, beta_fast = 32.0: allowed 0 < slow < fast",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+            "alpha = 1000.0, allowed with dynamic are rope_type, type, rope_theta, partial_rotary_factor, "
+            f"factor, {ORIGINAL}",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, f'rope_type = "longrope", {ALLOWED_ROPE}'),
+        ({"rope_scaling": {"type": "linear"}}, "has no factor"),
+    ],
+)
+def test_a_field_that_can_not_be_is_one_line(folder, fields, message):
+    (folder / "generation_config.json").unlink()
+    edit(folder, **fields)
+    with pytest.raises(BadFileError) as error:
+        open_source(folder)
+    assert str(error.value) == f"{folder / 'config.json'}: {message}"
 
 
 @pytest.mark.parametrize("field", CONFIGS)
@@ -452,9 +574,11 @@ DAMAGE = {
     ),
     "allowed files of the folder": lambda folder: move(folder, "../model.safetensors"),
     "is in model-00001-of-": repeat,
+    r"is in 'a\x00b', allowed files of the folder": lambda folder: move(folder, "a\0b"),
     "is not JSON": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
     "holds a list, allowed an object": lambda folder: (folder / "config.json").write_text("[]"),
-    "maximum recursion": lambda folder: (folder / "config.json").write_text("[" * 10**5),
+    "chat_template.jinja: is a pipe": lambda folder: os.mkfifo(folder / "chat_template.jinja"),
+    "it is nested too deeply": lambda folder: (folder / "config.json").write_text("[" * 10**5),
     "has none of model.safetensors.index.json, ": lambda folder: [
         path.unlink() for path in folder.glob("model*")
     ],

@@ -30,7 +30,7 @@ def save(path: Path, model: Llama, prefix: str = "", args: dict | None = None, *
     return path
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_model_is_read_to_the_bit(tmp_path, prefix, tied):
     model = fresh(Config(**SHAPE, tied=tied))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from llama.errors import BadFileError
+from llama.formats.kinds import OLD_TORCH
 from llama.formats.mapped import SafetensorsFile, open_pickle
 from llama.formats.pickles import MAX_PICKLE
 from training.weights import to_torch
@@ -32,8 +33,9 @@ def path(tmp_path) -> Path:
     return tmp_path / "a.pth"
 
 
-def test_tensors_of_torch_save_come_back_whatever_their_strides(path):
-    torch.save(TENSORS, path)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_torch_save_come_back_whatever_their_strides(path, zipped):
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=zipped)
     found = open_pickle(path)
     assert list(found) == list(TENSORS)
     for name, tensor in TENSORS.items():
@@ -46,6 +48,46 @@ def test_two_names_of_one_storage_are_mapped_once(path):
     found = {name: tensor.values() for name, tensor in open_pickle(path).items()}
     assert found["a"].ctypes.data == found["b"].ctypes.data == found["c"].ctypes.data - 16
     assert np.array_equal(found["c"], weight[1:3].numpy())
+
+
+def old(path: Path, tensors: object) -> bytes:
+    """As PyTorch wrote files before 1.6."""
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def test_an_old_file_is_read_as_far_as_it_is_whole(path):
+    weight = torch.arange(64.0)
+    data = old(path, {"a": weight, "b": weight[8:16].view(2, 4)})
+    assert np.array_equal(open_pickle(path)["b"].values(), weight[8:16].view(2, 4).numpy())
+    path.write_bytes(data[:-1])
+    with pytest.raises(
+        BadFileError, match=f"^{path}: its pickle is not read: the file ends before its storage"
+    ):
+        open_pickle(path)
+    for n in range(len(OLD_TORCH), len(data) - 64 * 4, 7):
+        path.write_bytes(data[:n])
+        with pytest.raises(BadFileError, match=f"^{path}: its pickle is not read: "):
+            open_pickle(path)
+
+
+def test_code_in_an_old_file_is_not_run(path):
+    old(path, {"a": torch.ones(1), "b": Path("x")})
+    with pytest.raises(BadFileError, match=r"it asks for pathlib\.\w+, which is not a tensor"):
+        open_pickle(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_before_a_name_is_taken_off(tmp_path, prefix):
+    tensors = {f"{prefix}a.weight": torch.ones(2), f"{prefix}b": torch.zeros(2)}
+    torch.save(tensors, tmp_path / "a.pth")
+    save_file(tensors, tmp_path / "a.safetensors")
+    for found in (open_pickle(tmp_path / "a.pth"), SafetensorsFile(tmp_path / "a.safetensors")):
+        assert set(found) == {"a.weight", "b"}
+        assert found["a.weight"].values().tolist() == [1, 1]
+    torch.save(tensors | {"b": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(BadFileError, match=r"a\.pth: has two tensors of one name, but for module"):
+        open_pickle(tmp_path / "a.pth")
 
 
 def test_tensors_of_safetensors_are_views_also_at_odd_places(tmp_path):
@@ -92,6 +134,22 @@ def test_a_storage_that_is_too_short_or_of_another_order_is_refused(path):
         open_pickle(path)
     repacked(path, **{"0": bytes(400), "byteorder": b"big"})
     with pytest.raises(BadFileError, match=r"its byte order is b'big', allowed little"):
+        open_pickle(path)
+
+
+def test_an_order_that_can_not_be_read_is_refused(path):
+    """Found by coverage: zipfile's own error came out."""
+    torch.save({"a": torch.ones(100)}, path)
+    repacked(path, byteorder=b"little" * 1000)
+    with pytest.raises(BadFileError, match=r"/byteorder has 6000 bytes, allowed 16$"):
+        open_pickle(path)
+    torch.save({"a": torch.ones(100)}, path)
+    with zipfile.ZipFile(path) as archive:
+        at = next(entry.header_offset for entry in archive.infolist() if "byteorder" in entry.filename)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"XX")
+    with pytest.raises(BadFileError, match=r"/byteorder is not read: Bad magic number for file header$"):
         open_pickle(path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gguf_files import SMALL, library_file, random_source
-from helpers import TEXTS
+from helpers import TEXTS, assert_linear
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_tokenizer_json import llama2
@@ -68,6 +68,11 @@ def test_runs_of_spaces_merge_last_as_in_llama_2(trained):
     found = Tokenizer.from_bytes(with_order(replace(whole, scores=[0.0] * len(whole))).indexed)
     for text in (*TEXTS, "  the   big    ball", " " * 37, "a" + " " * 9 + "the"):
         assert found.encode(text, bos=False) == expected.encode(text, bos=False), text
+
+
+def test_a_long_token_takes_time_by_its_length():
+    powers = [b"a" * 2**i for i in range(8)]
+    assert_linear(lambda n: pairs_by_order([*powers, b"a" * n]), 1 << 18)
 
 
 def test_ids_that_are_in_no_order_of_merges_leave_a_note():

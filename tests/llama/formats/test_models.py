@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -26,6 +30,7 @@ from llama.errors import BadFileError
 from llama.formats.models import open_source
 from llama.formats.source import tensor_shapes
 from llama.formats.tokenizers import load
+from llama.native import model_open
 from model import Config, Llama
 from training.weights import save_weights
 
@@ -127,6 +132,47 @@ def test_a_flipped_bit_in_the_number_of_layers_is_one_line(tmp_path):
     assert found == "config: n_layers = 100000, allowed up to 4096"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("n_layers", 2.0, "2.0, allowed whole numbers"),
+        ("max_seq_len", True, "True, allowed whole numbers"),
+        ("dim", "64", "'64', allowed whole numbers"),
+        ("tied", 1, "1, allowed true and false"),
+        ("norm_eps", float("inf"), "inf, allowed finite numbers"),
+        ("rope_theta", 1e300, "1e+300, allowed 1e-30 to 1e+30"),
+        ("rope_scaling", 5, "5, allowed an object, or none"),
+        ("rope_scaling", {"kind": "linear", "factor": "x"}, "factor = 'x', allowed finite numbers"),
+        ("rope_scaling", {"original_max_seq_len": 2**40}, f"= {2**40}, allowed 1 to {1 << 24}"),
+    ],
+)
+def test_a_configuration_of_other_values_is_one_line(tmp_path, field, value, says):
+    config = json.dumps(Config(**SHAPE).to_dict() | {field: value})
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors", {"config": config})
+    found = refusal(tmp_path / "model.safetensors")
+    assert found.startswith(f"config: {'' if isinstance(value, dict) else f'{field} = '}")
+    assert found.endswith(says)
+
+
+def refuses(read: Callable[[Path], object], path: Path) -> bool:
+    try:
+        read(path)
+    except BadFileError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_headers_are_refused_that_the_engine_refuses(tmp_path, version):
+    shape = checkpoints.Shape()
+    checkpoints.write(tmp_path / "model.bin", shape, version)
+    data, at = (tmp_path / "model.bin").read_bytes(), 8 if version else 0
+    for place, value in itertools.product(range(8 if version else 7), (0, 3, -512, 2**31 - 1, -(2**31))):
+        changed = data[: at + 4 * place] + struct.pack("<i", value) + data[at + 4 * place + 4 :]
+        (tmp_path / "changed.bin").write_bytes(changed)
+        assert refuses(model_open, tmp_path / "changed.bin") == refuses(open_source, tmp_path / "changed.bin")
+
+
 # --- Without torch
 
 
@@ -163,7 +209,7 @@ for out in sys.argv[2:]:
 """
 IMPORT = """
 for module in pkgutil.walk_packages(llama.__path__, "llama."):
-    if not module.name.endswith(("__main__", "build_engine")):
+    if not module.name.endswith(("__main__", "build_engine", "harness")):
         importlib.import_module(module.name)
 """
 
@@ -193,6 +239,7 @@ def test_every_format_is_read_and_written_without_torch(tmp_path, every_format, 
 
 @pytest.mark.parametrize("names", [TORCH, ("fcntl", "resource", "termios", "pwd", "grp")])
 def test_every_module_is_imported_without(names):
+    """All but llama.harness, which is imported by need: its library imports tqdm, and fcntl."""
     run(IMPORT, names)
 
 

@@ -4,12 +4,14 @@ import functools
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import assert_linear
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from references import llama3_tokenizer_path, mistral_tokenizer_path
@@ -18,7 +20,8 @@ from test_tokenizer_bytes import random_text
 
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from llama.formats.tokenizer_json import LLAMA3_PATTERN, merges_any_pair
+from llama.formats.split_patterns import LLAMA3_PATTERN
+from llama.formats.tokenizer_json import TAKES_AS_IT_IS, merges_any_pair
 
 hf = pytest.importorskip("tokenizers")
 
@@ -311,6 +314,14 @@ def test_scores_are_enough_only_where_they_come_to_the_same(merges, same):
     assert merges_any_pair(pieces, spelt, True) == same
 
 
+def test_a_long_token_takes_time_by_its_length():
+    def work(n):
+        letters = [b"a" * 2**i for i in range(8)]
+        merges_any_pair({*letters, b"a" * n}, [(part, part) for part in letters[:-1]], False)
+
+    assert_linear(work, 1 << 19)
+
+
 def test_a_pair_that_makes_a_special_token_leaves_its_name_text(tmp_path):
     data = handmade([("a", "b"), ("<", "s"), ("<s", ">")], False)
     data["added_tokens"] = [{"id": data["model"]["vocab"]["<s>"], "content": "<s>", "special": True}]
@@ -347,26 +358,35 @@ REFUSED = [
     (gpt2, "model", WORDPIECE, 'model.type = "WordPiece", allowed "BPE" or "Unigram"'),
     (gpt2, "model.dropout", 0.1, "model.dropout = 0.1, allowed null or 0.0"),
     (gpt2, "model.end_of_word_suffix", "</w>", 'model.end_of_word_suffix = "</w>", allowed null or ""'),
-    (gpt2, "normalizer", {"type": "NFC"}, 'normalizer = {"type": "NFC"}, allowed null'),
-    (gpt2, "pre_tokenizer.add_prefix_space", True, "pre_tokenizer.add_prefix_space = true, allowed false"),
+    (gpt2, "normalizer", {"type": "NFKC"}, 'normalizer = {"type": "NFKC"}, allowed null or NFC'),
+    (
+        llama3,
+        "pre_tokenizer.pretokenizers.1.add_prefix_space",
+        True,
+        "pre_tokenizer.add_prefix_space = true, allowed false",
+    ),
     (
         llama3,
         "pre_tokenizer.pretokenizers.0.pattern",
         {"Regex": "."},
-        "allowed the patterns of Llama 3 and GPT-2",
+        "pre_tokenizer = .*, allowed the patterns",
     ),
-    (llama3, "pre_tokenizer.pretokenizers.0.behavior", "Removed", 'behavior = "Removed", allowed "Isolated"'),
-    (llama3, "pre_tokenizer.pretokenizers.0.type", "Punctuation", "pre_tokenizer = .*, allowed ByteLevel"),
-    (llama3, "added_tokens.0.lstrip", True, "added_tokens.lstrip = true, allowed false"),
-    (llama3, "added_tokens.0.id", 10**6, "model.vocab = .*, allowed each id once"),
+    (llama3, "pre_tokenizer.pretokenizers.0.behavior", "Removed", "pre_tokenizer = .*, allowed the patterns"),
+    (llama3, "pre_tokenizer.pretokenizers.0.type", "Punctuation", "pre_tokenizer = .*, allowed the patterns"),
+    (
+        llama3,
+        "added_tokens.0.id",
+        10**6,
+        "added_tokens.id = 1000000, allowed 0 for .<unk>., as in model.vocab",
+    ),
     (llama3, "model.merges.0", "a", "model.merges = "),
     (llama3, "model.merges.0", ["a", "nowhere"], "model.merges = "),
-    (llama2, "model.vocab.<0x41>", 10**6, "model.vocab = .*, allowed each id once"),
+    (llama2, "model.vocab.<0x41>", 10**8, "model.vocab = .*, allowed ids from 0 to"),
     (llama2, "model.ignore_merges", True, "model.ignore_merges = true, allowed false"),
     (llama2, "normalizer.normalizers.0.prepend", "_", "normalizer, pre_tokenizer = .*, allowed Prepend"),
     (llama2, "pre_tokenizer", {"type": "Whitespace"}, "normalizer, pre_tokenizer = "),
     (functools.partial(llama2, normal=False), "pre_tokenizer.prepend_scheme", "x", "prepend_scheme = "),
-    (gpt2, "model.vocab", {"a": 0}, "model.vocab = .*, allowed each id once"),
+    (gpt2, "model.vocab", {"a": 0}, "model.vocab, added_tokens = .id 0 twice., allowed each id once"),
     (gpt2, "decoder", {"type": "WordPiece"}, 'decoder = {"type": "WordPiece"}, allowed ByteLevel'),
     (llama2, "decoder", {"type": "Fuse"}, 'decoder = {"type": "Fuse"}, allowed Replace, ByteFallback'),
     (gpt2, "model.merges", None, "is no tokenizer.json"),
@@ -390,6 +410,16 @@ def test_other_json_is_refused_in_one_line(tmp_path, data):
     with pytest.raises(BadFileError, match=r"tokenizer\.json: is") as caught:
         tokenizers.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_normalizer_that_composes_is_left_out_with_a_note(tmp_path):
+    data = gpt2() | {"normalizer": {"type": "NFC"}}
+    pair = make_pair(data, tmp_path / "tokenizer.json")
+    assert pair.ours.encode("Ou\u0300", special=True) != pair.expected("Ou\u0300")
+    for text in SCRIPTS.splitlines():
+        composed = unicodedata.normalize("NFC", text)
+        assert pair.ours.encode(composed, special=True) == pair.expected(text)
+    assert pair.ours.vocabulary.notes == (TAKES_AS_IT_IS,)
 
 
 # --- What is put around a text

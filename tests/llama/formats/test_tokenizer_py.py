@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
 from llama.formats.sentencepiece_model import KEEPS_SPACES
-from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from llama.formats.split_patterns import LLAMA3_PATTERN
 from llama.formats.tokenizer_json_writer import write_tokenizer as write_json
 from model import Config
 from training import text as reading
@@ -161,7 +162,21 @@ def test_llama3_special_tokens_follow_the_ranks_in_metas_order(llama3):
     names = {"begin_of_text": 0, "end_of_text": 1, "start_header_id": 6, "eot_id": 9, "python_tag": 10}
     for name, place in names.items():
         assert llama3.special[f"<|{name}|>"] == 267 + place
-    assert llama3.special["<|reserved_special_token_246|>"] == llama3.vocab_size - 1
+    assert llama3.special["<|image|>"] == 267 + 11
+    assert llama3.special["<|reserved_special_token_245|>"] == llama3.vocab_size - 1
+
+
+def test_a_tokenizer_json_beside_llama3s_model_names_the_special_tokens(llama3, tmp_path):
+    """Of the first Llama 3, which had none for images; the model's file is the same."""
+    vocabulary = llama3.vocabulary
+    pieces = [*vocabulary.pieces[: 267 + 11], *(b"<|reserved_special_token_%d|>" % i for i in range(6, 251))]
+    for name, data in write_json("made", replace(vocabulary, pieces=pieces)).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "tokenizer.model").write_bytes(llama3.path.read_bytes())
+    both = tokenizers.load(tmp_path)
+    assert both.special["<|reserved_special_token_6|>"] == 267 + 11
+    assert both.encode("the<|eot_id|>", special=True) == llama3.encode("the<|eot_id|>", special=True)
+    assert (both.bos_id, both.eos_id, len(both.special)) == (267, 268, 256)
 
 
 def test_special_names_are_text_unless_asked_for(llama3, trained, engine):
@@ -356,15 +371,27 @@ def test_parquet_gives_its_text_column(tmp_path):
         documents(tmp_path / "a.parquet", Format(field="body"))
 
 
-def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK", 100)
+@pytest.mark.parametrize("chunk", [1, 2, 1 << 20])
+def test_lines_of_windows_are_as_others(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nth\rree\r")
+    assert documents(tmp_path / "a.txt") == ["one\ntwo\n\nth\rree\r"]
+
+
+@pytest.mark.parametrize("chunk", [100, 1700, 1 << 20])
+def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch, chunk):
+    """The same parts, whatever is read at once."""
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     monkeypatch.setattr(reading, "DOCUMENT_MAX", 1000)
     text = "".join(f"line {i}\n" for i in range(1000))
-    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.txt").write_text(text + "<|endoftext|>" + text)
     parts = documents(tmp_path / "a.txt")
-    assert "".join(parts) == text
-    assert max(map(len, parts)) <= 1100
-    assert all(part.endswith("\n") for part in parts[:-1])
+    assert "".join(parts) == text + text
+    assert max(map(len, parts)) <= 1000
+    half = len(parts) // 2
+    assert parts[:half] == parts[half:]
+    assert min(map(len, parts[: half - 1])) > 990
+    assert all(part.endswith("\n") for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +403,10 @@ def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch):
         ("a.json", b'[{"body": "x"}]', "fields = body, allowed text or story or content"),
         ("a.json", b'[{"text": 5}]', "text = int, allowed a string"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2 is no JSON"),
+        ("a.json", b"[" * 100_000, "item 0 is nested too deeply"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "item 0 is cut off or no JSON: Exceeds the limit"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: it is nested too deeply"),
+        ("a.jsonl", b"9" * 5000, "line 1 is no JSON: Exceeds the limit"),
         ("a.txt", b"abc\xff\xfe", "not UTF-8 near byte 5"),
         ("a.parquet", b"PAR1 not", "is no Parquet file"),
     ],
@@ -389,8 +420,20 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path, name, data, says):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(BadFileError, match="holds no text file"):
+    (tmp_path / "run.c").write_text("int x;")
+    with pytest.raises(BadFileError, match=r"holds no text file, allowed \.txt \.md \.json"):
         text_files([tmp_path])
+
+
+def test_a_folder_is_searched_for_notes_and_any_file_that_is_named_is_text(tmp_path):
+    notes, code = tmp_path / "notes.md", tmp_path / "run.c"
+    notes.write_text("# a")
+    code.write_text("int x;")
+    assert text_files([tmp_path]) == [notes]
+    assert text_files([tmp_path, code]) == [notes, code]
+    assert (documents(notes), documents(code)) == (["# a"], ["int x;"])
+    with code.open("rb") as file, pytest.raises(BadFileError, match=r"run\.c: holds no records"):
+        list(read_documents(file, Format(records=True)))
 
 
 # --- The command line
@@ -421,6 +464,23 @@ def test_the_commands_train_export_encode_decode_and_info_work_together(tmp_path
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(tmp_path, capfd, data):
     (tmp_path / "t.model").write_bytes(data)
     assert "is neither a sentencepiece model nor" in refused(capfd, "info", tmp_path / "t.model")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"<0x02>", b"<\xff\xff02>", "is neither a sentencepiece model nor"),  # its reason is no UTF-8
+        (b"\x03<s>\x15\0\0\0\0\x18\3", b"\x03<s>\x15\0\0\0\0\x18\x0b", ""),  # a type that there is not
+        (b"\x03<s>\x15\0\0\0\0\x18\3", b"\x03<s>\x12\0\0\0\0\x18\3", ""),
+    ],
+)
+def test_a_damaged_sentencepiece_model_is_at_most_one_line(trained, tmp_path, capfd, old, new, says):
+    assert trained.data.count(old) == 1
+    (tmp_path / "t.model").write_bytes(trained.data.replace(old, new))
+    code = command.run_command(lambda: program.main(["info", str(tmp_path / "t.model")]))
+    said = capfd.readouterr().err
+    assert said.count("\n") == (code != 0)
+    assert says in said
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path, capfd):

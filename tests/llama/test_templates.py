@@ -16,8 +16,8 @@ import transformers
 from test_chat import MADE
 from test_chat_templates import DEFAULT, EACH, LLAMA3, MISTRAL, folder_with, run
 
-from llama import BadFileError, Llama, UsageError, chat
-from llama.chat import MARKS, guarded, render, render_guarded
+from llama import BadFileError, Llama, UsageError, templates
+from llama.templates import MARKS, guarded, render, render_guarded
 
 TOOLS = (
     "{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
@@ -211,8 +211,8 @@ def test_what_goes_wrong_in_a_template_is_one_line(template, error, message):
 
 
 def test_without_jinja2_a_conversation_names_what_to_install(monkeypatch):
-    chat.environment.cache_clear()
-    chat.compiled.cache_clear()
+    templates.environment.cache_clear()
+    templates.compiled.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     with pytest.raises(UsageError, match=r"needs jinja2: pip install 'cria\[chat\]'$"):
         render("x", said("x"))
@@ -221,6 +221,30 @@ def test_without_jinja2_a_conversation_names_what_to_install(monkeypatch):
 
 
 # --- The engine
+
+
+TURNS = [
+    said("hi"),
+    said("hi", system="be kind"),
+    said("hi", "Well.", "and <|im_end|>?", "So.", "yes", system="x"),
+]
+
+
+@pytest.mark.parametrize("told", TURNS)
+@pytest.mark.parametrize("name", ["ChatML", "ChatML with a system text", "Llama 3"])
+def test_templates_that_are_built_in_need_no_jinja2(folder, tmp_path, monkeypatch, name, told):
+    with engine_with(folder, tmp_path, FAMILIES[name]) as engine:
+        expected = engine.encode_chat(told)
+        monkeypatch.setattr(templates, "find_spec", lambda name: None)
+        monkeypatch.setattr(templates, "render", None)
+        assert engine.encode_chat(told) == expected
+
+
+def test_turns_out_of_turn_are_refused(folder, tmp_path):
+    with engine_with(folder, tmp_path, EACH) as engine:
+        for told in ([], said("hi", "Well."), said("hi")[:1] * 3, said("hi", system="x")[::-1]):
+            with pytest.raises(UsageError, match="questions and answers in turn, a question last"):
+                engine.encode_chat(told, template="chatml")
 
 
 def test_a_model_without_a_template_has_no_conversations(folder, tmp_path):

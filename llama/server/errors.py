@@ -1,0 +1,98 @@
+"""What goes wrong, as JSON in the shape that OpenAI's clients know."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from llama.errors import LlamaError, UsageError
+
+TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    501: "not_supported_error",
+}
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. param: the field that is wrong. code: a word that programs look for."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        server = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        fields = {"type": TYPES.get(self.status_code, server), "param": self.param, "code": self.code}
+        return {"error": {"message": self.detail, **fields}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status_code, dict(self.headers or {}))
+
+
+def unsupported(what: str, param: str | None = None) -> ApiError:
+    """What OpenAI has and this server has not."""
+    return ApiError(501, f"{what}: this server has no such thing", param, "not_supported")
+
+
+def explained(error: Exception) -> ApiError:
+    """An error of a request as the answer to it: what the client can mend is its, all else the server's."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
+    return ApiError(500, f"{type(error).__name__}: {error}")
+
+
+def is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.removeprefix("application/").rpartition("+")[2] == "json"
+
+
+def validation(error: RequestValidationError, content_type: str) -> ApiError:
+    """The first thing that is wrong with a body. What it holds is not said: it may be long, or no text."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"][1:]]
+    if first["loc"] == ("body",) and not is_json(content_type):
+        return ApiError(415, f"Content-Type = {content_type[:100]!r}, allowed application/json")
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}")
+    name = ".".join(place) or "the body"
+    return ApiError(400, f"{name}: {first['msg']}", place[0] if place else None)
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Has every error of an app answered so."""
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(LlamaError)
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        return explained(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return validation(error, request.headers.get("content-type", "")).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        phrase = HTTPStatus(error.status_code).phrase
+        message = error.detail if error.detail != phrase else f"{phrase}: {request.method} {request.url.path}"
+        return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        return explained(error).response()  # and uvicorn logs it

@@ -1,0 +1,243 @@
+"""What requests may say. A field of another type, or one that is not known, is refused by name.
+
+null counts as a field that is not there: OpenAI's clients send it so. Of what is wrong one thing is told, so
+lists are looked at up to the first, and what has names may not have many: an error for each of a million
+takes minutes, in which nobody else is answered.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_CHOICES = 128  # texts of one request
+MAX_TEXT = 4 << 20  # characters: more than any body holds
+MAX_NAMES = 1024  # fields of an object
+MAX_MESSAGES = 1 << 14  # of a chat, and parts of one: each takes a third of a millisecond
+MAX_IDS = 1 << 17  # to be text again, 30 microseconds each
+
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Likely = Annotated[int, Field(ge=0, le=20)]  # most likely tokens to report
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def few(value: Any) -> Any:
+    """An object, before its fields are looked at. Raises PydanticCustomError for too many."""
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        found = f"has {len(value)} fields, allowed {MAX_NAMES}"
+        raise PydanticCustomError("too_many_fields", "{found}", {"found": found})
+    return value
+
+
+def one_of_four(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A prompt. Raises PydanticCustomError, in place of an error for each kind that it could be."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "prompt", "allowed are a text, a list of ids, and a list of either"
+        ) from None
+
+
+AnyPrompt = Text | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)]
+Prompt = Annotated[AnyPrompt, WrapValidator(one_of_four)]
+Bias = Annotated[dict[str, float], Field(max_length=MAX_NAMES), BeforeValidator(few)]
+
+
+class Body(BaseModel):
+    """Any request."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in few(data).items() if value is not None}
+
+
+class Sampling(Body):
+    """How tokens are drawn: OpenAI's fields, and those of llama.cpp that it has not."""
+
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=0, lt=2**31)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repeat_penalty: float = Field(1.0, gt=0, le=100)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: Text | Texts = []
+    logit_bias: Bias = {}
+    ignore_eos: bool = Field(False, description="never end a text before max_tokens")
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class OpenAIBody(Sampling):
+    """What the two kinds of completions share."""
+
+    model: str = ""
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    # not looked at, as they don't change an answer
+    user: str = ""
+    metadata: dict[str, Any] = {}
+    service_tier: str = ""
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
+    store: bool = Field(False, description="nothing is stored")
+
+
+class CompletionBody(OpenAIBody):
+    prompt: Prompt = ""
+    suffix: Text | None = None
+    max_tokens: int = Field(16, ge=0)
+    best_of: int = 1
+    echo: bool = False
+    logprobs: Likely | None = None
+    special: bool = Field(False, description="names of special tokens in the prompt mean the tokens")
+
+
+class Part(Body):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: Text = ""
+
+
+class Message(Body):
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | Annotated[list[Part], Field(max_length=MAX_MESSAGES, fail_fast=True)] = ""
+    tool_calls: list[Any] = []
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
+class JsonSchema(Body):
+    name: str = ""
+    description: str = ""
+    schema_: dict[str, Any] | bool = Field({}, alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(OpenAIBody):
+    messages: Messages
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Likely = 0
+    response_format: ResponseFormat = ResponseFormat()
+    tools: list[Any] = Field([], description="refused unless empty")
+    tool_choice: Any = Field(None, description="refused unless none or auto")
+    parallel_tool_calls: bool = True
+    modalities: list[Literal["text", "audio"]] = Field(["text"], fail_fast=True)
+
+
+class EmbeddingBody(Body):
+    input: Prompt
+    model: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+    pooling: Literal["mean", "last"] = "mean"
+    user: str = ""
+
+
+# --- llama.cpp's
+
+
+def no_bias(value: Any) -> Any:
+    """logit_bias as llama.cpp takes it: false, pairs of a token and a bias (false: never), or a dict."""
+    if value is False:
+        return {}
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return {str(token): -100.0 if bias is False else bias for token, bias in value}
+    return value
+
+
+class NativeBody(Sampling):
+    """What /completion and /infill share; the defaults are llama.cpp's."""
+
+    temperature: float = Field(0.8, ge=0, le=100)
+    top_p: float = Field(0.95, ge=0, le=1)
+    top_k: int = Field(40, ge=0, lt=2**31)
+    min_p: float = Field(0.05, ge=0, le=1)
+    logit_bias: Annotated[Bias, BeforeValidator(no_bias)] = {}
+    n_predict: int = Field(-1, ge=-1)
+    stream: bool = False
+    cache_prompt: bool = Field(True, description="what is known of a prompt is never run again")
+    n_probs: Likely = 0
+    return_tokens: bool = False
+    json_schema: dict[str, Any] | bool | None = None
+
+
+class NativeCompletionBody(NativeBody):
+    prompt: Prompt
+
+
+class InfillBody(NativeBody):
+    input_prefix: Text = ""
+    input_suffix: Text = ""
+
+
+class TokenizeBody(Body):
+    content: Text
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeBody(Body):
+    tokens: Ids = Field(max_length=MAX_IDS)
+
+
+class TemplateBody(Body):
+    messages: Messages
+    add_generation_prompt: bool = True
+
+
+class SlotBody(Body):
+    filename: str = Field("", max_length=128)
+
+
+# --- allamo's
+
+
+class AllamoBody(Body):
+    prompt: Text
+
+
+class AllamoCompletionBody(AllamoBody):
+    num_samples: int = Field(1, ge=1, le=MAX_CHOICES)
+    max_new_tokens: int = Field(50, ge=1)
+    temperature: float = Field(0.8, ge=0, le=100)
+    top_k: int = Field(100, ge=0, lt=2**31)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_k=self.top_k)

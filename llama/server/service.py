@@ -1,0 +1,248 @@
+"""What the endpoints share: requests to prompts and options, streams of events to HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from llama.batch import SAMPLING, Mask
+from llama.engine import Llama
+from llama.errors import LlamaError
+from llama.native import c_bytes, encode_prompt
+from llama.server.choices import Choice, Piece
+from llama.server.constrain import Grammars, stop_ids
+from llama.server.engine import Engine, Task, Writing
+from llama.server.errors import ApiError, explained, unsupported
+from llama.server.limits import Receive, Scope, Send, while_connected
+from llama.server.schemas import MAX_CHOICES, Message, Prompt, Sampling
+from llama.tokenizer import Tokenizer
+
+MAX_STOPS = 16
+T = TypeVar("T")
+SHORT = 1 << 12  # characters, or tokens: encoded within a millisecond
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # of nginx
+
+
+@dataclass(eq=False)
+class Service:
+    """A model that is served. alias: what it is called. keyed: clients are told apart by their keys."""
+
+    engine: Engine
+    alias: str
+    keyed: bool = False
+    slot_folder: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.llama: Llama = self.engine.llama
+        self.tokenizer: Tokenizer = self.llama.tokenizer
+        self.reader = self.llama._context  # the C context of texts that are only read
+        self.context = self.engine.texts.context
+        self.grammars = Grammars(self.llama)
+
+    def client(self, request: Request) -> str:
+        """Whose turn a request takes."""
+        host = request.client.host if request.client else ""
+        return request.headers.get("authorization", "") if self.keyed else host
+
+    # --- Prompts
+
+    def check_ids(self, ids: Sequence[int], field: str = "prompt") -> None:
+        """Raises ApiError for an id that is not in the vocabulary."""
+        if bad := next((token for token in ids if not 0 <= token < self.llama.config.vocab_size), None):
+            raise ApiError(400, f"token = {bad}, allowed 0 to {self.llama.config.vocab_size - 1}", field)
+
+    def fitting(self, ids: list[int], field: str = "prompt") -> list[int]:
+        """The ids of a prompt, if the model can read them. field: that has it. Raises ApiError."""
+        if not 0 < len(ids) <= self.context:
+            found = f"a prompt has {len(ids)} tokens, allowed 1 to {self.context}, the context"
+            raise ApiError(400, found, field, "context_length_exceeded")
+        self.check_ids(ids, field)
+        return ids
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """The ids of a prompt. special: names of special tokens in it mean the tokens."""
+        if special and text:
+            return self.llama.encode(text, special=True)
+        return encode_prompt(self.llama._model, self.tokenizer.handle, c_bytes(text))
+
+    async def prompts(
+        self, prompt: Prompt, special: bool = False, each: int = 1, field: str = "prompt"
+    ) -> list[list[int]]:
+        """The ids of each prompt of a field. Raises ApiError for too many, with `each` texts to write."""
+        several: Sequence[Any] = prompt if isinstance(prompt, list) and not is_ids(prompt) else [prompt]
+        if not 0 < len(several) * each <= MAX_CHOICES:
+            found = f"{len(several)} prompts, {each} texts each"
+            raise ApiError(400, f"{found}: allowed are 1 to {MAX_CHOICES} texts in all", field)
+
+        def encode() -> list[list[int]]:
+            ids = (self.encode(one, special) if isinstance(one, str) else one for one in several)
+            return [self.fitting(one, field) for one in ids]
+
+        return await done(encode, sum(map(len, several)))
+
+    async def conversation(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation by the model's template, which go on with an answer that it ends with."""
+        told = [plain(message) for message in messages]
+        begun = told.pop()["content"] if told[-1]["role"] == "assistant" else ""
+
+        def encode() -> list[int]:
+            answer = self.llama.encode(begun, bos=False) if begun else []
+            return self.fitting(self.llama.encode_chat(told) + answer, "messages")
+
+        return await done(encode, sum(len(message["content"]) for message in told) + len(begun))
+
+    # --- Options
+
+    def options(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+        """The options of Batch.join. Raises ApiError."""
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop
+        if len(stop) > MAX_STOPS or not all(stop):
+            raise ApiError(400, f"stop: allowed are {MAX_STOPS} strings, none of them empty", "stop")
+        bias = {self._token(token): value for token, value in body.logit_bias.items()}
+        if body.ignore_eos:
+            ends = {*stop_ids(self.llama), self.llama.tokenizer.bos_id} - {-1}  # BOS ends a text, too
+            bias |= dict.fromkeys(ends, -math.inf)
+        seed = None if body.seed is None else body.seed % 2**64
+        chosen = {name: getattr(body, name) for name in SAMPLING}
+        rest = {
+            "max_tokens": max_tokens,
+            "logprobs": logprobs,
+            "stop": stop,
+            "logit_bias": bias,
+            "seed": seed,
+        }
+        return chosen | rest
+
+    def _token(self, name: str) -> int:
+        if len(name) > 12 or not name.isdecimal() or int(name) >= self.llama.config.vocab_size:
+            found = f"logit_bias: token {name[:20]!r}"
+            raise ApiError(400, f"{found}, allowed 0 to {self.llama.config.vocab_size - 1}", "logit_bias")
+        return int(name)
+
+    async def tasks(
+        self, prompts: Sequence[Sequence[int]], n: int, options: dict[str, Any], schema: Any = None
+    ) -> list[Task]:
+        """n texts for each prompt, JSON by a schema if there is one. Raises UsageError for a bad schema.
+
+        Those of one prompt have seeds that follow each other.
+        """
+        count, seed = len(prompts) * n, options["seed"]
+        masks: Sequence[Mask | None] = [None] * count
+        if schema is not None:
+            masks = await asyncio.to_thread(self.grammars.masks, schema, count)
+        seeds = [None if seed is None else (seed + i % n) % 2**64 for i in range(count)]
+        own = ({"seed": seed, "mask": mask} for seed, mask in zip(seeds, masks, strict=True))
+        return [Task(prompts[i // n], options | chosen) for i, chosen in enumerate(own)]
+
+    # --- Texts
+
+    def choices(self, tasks: Sequence[Task]) -> list[Choice]:
+        return [Choice(self.tokenizer, task.prompt[-1]) for task in tasks]
+
+    async def finish(self, request: Request, tasks: Sequence[Task], choices: Sequence[Choice]) -> None:
+        """Writes texts to their ends. Raises LlamaError, ApiError, Gone."""
+
+        async def work() -> None:
+            with self.engine.write(self.client(request), tasks) as writing:
+                async for _ in told(writing, choices):
+                    pass
+
+        await while_connected(request, work())
+
+
+async def done(work: Callable[[], T], size: int) -> T:
+    """What work returns. Beyond some size of text a thread does it, and the event loop goes on meanwhile.
+
+    A thread waits for a processor while the model has them all, so that requests which came together would
+    be begun one by one.
+    """
+    return work() if size <= SHORT else await asyncio.to_thread(work)
+
+
+def is_ids(prompt: Sequence[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def plain(message: Message) -> dict[str, str]:
+    """A message as templates take it. Raises ApiError for what is no text."""
+    if message.tool_calls or message.role in ("tool", "function"):
+        raise unsupported("tool calls", "messages")
+    content = message.content
+    if not isinstance(content, str):
+        if other := [part.type for part in content if part.type != "text"]:
+            raise unsupported(f"a message of type {other[0][:100]!r}", "messages")
+        content = "".join(part.text for part in content)
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+async def told(
+    writing: Writing, choices: Sequence[Choice]
+) -> AsyncIterator[tuple[int, Choice, str, list[Piece]]]:
+    """What each event adds to the choice of its index: text and tokens, either may be empty."""
+    async for index, event in writing:
+        yield index, choices[index], *choices[index].take(event)
+
+
+# --- Server-sent events
+
+
+def sse(data: Any) -> str:
+    """An event."""
+    return f"data: {data if isinstance(data, str) else json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """An answer of events. When it ends, however that is, so do they: a client that leaves while it is being
+    sent something would leave them waiting to be collected, and their texts being written.
+    """
+
+    def __init__(self, body: AsyncIterator[str], events: AsyncGenerator[Any, None]) -> None:
+        super().__init__(body, media_type="text/event-stream", headers=UNBUFFERED)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+
+
+async def event_stream(
+    request: Request, events: AsyncGenerator[Any, None], end: str | None
+) -> StreamingResponse:
+    """An answer of events. What goes wrong before the first one is raised, later it is the last event."""
+    first = await while_connected(request, anext(events))
+
+    async def body() -> AsyncIterator[str]:
+        yield sse(first)
+        try:
+            async for event in events:
+                yield sse(event)
+        except (LlamaError, ApiError) as error:
+            yield sse(explained(error).body)
+        if end is not None:
+            yield sse(end)
+
+    return EventStream(body(), events)
+
+
+# --- Answers
+
+
+def usage(prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, Any]:
+    """Tokens of a request, as OpenAI counts them. choices: as many for each prompt."""
+    requests = [choice.request for choice in choices if choice.request]
+    first = requests[:: max(1, len(choices) // max(1, len(prompts)))]  # the others share its prompt
+    prompt, drawn = sum(map(len, prompts)), sum(len(request.tokens) for request in requests)
+    cached = {"cached_tokens": sum(request.reused for request in first)}
+    counts = {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
+    return counts | {"prompt_tokens_details": cached}
