@@ -1,6 +1,9 @@
 """Token shards on disk, written from text in parallel; training/ maps them and cuts them into windows.
 
     python dataset.py pretokenize --input books/ --tokenizer tok4096.model --output data/books
+    python dataset.py chat --input chats.jsonl --model MODEL --output data/chats --show 3
+    python dataset.py pretokenize --input books/ --tokenizer tok4096.model --output data/books --part 3/16
+    python dataset.py merge data/books         # of the 16 parts, which many machines may write, one folder
     python dataset.py reverse                  # a toy task in data/reverse: hello=olleh
     python dataset.py info data/books --check  # what it holds; reads every byte and compares checksums
 
@@ -13,17 +16,20 @@ A folder of tokens:
 
 A shard: a header of 4096 bytes (JSON, padded with spaces), the tokens as uint16 (uint32 from a vocabulary of
 65537 on) padded to 8 bytes, then for each document where it ends, as uint64. Little-endian. A document is BOS
-and its text, without EOS. Folders of llama2.c (headerless uint16 .bin files, the first of them the validation
-split) are read too.
+and its text, without EOS. Of chat, it is a conversation by the template of a model (training/conversations.py
+says what is read), and of each token follows its weight as a target, as float16; pairs of a chosen and a
+rejected answer are two documents in turn. Folders of llama2.c (headerless uint16 .bin files, the first of
+them the validation split) are read too.
 
 pretokenize may be stopped at any time and run again: it goes on where it was. The stream of tokens that it
-writes does not depend on the number of workers, nor on stops. Left out on purpose: mixing of corpora, removal
-of duplicates.
+writes does not depend on the number of workers, nor on stops or parts. train.py --mixture mixes folders. Left
+out on purpose: removal of duplicates.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,10 +37,25 @@ from typing import Any
 from llama.command import Parser, run_command
 from llama.errors import BadFileError
 from llama.formats import tokenizers
-from training.pretokenize import Selection, add_writer_options, pretokenize, print_totals, totals
-from training.shards import SPLITS, check_shard, open_split
-from training.text import add_text_options, text_files, text_format
+from llama.formats.chat_templates import BUILT_IN
+from llama.formats.texts import told
+from training.conversations import Encoder, coloured
+from training.named import open_text
+from training.parts import WHOLE, merge, parse_part
+from training.pretokenize import Chats, Selection, add_writer_options, pretokenize, print_totals, totals
+from training.shards import SPLITS, check_shard, documents, open_split
+from training.text import RECORDS, add_text_options, read_documents, text_files, text_format
 from training.toy import make_reverse
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--val", nargs="+", help="folders or files for validation")
+    parser.add_argument(
+        "--val_every", type=int, default=100, help="without --val: each n-th document (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="of the input; merge puts them together")
+    add_writer_options(parser)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -42,15 +63,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("pretokenize", help="text to shards of tokens")
     add_text_options(command)
-    command.add_argument("--val", nargs="+", help="folders or files for validation")
-    command.add_argument(
-        "--val_every", type=int, default=100, help="without --val: each n-th document (%(default)s)"
-    )
     command.add_argument(
         "--tokenizer", type=Path, required=True, help="a file, or a folder with tokenizer.model"
     )
-    command.add_argument("--output", type=Path, required=True, help="the folder to write")
-    add_writer_options(command)
+    add_output_options(command)
+    command = commands.add_parser("chat", help="conversations to shards of tokens and their weights")
+    command.add_argument("--input", nargs="+", required=True, help="folders or files: .jsonl .json .parquet")
+    command.add_argument("--model", type=Path, required=True, help="whose template and tokenizer they get")
+    command.add_argument("--template", choices=BUILT_IN, help="instead of the one that it has")
+    command.add_argument("--show", type=int, default=0, metavar="N", help="print N, what is learnt in colour")
+    add_output_options(command)
+    command = commands.add_parser("merge", help="parts to one folder")
+    command.add_argument("folder", type=Path, help="the --output of the parts")
     command = commands.add_parser("reverse", help="the toy task: hello=olleh")
     command.add_argument("--output", type=Path, default=Path("data/reverse"), help="the folder (%(default)s)")
     command.add_argument("--count", type=int, default=200_000, help="lines to train on (%(default)s)")
@@ -62,18 +86,52 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def pretokenize_command(options: argparse.Namespace) -> dict[str, Any]:
-    files = text_files(options.input)
+def selections(options: argparse.Namespace) -> tuple[Selection, Selection]:
+    """What to train on, and for validation. Raises BadFileError."""
+    files, part = text_files(options.input), parse_part(options.part)
     if options.val:
-        train, val = Selection(files), Selection(text_files(options.val))
+        train, val = Selection(files, part=part), Selection(text_files(options.val), part=part)
         if both := {path.resolve() for path in files} & {path.resolve() for path in val.files}:
             raise BadFileError(f"{min(both)}: is in --input and in --val, allowed one of them")
-    elif options.val_every < 2:
+        return train, val
+    if options.val_every < 2:
         raise BadFileError(f"val_every = {options.val_every}, allowed 2 or more")
-    else:
-        train, val = Selection(files, options.val_every, False), Selection(files, options.val_every)
+    every = options.val_every
+    return Selection(files, every, False, part), Selection(files, every, part=part)
+
+
+def pretokenize_command(options: argparse.Namespace) -> dict[str, Any]:
+    train, val = selections(options)
     form, model = text_format(options), tokenizers.load(options.tokenizer)
     return pretokenize(options.output, model, train, val, form, options.workers, options.shard_tokens)
+
+
+def first_record(files: list[Path]) -> str:
+    """The first record of the files. Raises BadFileError if there is none."""
+    for path in files:
+        with path.open("rb") as file:
+            for record in read_documents(file, RECORDS):
+                return record
+    raise BadFileError(f"{files[0]}: records = 0, allowed 1 or more")
+
+
+def chat_command(options: argparse.Namespace) -> dict[str, Any]:
+    train, val = selections(options)
+    source, vocabulary = open_text(str(options.model), options.template)
+    tokenizer = tokenizers.load_vocabulary(options.model, "of a model", vocabulary.indexed, vocabulary)
+    encoder = Encoder(source, tokenizer.model)
+    kind = "pairs" if len(encoder.encode_record(first_record(train.files))) == 2 else "chat"
+    chats = Chats(options.model, kind, options.template, told(source))
+    work = (options.workers, options.shard_tokens, chats)
+    meta = pretokenize(options.output, tokenizer, train, val, RECORDS, *work)
+    show(options.output, encoder, options.show)
+    return meta
+
+
+def show(folder: Path, encoder: Encoder, n: int) -> None:
+    """Prints the first n documents for training, what is learnt of them in green."""
+    for document in itertools.islice(documents(open_split(folder, "train")), n):
+        print(coloured(encoder.tokenizer, *document), end="\n\n")
 
 
 def print_info(folder: Path, check: bool) -> None:
@@ -88,8 +146,14 @@ def print_info(folder: Path, check: bool) -> None:
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
+    if (part := parse_part(getattr(options, "part", "1/1"))) != WHOLE:
+        options.output /= part.folder
     if options.command == "info":
         print_info(options.folder, options.check)
+    elif options.command == "chat":
+        print_totals(options.output, chat_command(options)["splits"])
+    elif options.command == "merge":
+        print_totals(options.folder, merge(options.folder)["splits"])
     elif options.command == "reverse":
         meta = make_reverse(options.output, options.count, options.val_count, options.seed)
         print_totals(options.output, meta["splits"])

@@ -16,26 +16,30 @@ Left out on purpose: loading and saving (export.py), the optimizers (train.py), 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from llama.formats.config import Config, RopeScaling, ffn_hidden_dim
-from llama.formats.rope import rope_frequencies
+from llama.formats.rope import rope_frequencies, rope_magnitude
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    Mask = Tensor | BlockMask | list[int]  # a list: the lengths of documents, row after row
 
 __all__ = ["IGNORE", "Cache", "Config", "Llama", "RopeScaling", "ffn_hidden_dim"]
 
 IGNORE = -1  # a target that does not count
 
-compiled_block_mask = torch.compile(create_block_mask)  # eager, it makes the whole (B, T, T)
-compiled_flex_attention = torch.compile(flex_attention)  # eager, it makes all scores
+FLEX: dict[str, Callable[..., Any]] = {}  # of flex_attention, once it is needed: importing it takes seconds
 
 # ---------------------------------------------------------------------------------------------------------
 # RoPE: rotary position embedding (Su et al., RoFormer, 2021)
@@ -49,13 +53,13 @@ def frequencies_on(config: Config, device: torch.device) -> Tensor:
 
 
 def rope_turns(config: Config, positions: Tensor) -> Tensor:
-    """Cosine and sine of the angles at positions (..., T): float32 (..., T, d / 2, 2).
+    """Cosine and sine of the angles at positions (..., T), times YaRN's factor: float32 (..., T, d / 2, 2).
 
     Angles are taken in float64: at position 100,000 a float32 angle is off by a hundredth of a turn.
     """
     frequencies = frequencies_on(config, positions.device)
     angles = positions.to(frequencies.dtype)[..., None] * frequencies
-    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+    return (torch.stack((angles.cos(), angles.sin()), dim=-1) * rope_magnitude(config)).float()
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
@@ -95,15 +99,26 @@ def document_mask(doc_ids: Tensor) -> Tensor:
     return (number[:, :, None] == number[:, None, :]).tril().unsqueeze(1)
 
 
+def document_lengths(doc_ids: Tensor) -> list[int]:
+    """How long each document of doc_ids (B, T) is, row after row; one in two rows is two documents."""
+    begins = document_begins(doc_ids).flatten().nonzero().flatten().tolist()
+    return [end - begin for begin, end in itertools.pairwise([*begins, doc_ids.numel()])]
+
+
 def document_blocks(doc_ids: Tensor) -> BlockMask:
     """document_mask for flex_attention, which leaves out the blocks of (T, T) that no token attends to."""
+    if not FLEX:
+        from torch.nn.attention import flex_attention as flex
+
+        FLEX["mask"] = torch.compile(flex.create_block_mask)  # eager, it makes the whole (B, T, T)
+        FLEX["attention"] = torch.compile(flex.flex_attention)  # eager, it makes all scores
     number = document_begins(doc_ids).cumsum(dim=1)
 
     def attends(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return (row >= column) & (number[b, row] == number[b, column])
 
     batch, length = doc_ids.shape
-    return compiled_block_mask(attends, batch, None, length, length, device=doc_ids.device)
+    return FLEX["mask"](attends, batch, None, length, length, device=doc_ids.device)
 
 
 class Cache:
@@ -141,12 +156,13 @@ class Context:
     """What all layers of one pass share."""
 
     turns: Tensor
-    mask: Tensor | BlockMask | None = None  # None: causal
+    mask: Mask | None = None  # None: causal
     cache: Cache | None = None
 
 
 NARROW_HEAD, QUARTERS_FROM = 16, 256
 FLEX_HEAD = 16  # the narrowest heads of flex_attention
+SHORT_DOCUMENT = 32  # tokens: of shorter ones there are so many that one dense mask costs less
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -167,14 +183,28 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Causal attention of q (B, H, T, d) to k, v (B, K, T, d) in documents of these lengths: (B, H, T, d).
+
+    Always in float32: PyTorch's CPU kernel takes twice as long for the backward pass in bfloat16.
+    """
+    rows = (t.transpose(0, 1).flatten(1, 2).float().split(lengths, dim=1) for t in (q, k, v))
+    with torch.autocast("cpu", enabled=False):
+        parts = [attend_causally(*(t[None] for t in document))[0] for document in zip(*rows, strict=True)]
+    whole = torch.cat(parts, dim=1)  # (H, B T, d)
+    return whole.to(q.dtype).unflatten(1, (q.shape[0], -1)).transpose(0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
     """Attention of q (B, H, T, d) to k, v (B, K, T, d) where a mask allows it: (B, H, T, d)."""
     grouped = k.shape[1] != q.shape[1]
     if mask is None:
         return attend_causally(q, k, v)
-    if isinstance(mask, BlockMask):
-        return compiled_flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
+    if isinstance(mask, list):
+        return attend_within(q, k, v, mask)
+    if isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
+    return FLEX["attention"](q, k, v, block_mask=mask, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -209,6 +239,20 @@ class FeedForward(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout. On CPUs four elements have 16 bits each of one random number, as drawing these takes
+    most of the time; p is rounded to 1/65536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        dropped = min(round(self.p * 65536), 65535)
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 32768
+        return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
+
+
 class Block(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
@@ -216,27 +260,55 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
 
+ATTENTION_OPS = [
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+KEPT = {  # operations whose results checkpointing keeps, by the name of what they are
+    "nothing": [],
+    "attention": ATTENTION_OPS,
+    "products": [torch.ops.aten.mm.default, *ATTENTION_OPS],
+}
+
+
+def checkpointed(block: nn.Module, x: Tensor, context: Context, keeps: str) -> Tensor:
+    """block(x, context), of which the backward pass computes again what it needs, but for KEPT[keeps]."""
+    if not KEPT[keeps]:
+        return checkpoint(block, x, context, use_reentrant=False)
+    contexts = functools.partial(create_selective_checkpoint_contexts, KEPT[keeps])
+    return checkpoint(block, x, context, use_reentrant=False, context_fn=contexts)
+
+
+def as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
 class Llama(nn.Module):
     """A Llama of the given shape, with fresh weights.
 
-    checkpointing: do not keep the activations inside the blocks for the backward pass, compute them again.
+    checkpointing: do not keep the activations inside the blocks for the backward pass, compute them again,
+    but for what is named by keeps (KEPT).
     On the meta device (`with torch.device("meta")`) nothing is allocated: call to_empty, then init_weights or
     load_state_dict. There are no buffers.
     """
 
-    def __init__(self, config: Config, checkpointing: bool = False) -> None:
+    def __init__(self, config: Config, checkpointing: bool = False, keeps: str = "nothing") -> None:
         super().__init__()
-        self.config, self.checkpointing = config, checkpointing
+        self.config, self.checkpointing, self.keeps = config, checkpointing, keeps
+        self.compiled = False
         self.softmax_loss: SoftmaxLoss = softmax_loss
+        self.classifier_as: Callable[[Tensor], Tensor] = as_it_is  # training/qat.py rounds it
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -270,6 +342,7 @@ class Llama(nn.Module):
         """
         for block in self.layers:
             block.compile(*arguments, **options)
+        self.compiled = True
         self.softmax_loss = torch.compile(softmax_loss, *arguments, **options)
 
     def hidden(self, tokens: Tensor, doc_ids: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -278,12 +351,27 @@ class Llama(nn.Module):
         x = self.dropout(self.tok_embeddings(tokens))
         for block in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, use_reentrant=False)
+                x = checkpointed(block, x, context, self.keeps)
             else:
                 x = block(x, context)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits (..., V) of the residual stream x (..., D), normalised."""
+        return F.linear(x, self.classifier_as(self.output.weight))
+
+    def _document_mask(self, doc_ids: Tensor) -> Mask:
+        """Who may attend to whom, in the form that costs least here."""
+        # flex_attention has no backward pass on CPUs, and no kernels for narrower heads.
+        if doc_ids.device.type == "cuda" and self.config.head_dim >= FLEX_HEAD:
+            return document_blocks(doc_ids)
+        if doc_ids.device.type == "cpu" and not self.compiled:  # code would be compiled for all lengths
+            lengths = document_lengths(doc_ids)
+            if len(lengths) * SHORT_DOCUMENT <= doc_ids.numel():
+                return lengths
+        return document_mask(doc_ids)
 
     def _context(self, tokens: Tensor, doc_ids: Tensor | None, cache: Cache | None) -> Context:
         length, device = tokens.shape[1], tokens.device
@@ -291,9 +379,7 @@ class Llama(nn.Module):
             if cache is not None:
                 raise ValueError("doc_ids and cache can't be given together")
             turns = rope_turns(self.config, document_positions(doc_ids))
-            # flex_attention has no backward pass on CPUs, and no kernels for narrower heads.
-            flex = device.type == "cuda" and self.config.head_dim >= FLEX_HEAD
-            return Context(turns, (document_blocks if flex else document_mask)(doc_ids))
+            return Context(turns, self._document_mask(doc_ids))
         start = cache.length if cache is not None else 0
         turns = rope_turns(self.config, torch.arange(start, start + length, device=device).unsqueeze(0))
         mask = None
@@ -306,19 +392,31 @@ class Llama(nn.Module):
         tokens: Tensor,
         targets: Tensor | None = None,
         doc_ids: Tensor | None = None,
+        weights: Tensor | None = None,
         cache: Cache | None = None,
+        each: bool = False,
     ) -> Any:
         """Logits (B, T, V) of tokens (B, T); with targets (B, T) the summed loss and their number.
 
         doc_ids (B, T): tokens attend within their document only, and its positions begin at 0.
+        weights (B, T): what each target counts in both sums, instead of 1.
         cache: the tokens go on from what it holds, and are added to it.
+        each: the sums of every row, (B) instead of ().
         Targets equal to IGNORE do not count.
         """
         x = self.hidden(tokens, doc_ids, cache)
         if targets is None:
-            return self.output(x)
-        loss = cross_entropy_sum(x.flatten(0, 1), self.output.weight, targets.flatten(), self.softmax_loss)
-        return loss, (targets != IGNORE).sum()
+            return self.logits(x)
+        counts = (targets != IGNORE).float()
+        counts = counts if weights is None else counts * weights
+        if not each:
+            x, targets, counts = x.flatten(0, 1)[None], targets.flatten()[None], counts.flatten()[None]
+        rows = zip(x, targets, counts, strict=True)
+        weight, body = self.classifier_as(self.output.weight), self.softmax_loss
+        if hasattr(weight, "to_local"):  # of ranks that share blocks (training/tensor_parallel.py)
+            weight = weight.to_local()
+        sums = torch.stack([cross_entropy_sum(row, weight, *goal, body) for row, *goal in rows])
+        return (sums, counts.sum(dim=1)) if each else (sums.sum(), counts.sum())  # no view: FSDP warns of one
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -330,11 +428,11 @@ CHUNK_VALUES = 1 << 22  # logits alive at once
 CHUNK_VALUES_GPU = 1 << 27  # more of them, so that starting kernels costs nothing
 
 
-SoftmaxLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+SoftmaxLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits (n, V) and their targets (n), with 0 for all of a target that is IGNORE:
+def softmax_loss(logits: Tensor, goal: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (n, V), their targets (n), and what each counts (n), 0 for one that is IGNORE:
 
     the sum of -log softmax(logits)[target]; its gradient (n, V) in the type of the logits, but for targets,
     where it is the softmax; the gradient at the targets (n). float32 logits are overwritten.
@@ -342,7 +440,7 @@ def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.promote_types(logits.dtype, torch.float32)  # of sums, also where products are bfloat16
     values = logits.to(exact)
     values -= values.amax(dim=1, keepdim=True)
-    counts = (goal != IGNORE).to(exact)
+    counts = counts.to(exact)
     picked = values.gather(1, goal.clamp(min=0)[:, None]).squeeze(1)
     sums = values.exp_().sum(dim=1)
     total = ((sums.log() - picked) * counts).sum()
@@ -353,39 +451,43 @@ def softmax_loss(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
-        grad_x = torch.empty_like(x) if needs_grad else None
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, body: SoftmaxLoss
+    ) -> Tensor:
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if of_x else None
         exact = torch.promote_types(x.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=exact) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if of_weight else None
         total = torch.zeros((), device=x.device, dtype=exact)
         values = CHUNK_VALUES if x.device.type == "cpu" else CHUNK_VALUES_GPU
         chunk = max(1, values // len(weight))
         for start in range(0, len(x), chunk):
             part, goal = x[start : start + chunk], targets[start : start + chunk]
-            loss, grad, at_goal = body(part @ weight.T, goal)
+            loss, grad, at_goal = body(part @ weight.T, goal, counts[start : start + chunk])
             total += loss
-            if grad_x is None or grad_weight is None:
-                continue
-            grad.scatter_(1, goal.clamp(min=0)[:, None], at_goal[:, None].to(grad.dtype))
-            torch.mm(grad, weight, out=grad_x[start : start + chunk])
-            if exact == weight.dtype:
+            if of_x or of_weight:
+                grad.scatter_(1, goal.clamp(min=0)[:, None], at_goal[:, None].to(grad.dtype))
+            if grad_x is not None:
+                torch.mm(grad, weight, out=grad_x[start : start + chunk])
+            if grad_weight is not None and exact == weight.dtype:
                 grad_weight.addmm_(grad.T, part)
-            else:
+            elif grad_weight is not None:
                 grad_weight += grad.T @ part
-        if grad_x is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        whole = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
+        return (*whole, None, None, None)
 
 
-def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxLoss = softmax_loss) -> Tensor:
-    """Sum over N tokens of -log softmax(x . weight^T)[target]: x (N, D), weight (V, D), targets (N).
+def cross_entropy_sum(
+    x: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, body: SoftmaxLoss = softmax_loss
+) -> Tensor:
+    """Sum over N tokens of -log softmax(x . weight^T)[target] times what it counts.
 
+    x (N, D), weight (V, D), targets (N), counts (N), 0 where a target is IGNORE.
     body: softmax_loss, or compiled. The loop around it stays eager: compiled, its writes into slices of the
     gradient become copies of all of it.
     """
@@ -394,4 +496,4 @@ def cross_entropy_sum(x: Tensor, weight: Tensor, targets: Tensor, body: SoftmaxL
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(kind, enabled=False):
-        return _CrossEntropySum.apply(x, weight, targets, body)
+        return _CrossEntropySum.apply(x, weight, targets, counts, body)

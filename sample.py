@@ -7,9 +7,10 @@
 
 The text goes to standard output as it comes, as ./run writes it: the prompt, what follows it, a newline, and
 --- between texts. Greedy text (--temperature 0) is that of ./run on the exported model. A seed gives the same
-text again, but not the one that it gives ./run, which draws with another generator.
+text again, but not the one that it gives ./run, which draws with another generator. Of several texts each has
+the seed after that of the one before; up to 16 are rows of one batch.
 
-Left out on purpose: penalties, chat and speed, which run.c has; many texts at once.
+Left out on purpose: penalties, chat and speed, which run.c has.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ import torch
 from llama import Tokenizer
 from llama.command import Parser, run_command
 from llama.errors import BadFileError, UsageError
-from llama.formats.models import open_source
 from llama.formats.source import Source
-from llama.formats.text import with_text
-from training.generation import check_sampling, generate, stream
+from training.generation import check_sampling, generate_together, stream
+from training.named import open_named
 from training.weights import model_of
 
 
@@ -45,15 +45,14 @@ def read_prompt(options: argparse.Namespace) -> str:
     return data.decode(errors="replace").removesuffix("\n")
 
 
-def open_model(path: Path, tokenizer: Path | None) -> tuple[Source, Tokenizer]:
-    """A model in a file or folder of any format, with its tokenizer, or the one given.
+def open_model(name: str, tokenizer: Path | None) -> tuple[Source, Tokenizer]:
+    """A model by its path or its name on the hub, with its tokenizer, or the one given.
 
     Raises BadFileError, also where there is none.
     """
-    folder = path if path.is_dir() else path.parent
-    source, vocabulary = with_text(open_source(path), folder, tokenizer)
+    source, vocabulary = open_named(name, tokenizer)
     if vocabulary is None:
-        raise BadFileError(f"{path}: has no tokenizer, nor is one beside it: name one with --tokenizer")
+        raise BadFileError(f"{name}: has no tokenizer, nor is one beside it: name one with --tokenizer")
     return source, Tokenizer.from_bytes(vocabulary.indexed, tokenizer or source.name)
 
 
@@ -68,6 +67,7 @@ HELP = """Write text with a checkpoint of train.py.
   python sample.py --checkpoint=out/best --start="Once upon a time"      llama2.c's words for it"""
 
 NEWEST = Path("out/last")
+TOGETHER = 16  # texts that are rows of one batch
 START_FILE = "FILE:"  # before the name of a file that --start is in
 
 
@@ -88,7 +88,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token (1.0)")
     add("--top_k", type=int, default=0, metavar="K", help="draw from the K most likely tokens (0: off)")
     add("--top_p", type=float, default=0.9, metavar="P", help="from those that reach P (0.9; 0 or 1: off)")
-    add("--seed", type=int, default=1337, metavar="S", help="the same one gives the same texts (1337)")
+    add("--seed", type=int, default=1337, metavar="S", help="of the first text; then the next ones (1337)")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (cuda where there is one)")
     add("--tokenizer", type=Path, metavar="FILE", help="default: in the model or beside it")
     options = parser.parse_args(arguments)
@@ -132,18 +132,20 @@ def sample(options: argparse.Namespace) -> None:
     check(options)
     device = usable_device(options.device)
     prompt = read_prompt(options)
-    source, tokenizer = open_model(options.checkpoint, options.tokenizer)
+    source, tokenizer = open_model(str(options.checkpoint), options.tokenizer)
     model = model_of(source, device)
     ids = tokenizer.encode(prompt, bos=source.add_bos or not prompt)  # a text goes on from a token
     sampling = (options.temperature, options.top_k, options.top_p)
-    generator = torch.Generator().manual_seed(options.seed)  # on the CPU: the same draws on every device
     stop_ids = {tokenizer.bos_id, tokenizer.eos_id, *source.stops}
-    for index in range(options.num_samples):
-        write(("---\n" if index else "") + prompt)
-        tokens = generate(model, ids, options.max_new_tokens, *sampling, generator, stop_ids)
-        for piece in stream(tokenizer, ids, tokens):
-            write(piece)
-        write("\n")
+    for first in range(0, options.num_samples, TOGETHER):
+        seeds = range(options.seed + first, options.seed + min(first + TOGETHER, options.num_samples))
+        generators = [torch.Generator().manual_seed(seed % 2**64) for seed in seeds]  # on the CPU
+        texts = generate_together(model, ids, options.max_new_tokens, *sampling, generators, stop_ids)
+        for index, tokens in enumerate(texts, first):
+            write(("---\n" if index else "") + prompt)
+            for piece in stream(tokenizer, ids, tokens):
+                write(piece)
+            write("\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

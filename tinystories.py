@@ -8,12 +8,14 @@
     python tinystories.py pretokenize --vocab_size=2048
     python tinystories.py pretokenize --vocab_size=0     # Llama 2's 32,000 tokens, from the hub
     python tinystories.py pretokenize --input FOLDER     # with data00.json and others, without a download
+    python tinystories.py words                          # stories on request, to tune a model with
 
 download leaves data/TinyStories_all_data/data00.json and so on. train_vocab writes data/tok2048.model and
 .bin, pretokenize the folder data/tok2048 (dataset.py says what is in it). As in llama2.c, data00.json is the
 validation split, a vocabulary learns from the first ten other files, stories are stripped, and a vocabulary
 of 0 is Llama 2's. Unlike there, no --vocab_size means 4096: an embedding of 32,000 would be most of a small
-model. HF_ENDPOINT names a mirror of the hub.
+model. HF_ENDPOINT names a mirror of the hub. words leaves data/words/train.jsonl and val.jsonl, conversations
+for dataset.py chat: who asks for a story with three words gets one that has them.
 
 Left out on purpose: the text-only editions of the dataset, which python dataset.py pretokenize reads.
 """
@@ -21,7 +23,9 @@ Left out on purpose: the text-only editions of the dataset, which python dataset
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -29,6 +33,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from zlib import error as ZlibError
@@ -37,7 +42,7 @@ from tqdm import tqdm
 
 from llama.command import Parser, run_command
 from llama.errors import BadFileError
-from llama.files import sync
+from llama.files import sync, write_aside
 from llama.formats import tokenizers
 from training.pretokenize import Selection, add_writer_options, pretokenize, print_totals
 from training.text import Format, sample
@@ -48,6 +53,8 @@ ARCHIVE = "datasets/roneneldan/TinyStories/resolve/main/TinyStories_all_data.tar
 FOLDER = "TinyStories_all_data"
 FORM = Format(field="story", strip=True)
 VOCAB_SIZE = 4096
+ASKED = 3  # words
+FEW, MANY = 10, 0.05  # stories that have a word that is asked for: a number, and a part of them
 VOCAB_FILES, VOCAB_BYTES = 10, 500_000_000  # a vocabulary hardly changes with more
 
 # ---------------------------------------------------------------------------------------------------------
@@ -207,6 +214,48 @@ def pretokenize_stories(options: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Stories on request
+
+
+def words_of(story: str) -> set[str]:
+    """The words of a story that are not names: of small letters, three or more."""
+    return set(re.findall(r"\b[a-z]{3,}\b", story))
+
+
+def request(words: list[str]) -> str:
+    """Asks for a story with three words."""
+    return "Write a story with the words {}, {} and {}.".format(*words)
+
+
+def write_requests(files: list[Path], worth: set[str], path: Path) -> None:
+    """Writes the stories of files, each as the answer to who asks for three of its words."""
+    draw, n = random.Random(1337), 0
+    with write_aside(path) as file:
+        for story in sample(files, FORM, sys.maxsize):
+            words = sorted(words_of(story) & worth)
+            if len(words) >= ASKED:
+                asked = {"role": "user", "content": request(draw.sample(words, ASKED))}
+                messages = [asked, {"role": "assistant", "content": story}]
+                file.write(json.dumps({"messages": messages}).encode() + b"\n")
+                n += 1
+    print(f"{path}: {n:,} stories")
+
+
+def make_words(folder: Path, output: Path) -> None:
+    """Writes output/train.jsonl, and of data00.json val.jsonl.
+
+    What few stories have can't be learnt, and to find what many have says nothing.
+    """
+    val, *train = story_files(folder)
+    each = [words_of(story) for story in sample(train, FORM, sys.maxsize)]
+    known = Counter(word for words in each for word in words)
+    worth = {word for word, n in known.items() if FEW <= n <= len(each) * MANY}
+    output.mkdir(parents=True, exist_ok=True)
+    write_requests(train, worth, output / "train.jsonl")
+    write_requests([val], worth, output / "val.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------------------
 # The command line
 
 
@@ -218,6 +267,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("download", "get the stories"),
         ("train_vocab", "train a vocabulary on them"),
         ("pretokenize", "turn them into tokens"),
+        ("words", "make conversations of them"),
     ):
         command = commands.add_parser(name, help=about)
         command.add_argument("--data", type=Path, default=Path("data"), help="folder of it all (%(default)s)")
@@ -225,6 +275,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             command.add_argument("--url", default=url, help="of the .tar.gz, for a mirror (%(default)s)")
             continue
         command.add_argument("--input", type=Path, help=f"folder with data*.json (default: DATA/{FOLDER})")
+        if name == "words":
+            command.add_argument("--output", type=Path, help="default: DATA/words")
+            continue
         size = command.add_argument("--vocab_size", "--vocab-size", type=int, help="number of tokens (4096)")
         if name == "train_vocab":
             size.default = VOCAB_SIZE
@@ -244,6 +297,8 @@ def main(arguments: list[str]) -> None:
     elif options.command == "train_vocab":
         path = options.data / f"tok{options.vocab_size}.model"
         train_vocab(options.input or options.data / FOLDER, options.vocab_size, path, options.max_bytes)
+    elif options.command == "words":
+        make_words(options.input or options.data / FOLDER, options.output or options.data / "words")
     else:
         pretokenize_stories(options)
 

@@ -31,6 +31,7 @@ import sys
 from pathlib import Path
 
 from llama.command import Parser, run_command
+from llama.errors import one_line
 from llama.formats.tokenizers import Tokenizer, export_bin, load
 from llama.formats.vocabulary import UNIGRAM
 from training.text import add_text_options, sample, text_files, text_format
@@ -80,11 +81,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def print_info(tokenizer: Tokenizer) -> None:
     for name in ("path", "kind", "vocab_size", "bos_id", "eos_id", "hash"):
-        print(f"{name:12}{getattr(tokenizer, name)}")
+        print(f"{name:12}{one_line(getattr(tokenizer, name))}")
     v, special = tokenizer.vocabulary, [*tokenizer.special]
     by = "none: Unigram" if v.kind == UNIGRAM else f"{('characters', 'bytes')[v.kind]} by scores"
     print(f"{'merges':12}{by if v.merges is None else by.replace('scores', 'pairs')}")
-    print(f"{'special':12}{len(special)}: {' '.join(special[:4])}{' ...' if special[4:] else ''}")
+    print(f"{'special':12}{len(special)}: {one_line(' '.join(special[:4]))}{' ...' if special[4:] else ''}")
 
 
 def main(arguments: list[str]) -> None:

@@ -14,25 +14,25 @@ Without --data it is data/tok4096, or else the only folder of tokens in data. Wh
 
 The folder out_dir gets checkpoints (training/checkpoints.py), log.csv, loss.png and model.bin for the C
 engine; an earlier run that is there is moved to out_dir/earlier-1. Ctrl-C finishes the step, saves and ends;
-`--init_from=resume` goes on as if nothing had happened.
+`--init_from=resume` goes on as if nothing had happened. `--eval_only` evaluates what init_from says, once.
 
 Names of llama2.c's options are taken where they mean the same, and refused with the name here where they do
 not. One is the same and means another thing: batch_size is that of a whole step here, over all processes,
 and that of a micro batch there.
 
-The loop is here, its machinery in training/. Left out on purpose: pipeline and tensor parallelism.
+The loop is here, its machinery in training/. Several nodes, restarts and Slurm: docs/training.md. Left out on
+purpose: pipeline parallelism.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,78 +41,58 @@ import torch
 from torch import Tensor
 
 from llama.command import run_command
-from llama.errors import BadFileError, UsageError
+from llama.errors import BadFileError
 from llama.files import lock_folder
-from llama.formats import llama2c, tokenizers
-from llama.formats.export import export_bin, export_v3
-from llama.formats.models import open_source
-from llama.formats.source import Source, checked_tensors
-from llama.formats.text import with_text
-from llama.formats.v3 import extras_of
-from model import Config, Llama
-from training import checkpoints, evaluation, options, parallel, report
-from training.checkpoints import Progress
+from llama.formats import tokenizers
+from training import checkpoints, evaluation, models, options, pairs, parallel, report
+from training.batches import in_turn
+from training.checkpoints import About, Progress
 from training.defaults import find_data
-from training.options import Options
-from training.parallel import Flag, Ranks
+from training.distillation import distillation_of
+from training.few_bits import n_weights, packed_matrices
+from training.objectives import objective_of
+from training.options import Options, seconds_of
+from training.pairs import Answers
+from training.parallel import Cut, Flag, Ranks
+from training.profiling import Profiler, window_of
+from training.saving import Saver
 from training.shards import open_split
+from training.sources import open_parts, open_run
 from training.step import Run, make_run, micro_batch_size, train_step
-from training.weights import TorchWeights, to_torch
-from training.windows import Batches
 
 # ---------------------------------------------------------------------------------------------------------
 # Setting up
 
 
-def source_of(options: Options, vocab_size: int) -> Source | None:
-    """The file or folder of any format to start from, None for a fresh model. Raises BadFileError."""
-    if options.init_from in ("scratch", "resume"):
-        return None
-    source = open_source(Path(options.init_from))
-    if source.config.vocab_size != vocab_size:
-        found = f"vocab_size = {source.config.vocab_size}, the data has {vocab_size}"
-        raise BadFileError(f"{options.init_from}: {found}")
-    changes = {"dropout": options.dropout, "max_seq_len": options.max_seq_len}
-    return dataclasses.replace(source, config=dataclasses.replace(source.config, **changes))
-
-
-def fill_weights(model: Llama, source: Source | None) -> None:
-    """The weights of a source, or fresh ones: the same, whatever the ranks. Raises BadFileError."""
-    if source is None:
-        parallel.fill(model, lambda name, shape: model.init_weight(name, torch.empty(shape)))
-    else:
-        tensors = checked_tensors(source)
-        parallel.fill(model, lambda name, shape: to_torch(tensors[name]))
-
-
-def check_said(options: Options, said: Iterable[str]) -> None:
-    """Raises UsageError for a shape that the command line says, where the model to start from has another."""
-    if options.init_from in ("scratch", "resume"):
-        return
-    config = open_source(Path(options.init_from)).config.to_dict()
-    for name in config.keys() & set(said) - {"vocab_size", *checkpoints.MAY_CHANGE}:
-        if getattr(options, name) not in (0, config[name]):  # 0: whatever follows from the others
-            found = f"{name} = {getattr(options, name)}, {options.init_from} has {config[name]}"
-            raise UsageError(f"{found}: leave it out, the shape is that of the model")
-
-
-def begin(options: Options, ranks: Ranks) -> Run:
-    """Makes or loads everything. All ranks call it."""
-    micro_batch_size(options, ranks.world_size)
+def begin(options: Options, ranks: Ranks, said: Collection[str]) -> Run:
+    """Makes or loads everything. said: the options that somebody has said. All ranks call it."""
+    micro_batch_size(options, ranks.data_size)
     shards = open_split(options.data, "train")
-    source = source_of(options, shards[0].vocab_size)
-    config = source.config if source else options.model_config(shards[0].vocab_size)
-    with torch.device("meta"):  # a rank of FSDP never holds all of it
-        model = Llama(config, options.checkpointing)
-    order = (options.batch_size, options.max_seq_len, options.seed, ranks.rank, ranks.world_size)
-    run = make_run(model, options, ranks, Batches(shards, *order, documents=options.documents))
+    folder = checkpoints.chosen(Path(options.out_dir), ranks) if options.init_from == "resume" else None
+    start = models.start_of(options, folder)
+    if folder and not start:
+        models.take_shape(options, folder, said)
+    source = models.source_of(options, start, shards[0].vocab_size) if start else None
+    lora = models.lora_of(options, start)
+    config = models.config_of(options, source, folder, shards[0].vocab_size)
+    model = models.make_model(options, ranks, config, lora)
+    batches = open_run(options, ranks, "train")
+    if options.epochs:
+        options.max_steps = batches.steps_of(options.epochs)
+    run = make_run(model, options, ranks, batches)
+    run.objective = objective_of(shards[0].kind, options)
+    if shards[0].kind == "pairs":
+        val = Answers(open_split(options.data, "val"), options.max_seq_len)
+        run.answers = {"train": run.batches.sequences.items, "val": val}
+    run.about = About(models.told_of(options, source, folder), lora)
     torch.manual_seed(options.seed)  # the same weights on every rank
-    if options.init_from != "resume":
-        fill_weights(model, source)
-    torch.manual_seed(options.seed + 1 + ranks.rank)  # other dropout on every rank
+    if source or not folder:
+        models.fill_weights(model, source)
+    if options.teachers and not options.eval_only:
+        run.objective = distillation_of(model, options, ranks.device)
+    torch.manual_seed(options.seed + 1 + ranks.data_rank)  # other dropout for other data
     fixed = {name: getattr(options, name) for name in checkpoints.FIXED}
-    if options.init_from == "resume":
-        folder = checkpoints.chosen(Path(options.out_dir), ranks)
+    if folder:
         run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks, fixed)
     run.progress.fixed = fixed
     return run
@@ -127,6 +107,11 @@ class Clock:
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.last = progress, time.perf_counter()
+        self.begin = self.last
+
+    def over(self, seconds: float) -> bool:
+        """Whether so many have passed since this start."""
+        return time.perf_counter() - self.begin >= seconds
 
     def lap(self, training: bool) -> float:
         """Books the time since the last lap, and returns it."""
@@ -137,71 +122,70 @@ class Clock:
         return seconds
 
 
-def export_model(out_dir: Path, config: Config, weights: dict[str, Tensor], tokenizer: Any) -> None:
-    """Writes model.bin, v0 as llama2.c has it or v3 for what that can't hold, and tokenizer.bin."""
-    path, source = out_dir / "model.bin", Source("model", config, TorchWeights(weights))
-    if llama2c.holds(config):
-        export_bin(path, config, source.tensors, version=0)
-    else:
-        source, vocabulary = with_text(source, Path(tokenizer.path).parent)
-        export_v3(path, config, source.tensors, "fp32", extras=extras_of(source, vocabulary))
-    if not (out_dir / "tokenizer.bin").exists():
-        tokenizers.export_bin(tokenizer, out_dir / "tokenizer.bin")
+def validate(run: Run, telling: bool) -> evaluation.Evaluation:
+    """The validation split, or those of a mixture by their shares. All ranks call it."""
+    o, ranks = run.options, run.ranks
+    place = (micro_batch_size(o, ranks.data_size), ranks.data_rank, ranks.data_size, o.eval_windows)
+    found = []
+    for name, share, shards in open_parts(o, "val"):
+        answers = in_turn(run.answers["val"], *place) if run.answers else None
+        result = evaluation.evaluate(run.model, shards, o, ranks, run.objective, answers)
+        found.append((float(share), result))
+        if telling and o.mixture:
+            print(f"step {run.progress.step}: {name}: val_loss {result.loss:.4f}")
+    return evaluation.mixed(found)
 
 
-def save(run: Run, tokenizer: Any) -> None:
-    """Writes a checkpoint and model.bin. All ranks call it."""
-    o, out_dir = run.options, Path(run.options.out_dir)
-    weights = checkpoints.save(
-        out_dir,
-        run.model,
-        run.optimizers,
-        run.scaler,
-        run.progress,
-        run.ranks,
-        [Path(tokenizer.path)],
-        o.keep,
-    )
-    if run.ranks.is_main:
-        export_model(out_dir, checkpoints.unwrap(run.model).config, weights, tokenizer)
+def figures(run: Run, telling: bool) -> dict[str, float]:
+    """What an evaluation says, by the names of the log: validation, and llama2.c's estimate where it is asked
+    for. All ranks call it.
+    """
+    o = run.options
+    result = validate(run, telling)
+    values = {f"val_{name}": mean for name, mean in result.means.items()}
+    values |= {} if math.isnan(result.bits_per_byte) else {"val_bits_per_byte": result.bits_per_byte}
+    if o.estimate_batches and not run.answers:
+        values["estimate"] = evaluation.estimate(run.model, open_run(o, run.ranks, "val"), o, run.ranks)
+    return values
+
+
+def shown_figures(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 def evaluate(run: Run, tokenizer: Any, log: report.Report | None) -> None:
-    """Validation loss, llama2.c's estimate and a story. All ranks call it."""
+    """The figures, in the log, and a story. All ranks call it."""
     o, ranks, progress = run.options, run.ranks, run.progress
-    shards = open_split(o.data, "val")
-    result = evaluation.evaluate(run.model, shards, o, ranks)
-    values = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
-    if o.estimate_batches:
-        order = (o.batch_size, o.max_seq_len, o.seed, ranks.rank, ranks.world_size)
-        batches = Batches(shards, *order, documents=o.documents)
-        values["estimate"] = evaluation.estimate(run.model, batches, o, ranks)
-    if result.loss < progress.best_loss:
-        progress.best_loss, progress.best_step = result.loss, progress.step
+    values = figures(run, log is not None)
+    if values["val_loss"] < progress.best_loss:
+        progress.best_loss, progress.best_step = values["val_loss"], progress.step
+        run.saver.wait()  # it was written while this was evaluated
         if ranks.is_main:
             checkpoints.mark_best(Path(o.out_dir), progress.step)
     if log:
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        print(f"step {progress.step}: {text} (best {progress.best_loss:.4f})", flush=True)
+        told = f"{shown_figures(values)} (best {progress.best_loss:.4f})"
+        print(f"step {progress.step}: {told}", flush=True)
         log.add(progress.step, tokens=progress.tokens, seconds=progress.total_seconds, **values)
         log.plot()
     if o.sample_tokens and ranks.kind != "fsdp" and ranks.is_main:
-        print(
-            "  " + evaluation.story(checkpoints.unwrap(run.model), tokenizer, o, progress.step).strip() + "\n"
-        )
+        with parallel.autocast(ranks, o.dtype):  # what is frozen may be of that type
+            told = evaluation.story(parallel.unwrap(run.model), tokenizer, o, progress.step)
+        print("  " + told.strip() + "\n")
 
 
 @dataclass
 class Group:
     """The steps since the last line of the log."""
 
-    loss_sum: Tensor  # of this rank, on the device: reading it would wait for the step
-    n_targets: int = 0
+    sums: Tensor  # of this rank's objective, on the device: reading them would wait for the step
+    weight: float = 0.0  # what all targets count
+    steps: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: Tensor, n_targets: int, seconds: float) -> None:
-        self.loss_sum = self.loss_sum + loss
-        self.n_targets += n_targets
+    def add(self, sums: Tensor, weight: float, seconds: float) -> None:
+        self.sums = self.sums + sums
+        self.weight += weight
+        self.steps += 1
         self.seconds += seconds
 
 
@@ -210,30 +194,35 @@ def settle(
 ) -> None:
     """One line on a group of steps, and a row of the log. Raises BadFileError if their loss is not finite."""
     p, o = run.progress, run.options
-    (total,) = run.ranks.sum(group.loss_sum)
+    totals = run.ranks.sum(*group.sums)
     group.seconds += clock.lap(training=True)  # the device may have had work left
-    loss = float(total) / group.n_targets
+    means = {name: float(t) / group.weight for name, t in zip(run.objective.names, totals, strict=True)}
+    loss = means["loss"]
     if not math.isfinite(loss):
         raise BadFileError(f"the loss of step {p.step} is {loss}: stopped, the last checkpoint is kept")
     if not log:
         return
-    rate, speed = run.optimizers[0].param_groups[0]["lr"], group.n_targets / group.seconds
+    rate, n_tokens = run.optimizers[0].param_groups[0]["lr"], group.steps * o.batch_size * o.max_seq_len
+    speed = n_tokens / group.seconds
     share = p.train_seconds / p.total_seconds
     left = p.total_seconds / p.step * (o.max_steps - p.step)
+    told = shown_figures(means)
+    peak = report.peak_gib(run.ranks.device)
     print(
-        f"step {p.step}/{o.max_steps}: loss {loss:.4f}, norm {float(norm):.2f}, rate {rate:.2e}, "
-        f"{speed:,.0f} tokens/s, mfu {speed * flops:.1%}, training {share:.0%} of the time, "
+        f"step {p.step}/{o.max_steps}: {told}, norm {float(norm):.2f}, rate {rate:.2e}, "
+        f"{speed:,.0f} tokens/s, mfu {speed * flops:.1%}, {peak:.1f} GiB, training {share:.0%} of the time, "
         f"{report.duration(left)} left",
         flush=True,
     )
     log.add(
         p.step,
         tokens=p.tokens,
-        loss=loss,
+        **means,
         learning_rate=rate,
         grad_norm=float(norm),
         tokens_per_second=speed,
         mfu=speed * flops,
+        peak_gib=peak,
         seconds=p.total_seconds,
     )
 
@@ -243,29 +232,39 @@ def settle(
 
 
 def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> None:
-    """Trains until max_steps or a signal. flops: per token, as a part of what all devices do in a second."""
+    """Trains until max_steps, max_time or a signal.
+
+    flops: per token, as a part of what all devices do in a second.
+    """
     o, p, ranks = run.options, run.progress, run.ranks
-    clock, group, stop = Clock(p), Group(torch.zeros((), device=ranks.device)), Flag(ranks)
+    none = torch.zeros(len(run.objective.names), device=ranks.device)
+    clock, group, stop = Clock(p), Group(none), Flag(ranks)
+    profiler = Profiler(o.profile, Path(o.out_dir), ranks)
     evaluate(run, tokenizer, log)  # after a resume again: what was saved is older than its evaluation
     clock.lap(training=False)
-    done = p.step >= o.max_steps
+    done, most = p.step >= o.max_steps, seconds_of(o.max_time)
+    if done and o.init_from == "resume" and ranks.is_main:
+        run.saver.publish(p.step, parallel.unwrap(run.model).config)
     while not done:
-        loss, n_targets, norm = train_step(run)
+        profiler.before(p.step + 1)
+        sums, weight, norm = train_step(run)
         p.step += 1
-        p.tokens += n_targets
-        group.add(loss, n_targets, clock.lap(training=True))
-        done = stop.poll(run.stopping) or p.step >= o.max_steps
+        p.tokens += round(weight)
+        group.add(sums, weight, clock.lap(training=True))
+        done = stop.poll(run.stopping or clock.over(most)) or p.step >= o.max_steps
+        profiler.after(p.step, done)
         evaluating = done or p.step % o.eval_interval == 0
         saving = evaluating or p.step % o.save_interval == 0
         if saving or p.step % o.log_interval == 0:
             settle(run, group, norm, clock, log, flops)  # before a save: what is not finite is never saved
-            group = Group(torch.zeros((), device=ranks.device))
+            group = Group(none)
         if saving:
-            save(run, tokenizer)
+            run.saver.begin(run.model, run.optimizers, run.scaler, p)
         if evaluating:
             evaluate(run, tokenizer, log)
         clock.lap(training=False)
     stop.last()
+    run.saver.wait()
 
 
 def listen(run: Run) -> None:
@@ -277,6 +276,8 @@ def listen(run: Run) -> None:
         run.stopping = True
         if run.ranks.is_main:
             print("\nstopping: the step is finished and saved; --init_from=resume goes on", flush=True)
+            if run.ranks.world_size > 1:
+                print("torchrun waits 30 s for that, or as long as its --shutdown-timeout says", flush=True)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -298,13 +299,17 @@ def shown(path: Path) -> str:
 
 def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: str) -> None:
     """What is about to be trained, on what."""
-    o, model = run.options, checkpoints.unwrap(run.model)
-    n = sum(p.numel() for p in model.parameters())
+    o, model = run.options, parallel.unwrap(run.model)
+    n = n_weights(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    part = f", {trained:,} of them trained" if trained < n else ""
+    packed = sum(m.nbytes for m in packed_matrices(model).values())
+    part += f", matrices packed in {packed:,} bytes" if packed else ""
     print(f"recipe: {', '.join(map(shown, recipes))}")
-    print(f"model: {n:,} parameters, {json.dumps(model.config.to_dict())}")
+    print(f"model: {n:,} parameters{part}, {json.dumps(model.config.to_dict())}")
     print(
-        f"data: {o.data}, {len(run.batches.stream):,} tokens, {run.batches.windows:,} windows of "
-        f"{o.max_seq_len}; {o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
+        f"data: {o.data}, {run.batches}; "
+        f"{o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
     )
     print(
         f"machine: {run.ranks.world_size} x {run.ranks.device} {run.ranks.kind}, {o.dtype}; "
@@ -313,21 +318,52 @@ def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: 
     )
 
 
-def train(options: Options, recipes: list[Path], ranks: Ranks) -> None:
-    """A whole run. Raises BadFileError, OSError."""
-    run = begin(options, ranks)
+def refer(run: Run, resumed: bool) -> None:
+    """Sets what the model said of pairs before it was tuned, and keeps it for a run. All ranks call it."""
+    folder = Path(run.options.out_dir)
+    if not run.answers:
+        return
+    if resumed:
+        pairs.load_reference(folder, run.answers)
+        return
+    size = micro_batch_size(run.options, run.ranks.data_size)
+    for answers in run.answers.values():
+        pairs.refer(run.model, answers, size, run.ranks, run.options.dtype)
+    if run.ranks.is_main and not run.options.eval_only:
+        pairs.save_reference(folder, run.answers)
+
+
+def only_evaluate(run: Run) -> None:
+    """Prints the figures of a model as it is, and writes nothing. All ranks call it."""
+    if run.answers:
+        run.answers = {"val": run.answers["val"]}
+    refer(run, run.options.init_from == "resume")
+    values = figures(run, run.ranks.is_main)
+    if run.ranks.is_main:
+        print(f"step {run.progress.step}: {shown_figures(values)}")
+
+
+def train(options: Options, recipes: list[Path], ranks: Ranks, said: Collection[str]) -> None:
+    """A whole run, or with eval_only one evaluation. Raises BadFileError, OSError."""
+    run = begin(options, ranks, said)
+    if options.eval_only:
+        only_evaluate(run)
+        return
     tokenizer = tokenizers.load(Path(options.data))
+    dtype = options.qat or "fp32"
+    run.saver = Saver(Path(options.out_dir), ranks, tokenizer, options.keep, run.about, dtype)
     listen(run)
-    model = checkpoints.unwrap(run.model)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    flops = report.flops_per_token(model.config, n_parameters, options.max_seq_len)
+    model = parallel.unwrap(run.model)
+    flops = report.flops_per_token(model.config, n_weights(model), options.max_seq_len)
     peak, source = report.peak_flops(ranks.device, parallel.DTYPES[options.dtype])
     log = open_log(options, run.progress.step) if ranks.is_main else None
     if log:
         introduce(run, recipes, flops, peak, source)
+    refer(run, options.init_from == "resume")
     try:
         loop(run, tokenizer, log, flops / (peak * ranks.world_size))
     finally:
+        run.saver.close()
         if log:
             log.close()
 
@@ -343,17 +379,25 @@ def run_from(arguments: list[str]) -> None:
         return
     chosen, recipes = options.from_arguments(arguments)
     report.check_installed(chosen)
-    check_said(chosen, options.split(arguments)[1])
+    said = options.said(arguments)
+    models.check_said(chosen, said)
+    window_of(chosen.profile)
     chosen.data = chosen.data or find_data()
     parallel.keep_memory()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    ranks = parallel.start(chosen.device, chosen.parallel)
+    cut = Cut(chosen.replicas, chosen.tensor_parallel, chosen.offload, chosen.defer_reduction)
+    ranks = parallel.start(chosen.device, chosen.parallel, cut)
     try:
-        with lock_folder(Path(chosen.out_dir)) if ranks.is_main else contextlib.nullcontext():
-            train(chosen, recipes, ranks)
-    finally:
-        parallel.stop(ranks)
+        writes = ranks.is_main and not chosen.eval_only
+        with lock_folder(Path(chosen.out_dir)) if writes else contextlib.nullcontext():
+            if chosen.auto_resume and checkpoints.has_any(Path(chosen.out_dir), ranks):
+                chosen.init_from = "resume"
+            train(chosen, recipes, ranks, said)
+    except BaseException:
+        parallel.stop(ranks, failed=True)
+        raise
+    parallel.stop(ranks)
 
 
 if __name__ == "__main__":

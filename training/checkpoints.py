@@ -1,8 +1,10 @@
 """Checkpoints of a run: written aside, synced, renamed; the newest and the best are kept; a resume is exact.
 
-out/step-0000500/model.safetensors    the weights and the shape of the model (export.py reads them)
+out/step-0000500/state/               weights and the optimizers' tensors, a file of each rank: a resume reads
+                                      them, on any number of ranks (training/states.py)
+                 state.pt             step, random numbers: what a resume needs besides
+                 model.safetensors    the weights and the shape of the model, whole (export.py reads them)
                  tokenizer.*          the tokenizer that the data was made with
-                 state.pt             step, optimizers, random numbers: what a resume needs besides
                  checksums.txt        sha256 of each file, written last
 out/last, out/best                    links to one of these folders
 out/model.bin, out/tokenizer.bin      the newest weights for the C engine: ./run out/model.bin
@@ -11,7 +13,6 @@ out/earlier-1                         all that, of a run that was in the folder 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 from collections.abc import Mapping
@@ -21,28 +22,36 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.optim import Optimizer
 
 from llama.errors import BadFileError
-from llama.files import sync
+from llama.files import copy, named, sync
+from llama.formats.adapters import is_adapter
 from llama.formats.checkpoint import read_config
 from model import Config
-from training.parallel import Ranks, fill
+from training import states
+from training.lora import Lora, save_adapter
+from training.models import MAY_CHANGE
+from training.pairs import REFERENCE
+from training.parallel import Ranks, unwrap
 from training.weights import save_weights
 
-CHECKSUMS, STATE, WEIGHTS = "checksums.txt", "state.pt", "model.safetensors"
-OF_A_RUN = ("last", "best", "log.csv", "loss.png", "model.bin", "tokenizer.bin")  # besides checkpoints
-MAY_CHANGE = ("dropout", "max_seq_len")  # of a model between two parts of a run
-FIXED = ("optimizer", "batch_size", "seed")  # options that may not: of the state, and of what data is next
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole tensors, on rank 0
+CHECKSUMS, STATE, TENSORS, WEIGHTS = "checksums.txt", "state.pt", "state", "model.safetensors"
+ASIDE = ".aside"  # what the name of a folder ends with that is being written
+OF_A_RUN = (
+    "last",
+    "best",
+    "log.csv",
+    "loss.png",
+    "model.bin",
+    "tokenizer.bin",
+    REFERENCE,
+)  # besides checkpoints
+FIXED = (  # options that may not change: of the state, and of what data is next
+    *("optimizer", "batch_size", "seed", "mixture", "train", "freeze"),
+    *("lora_rank", "lora_alpha", "lora_targets", "qlora", "qat"),
+)
 
 
 @dataclass
@@ -59,6 +68,14 @@ class Progress:
     fixed: dict[str, Any] = field(default_factory=dict)  # options that a resume must have too
 
 
+@dataclass(frozen=True)
+class About:
+    """What stays the same of a run's checkpoints. told: what they say of texts (llama/formats/texts.py)."""
+
+    told: Mapping[str, str] = field(default_factory=dict)
+    lora: Lora | None = None  # adapters beside a model, in the place of its weights
+
+
 # --- Files
 
 
@@ -68,11 +85,19 @@ def sha256(path: Path) -> str:
 
 
 def point(link: Path, target: str) -> None:
-    """Makes link a symbolic link to target, in one step."""
+    """Makes link a symbolic link to target, in one step. Raises OSError, with its name."""
     aside = link.with_name(f".{link.name}.new")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    aside.replace(link)
+    try:
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+        aside.replace(link)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(link)) from error
+
+
+def folder_of(out_dir: Path, step: int) -> Path:
+    return out_dir / f"step-{step:07d}"
 
 
 def step_folders(out_dir: Path) -> list[Path]:
@@ -82,7 +107,7 @@ def step_folders(out_dir: Path) -> list[Path]:
 
 def remove_left_over(out_dir: Path) -> None:
     """Removes what a run left that was killed while it saved."""
-    for folder in out_dir.glob("*.aside"):
+    for folder in out_dir.glob(f"*{ASIDE}"):
         shutil.rmtree(folder)
 
 
@@ -94,7 +119,8 @@ def move_earlier(out_dir: Path) -> Path | None:
     steps = step_folders(out_dir)
     if not steps:
         return None
-    number = sum(1 for _ in out_dir.glob("earlier-*")) + 1
+    taken = [int(path.name[8:]) for path in out_dir.glob("earlier-*") if path.name[8:].isdigit()]
+    number = max(taken, default=0) + 1
     earlier = out_dir / f"earlier-{number}"
     earlier.mkdir()
     for path in (*(out_dir / name for name in OF_A_RUN), *steps):
@@ -134,39 +160,53 @@ def gather_rng(ranks: Ranks) -> list[dict[str, Any]]:
 def save_state(state: dict[str, Any], path: Path) -> None:
     """torch.save. Raises OSError for a write that failed, which PyTorch reports as something else."""
     try:
-        torch.save(state, path)
-    except RuntimeError as error:
-        reason = "No space left on device" if shutil.disk_usage(path.parent).free < 1 << 20 else str(error)
-        raise OSError(errno.EIO, reason.splitlines()[0], str(path)) from None
+        with path.open("wb") as file:  # whose errors have the system's reason; those of C++ streams have none
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        raise states.refused(error, path) from None
+
+
+def listed(digests: Mapping[str, str]) -> str:
+    """The text of checksums.txt. digests: by name."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
 def fill_folder(
-    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
+    folder: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+    extra: list[Path],
+    about: About,
+    digests: Mapping[str, str],
 ) -> None:
-    """Writes the files of a checkpoint into a folder, to the disk. Raises OSError."""
-    save_weights(folder / WEIGHTS, config, weights)
-    save_state(state, folder / STATE)
+    """Writes all files of a checkpoint but its tensors into a folder, to the disk. Raises OSError.
+
+    digests: the sha256 of what is there already, by name.
+    """
+    if about.lora:
+        save_adapter(folder, config, weights, about.lora, about.told)
+    else:
+        save_weights(folder / WEIGHTS, config, weights, about.told)
+    save_state(rest, folder / STATE)
     for path in extra:
-        shutil.copyfile(path, folder / path.name)
-    names = sorted(path.name for path in folder.iterdir())
-    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
-    (folder / CHECKSUMS).write_text(lines, encoding="ascii")
-    for path in (*folder.iterdir(), folder):
+        copy(path, folder / path.name)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = {name: digests.get(name) or sha256(folder / name) for name in sorted(names)}
+    with named(folder / CHECKSUMS):
+        (folder / CHECKSUMS).write_text(listed(found), encoding="ascii")
+    for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
-def write_folder(
-    folder: Path, config: Config, weights: Mapping[str, Tensor], state: dict[str, Any], extra: list[Path]
-) -> None:
-    """Writes a checkpoint aside and renames it. A folder of that name is replaced. Raises OSError."""
-    aside = folder.with_name(folder.name + ".aside")
+def make_aside(aside: Path) -> None:
+    """An empty folder to write a checkpoint into. Raises OSError."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    try:
-        fill_folder(aside, config, weights, state, extra)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)  # on a full disk its room is needed
-        raise
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Gives a checkpoint its name, on the disk. A folder of that name is replaced. Raises OSError."""
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)
@@ -183,47 +223,9 @@ def remove_old(out_dir: Path, keep: int) -> None:
 
 def mark_best(out_dir: Path, step: int) -> None:
     """Makes the checkpoint of a step the best, if it has one."""
-    folder = out_dir / f"step-{step:07d}"
+    folder = folder_of(out_dir, step)
     if folder.exists():
         point(out_dir / "best", folder.name)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, whole and on the CPU, on rank 0; all ranks must call it."""
-    weights = get_model_state_dict(unwrap(model), options=FULL)
-    if unwrap(model).config.tied:
-        weights.pop("output.weight", None)
-    return weights
-
-
-def save(
-    out_dir: Path,
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    scaler: Any,
-    progress: Progress,
-    ranks: Ranks,
-    extra: list[Path],
-    keep: int,
-) -> dict[str, Tensor]:
-    """Saves a checkpoint; all ranks must call it. Returns the weights (on rank 0)."""
-    weights = whole_weights(model)
-    state = {
-        "progress": {**vars(progress), "rng": gather_rng(ranks)},
-        "optimizer": get_optimizer_state_dict(unwrap(model), optimizers, options=FULL),
-        "scaler": scaler.state_dict(),
-    }
-    if ranks.is_main:
-        folder = out_dir / f"step-{progress.step:07d}"
-        write_folder(folder, unwrap(model).config, weights, state, extra)
-        point(out_dir / "last", folder.name)
-        remove_old(out_dir, keep)
-    ranks.barrier()
-    return weights
 
 
 # --- Resuming
@@ -232,11 +234,14 @@ def save(
 def verify(folder: Path) -> None:
     """Raises BadFileError if a file of a checkpoint is missing or not what was written."""
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="ascii").splitlines()
-        digests = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        text = (folder / CHECKSUMS).read_text(encoding="ascii")
+        digests = {name: digest for digest, name in (line.split("  ") for line in text.splitlines())}
         found = {name: sha256(folder / name) for name in digests}
     except (OSError, ValueError) as error:
         raise BadFileError(f"{folder}: is not a whole checkpoint ({error})") from None
+    needed = (path.relative_to(folder).as_posix() for path in (folder / STATE, *(folder / TENSORS).glob("*")))
+    if listed(digests) != text or not digests.keys() >= set(needed):
+        raise BadFileError(f"{folder / CHECKSUMS}: is not what was written")
     for name, digest in digests.items():
         if found[name] != digest:
             raise BadFileError(f"{folder / name}: its sha256 is not the one in {CHECKSUMS}")
@@ -255,22 +260,26 @@ def newest(out_dir: Path) -> Path:
     raise BadFileError(problem)
 
 
+def has_any(out_dir: Path, ranks: Ranks) -> bool:
+    """Whether a run has checkpoints, whole or not, as rank 0 sees it. All ranks call it."""
+    return ranks.of_main(bool(step_folders(out_dir)))
+
+
 def chosen(out_dir: Path, ranks: Ranks) -> Path:
     """Rank 0's newest checkpoint, from which all ranks go on. Raises BadFileError if there is none."""
-    found: list[Any] = [None]
+    found: str | BadFileError | None = None
     if ranks.is_main:
         try:
-            found = [newest(out_dir).name]
+            found = newest(out_dir).name
         except BadFileError as error:
-            found = [error]
-    if ranks.world_size > 1:
-        dist.broadcast_object_list(found, src=0, group=ranks.control)
-    if isinstance(found[0], BadFileError):
-        raise found[0]
-    if not (out_dir / found[0]).exists():
+            found = error
+    found = ranks.of_main(found)
+    if isinstance(found, BadFileError):
+        raise found
+    if not (out_dir / found).exists():
         where = f"is not on the node of rank {ranks.rank}, only on that of rank 0"
-        raise BadFileError(f"{out_dir / found[0]}: {where}: out_dir must be a folder that all nodes share")
-    return out_dir / found[0]
+        raise BadFileError(f"{out_dir / found}: {where}: out_dir must be a folder that all nodes share")
+    return out_dir / found
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -279,6 +288,16 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         if name not in MAY_CHANGE and found.get(name, value) != value:
             what = f"{name} = {found[name]}, this run has {value}"
             raise BadFileError(f"{folder}: {what}: go on with the recipe and the options that it began with")
+
+
+def read_state(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """Where a run stood, and its scaler. Raises BadFileError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return Progress(**state["progress"]), state["scaler"]
+    except Exception as error:  # a broken pickle may fail in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise BadFileError(f"{path}: is not the state of a run: {reason}") from None
 
 
 def load(
@@ -294,14 +313,14 @@ def load(
     fixed: options that must be those of the run that saved it. Raises BadFileError where they or the model
     are not.
     """
-    model = unwrap(model)
-    check_same(folder, read_config(folder).to_dict(), model.config.to_dict())
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    progress = Progress(**state["progress"])
+    model, adapters = unwrap(model), is_adapter(folder)
+    if not adapters:
+        check_same(folder, read_config(folder).to_dict(), model.config.to_dict())
+    if not (folder / TENSORS).is_dir():
+        raise BadFileError(f"{folder}: has no folder {TENSORS}: begin a new run with --init_from={folder}")
+    progress, of_scaler = read_state(folder / STATE)
     check_same(folder, progress.fixed, fixed or {})
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        fill(model, lambda name, shape: file.get_tensor(name))
-    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=FULL)
-    scaler.load_state_dict(state["scaler"])
+    states.load(folder / TENSORS, model, optimizers, adapters, ranks.control)
+    scaler.load_state_dict(of_scaler)
     set_rng_state(progress.rng, ranks)
     return progress

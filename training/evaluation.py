@@ -8,79 +8,102 @@ compare. llama2.c draws 100 random batches instead; estimate does so too, for co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.generation import generate
+from training.objectives import LANGUAGE, Objective
 from training.options import Options
 from training.parallel import Ranks, autocast
-from training.prefetch import Batch
+from training.prefetch import Batch, Source
 from training.shards import Shard
+from training.sources import val_batches
 from training.step import micro_batch_size, micro_batches
-from training.windows import Batches, val_windows
 
 
 @dataclass
 class Evaluation:
-    """loss: nats per token. bits_per_byte: of the text of the shard."""
+    """means: of what the objective names. bits_per_byte: of the text of the shard, nan where it has none.
+    weight: what all targets count."""
 
-    loss: float
+    means: dict[str, float]
     bits_per_byte: float
-    tokens: int
+    weight: float
 
-
-def batched(windows: Iterable[tuple[Tensor, Tensor]], size: int, bos_id: int | None) -> Iterator[Batch]:
-    """Windows (T,) of tokens and targets, as batches (size, T); the last one may be smaller.
-
-    bos_id: where documents begin, if tokens attend within theirs only.
-    """
-    windows = iter(windows)
-    while group := list(islice(windows, size)):
-        tokens, targets = zip(*group, strict=True)
-        batch = torch.stack(tokens)
-        yield batch, torch.stack(targets), None if bos_id is None else (batch == bos_id).cumsum(1)
+    @property
+    def loss(self) -> float:
+        return self.means["loss"]
 
 
 @torch.no_grad()
-def loss_of(model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks) -> tuple[float, int]:
-    """Sum of the loss in nats, and number of targets, over the batches of all ranks, as many on each."""
+def sums_of(
+    model: nn.Module, batches: Iterable[Batch], options: Options, ranks: Ranks, objective: Objective
+) -> tuple[list[float], float]:
+    """The objective's sums, and what all targets count, over the batches of all ranks, as many on each."""
     model.eval()
-    sums = [torch.zeros(2, device=ranks.device)]  # of batches: reading them one by one would wait for each
+    sums = [
+        torch.zeros(len(objective.names) + 1, device=ranks.device)
+    ]  # one by one, each would be waited for
     for piece in (piece for batch in batches for piece in micro_batches(options, ranks, batch)):
         with autocast(ranks, options.dtype):
-            loss, n = model(*piece)
-        sums.append(torch.stack((loss, n.to(loss.dtype))))
+            found, n = objective(model, piece)
+        sums.append(torch.cat((found, n[None].to(found.dtype))))
     model.train()
-    total, count = ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0))
-    return float(total), int(count)
+    *totals, count = map(float, ranks.sum(*torch.stack(sums).to("cpu", torch.float64).sum(dim=0)))
+    return totals, count
 
 
-def bytes_of(shards: list[Shard], n_targets: int) -> float:
+def bytes_of(shards: list[Shard], n_targets: float) -> float:
     """Bytes of the text that n_targets tokens stand for; nan where the shards do not know."""
-    if any(shard.n_bytes is None for shard in shards):
+    if any(shard.n_bytes is None or shard.weights is not None for shard in shards):
         return math.nan
     n_tokens = sum(len(shard.tokens) for shard in shards)
     return sum(shard.n_bytes for shard in shards) * n_targets / (n_tokens - 1)
 
 
-def evaluate(model: nn.Module, shards: list[Shard], options: Options, ranks: Ranks) -> Evaluation:
-    """The loss on the validation split, or on its first eval_windows windows. All ranks must call it."""
-    order = (options.max_seq_len, ranks.rank, ranks.world_size, options.eval_windows)
-    bos_id = shards[0].bos_id if options.documents else None
-    size = micro_batch_size(options, ranks.world_size)
-    total, count = loss_of(model, batched(val_windows(shards, *order), size, bos_id), options, ranks)
-    return Evaluation(total / max(1, count), total / math.log(2) / bytes_of(shards, count), count)
+def evaluate(
+    model: nn.Module,
+    shards: list[Shard],
+    options: Options,
+    ranks: Ranks,
+    objective: Objective = LANGUAGE,
+    batches: Iterable[Batch] | None = None,
+) -> Evaluation:
+    """The loss on the validation split, or on its first eval_windows windows. All ranks must call it.
+
+    batches: those of the split, None where the shards say all of them.
+    """
+    size = micro_batch_size(options, ranks.data_size)
+    totals, weight = sums_of(
+        model, batches or val_batches(shards, options, ranks, size), options, ranks, objective
+    )
+    means = {
+        name: total / weight if weight else 0.0 for name, total in zip(objective.names, totals, strict=True)
+    }
+    return Evaluation(means, totals[0] / math.log(2) / bytes_of(shards, weight), weight)
 
 
-def estimate(model: nn.Module, batches: Batches, options: Options, ranks: Ranks) -> float:
+def mixed(parts: Sequence[tuple[float, Evaluation]]) -> Evaluation:
+    """Of a mixture: the means over its parts, by their shares."""
+    names = parts[0][1].means
+
+    def mean(value_of: Callable[[Evaluation], float]) -> float:
+        return sum(share * value_of(result) for share, result in parts)
+
+    means = {name: mean(lambda result, name=name: result.means[name]) for name in names}
+    weight = sum(result.weight for _, result in parts)
+    return Evaluation(means, mean(lambda result: result.bits_per_byte), weight)
+
+
+def estimate(model: nn.Module, batches: Source, options: Options, ranks: Ranks) -> float:
     """llama2.c's loss: the mean over estimate_batches random batches of the same split."""
-    total, count = loss_of(model, map(batches.at, range(options.estimate_batches)), options, ranks)
-    return total / max(1, count)
+    chosen = map(batches.at, range(options.estimate_batches))
+    (total,), count = sums_of(model, chosen, options, ranks, LANGUAGE)
+    return total / count if count else 0.0
 
 
 def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,12 +72,12 @@ def evaluating(model: Llama) -> Iterator[None]:
 
 
 @torch.no_grad()
-def next_logits(model: Llama, ids: Sequence[int], cache: Cache) -> Tensor:
-    """Logits (V), float32 on the CPU, after the last of ids, which are added to the cache."""
-    tokens = torch.tensor([ids], device=cache.keys.device)  # (1, T)
+def next_logits(model: Llama, ids: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+    """Logits (B, V), float32 on the CPU, after the last of ids (B, T), which are added to the cache."""
+    tokens = torch.tensor(ids, device=cache.keys.device)
     with evaluating(model):
-        x = model.hidden(tokens, cache=cache)[0, -1]  # (D): the classifier runs for the last token alone
-        return model.output(x).float().cpu()
+        x = model.hidden(tokens, cache=cache)[:, -1]  # (B, D): the classifier runs for the last token alone
+        return model.logits(x).float().cpu()
 
 
 def generate(
@@ -89,14 +90,31 @@ def generate(
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
 ) -> Iterator[int]:
-    """Tokens that follow ids (one at least, BOS for a new text), drawn one by one.
+    """Tokens that follow ids: generate_together for a single text."""
+    (text,) = generate_together(
+        model, ids, max_new_tokens, temperature, top_k, top_p, [generator], stop_ids=stop_ids
+    )
+    return text
 
-    It ends after max_new_tokens, where the model's max_seq_len does, or before a token of stop_ids.
-    temperature: 0 is greedy. top_k: 0 is off. top_p: 0 or 1 is off. generator: on any device, None: torch's.
-    Raises UsageError, at once.
+
+def generate_together(
+    model: Llama,
+    ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generators: Sequence[torch.Generator | None] = (None,),
+    stop_ids: Collection[int] = (),
+) -> list[Iterator[int]]:
+    """Texts that follow ids (one at least, BOS for a new text), a row of one batch each, a token at a time.
+
+    A text ends after max_new_tokens, where the model's max_seq_len does, or before a token of stop_ids.
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 0 or 1 is off. generators: one a text, on any device,
+    None: torch's. Raises UsageError, at once.
     """
     check_sampling(temperature, top_k, top_p)
-    context, size = model.config.max_seq_len, model.config.vocab_size
+    context, size, n = model.config.max_seq_len, model.config.vocab_size, len(generators)
     if not 0 < len(ids) <= context:
         raise UsageError(f"prompt = {len(ids)} tokens, allowed 1 to {context}")
     if max_new_tokens < 0:
@@ -104,19 +122,30 @@ def generate(
     if wrong := [token for token in ids if not 0 <= token < size]:
         raise UsageError(f"token = {wrong[0]}, allowed 0 to {size - 1}")
 
-    def tokens() -> Iterator[int]:
+    def steps() -> Iterator[list[int | None]]:
+        """A token of each text, None of one that has ended."""
         positions = min(len(ids) + max_new_tokens - 1, context)  # the last token is not run, so it takes none
         weight = model.tok_embeddings.weight
-        cache = Cache(model.config, 1, positions, weight.device, weight.dtype)
-        new: Sequence[int] = ids
-        while cache.length + len(new) <= positions:
-            token = draw(next_logits(model, new, cache), temperature, top_k, top_p, generator)
-            if token in stop_ids:
+        cache = Cache(model.config, n, positions, weight.device, weight.dtype)
+        new: list[Sequence[int]] = [ids] * n
+        found: list[int | None] = list(ids[:1]) * n
+        while cache.length + len(new[0]) <= positions:
+            for i, logits in enumerate(next_logits(model, new, cache)):
+                if found[i] is not None:
+                    token = draw(logits, temperature, top_k, top_p, generators[i])
+                    found[i] = None if token in stop_ids else token
+            if found == [None] * n:
+                return
+            yield list(found)
+            new = [[token or 0] for token in found]  # what follows the end of a text is not looked at
+
+    def text(i: int, rows: Iterator[list[int | None]]) -> Iterator[int]:
+        for row in rows:
+            if (token := row[i]) is None:
                 return
             yield token
-            new = [token]
 
-    return tokens()
+    return [text(i, rows) for i, rows in enumerate(itertools.tee(steps(), n))]
 
 
 # --- Text

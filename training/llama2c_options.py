@@ -15,7 +15,6 @@ CHANGED = {
     "gradient_accumulation_steps": f"{ACCUMULATION}: --batch_size=512 --micro_batch_size=128 accumulates 4",
     "decay_lr": "is called schedule here: cosine, as there, wsd or constant",
     "eval_iters": "is called eval_windows here, and counts sequences (0: the whole of the validation split)",
-    "eval_only": "is a program of its own here: python -m llama.perplexity out/model.bin FILE",
     "always_save_checkpoint": "is always so here, and --keep says how many stay besides the best",
     "wandb_log": "is called wandb here, and names the project",
     "wandb_project": "is called wandb here",

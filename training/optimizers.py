@@ -9,35 +9,37 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from training.few_bits import adamw_8bit
+from training.muon import Muon
 from training.options import Options
 
 
 def is_matrix_of_a_block(name: str, parameter: nn.Parameter) -> bool:
-    """What Muon is made for: the matrices between hidden layers, not the embedding or the classifier."""
+    """What Muon and 8 bits are for: matrices between hidden layers, not the embedding or the classifier."""
     return parameter.ndim == 2 and name.startswith("layers.")
 
 
 def make_optimizers(model: nn.Module, options: Options) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+    """AdamW for everything that is trained, or for the matrices of the blocks Muon or AdamW in 8 bits.
 
-    Weight decay holds for matrices, not for norms. Muon's update has the size that AdamW's has (Liu et al.,
-    Muon is Scalable for LLM Training, 2025), so the same learning rate serves both.
+    Weight decay holds for matrices, not for norms.
     """
-    named = dict(model.named_parameters())
-    muon = {n: p for n, p in named.items() if options.optimizer == "muon" and is_matrix_of_a_block(n, p)}
-    rest = [p for n, p in named.items() if n not in muon]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = {n: p for n, p in named.items() if options.optimizer != "adamw" and is_matrix_of_a_block(n, p)}
+    rest = [p for n, p in named.items() if n not in matrices]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas, rate = (options.beta1, options.beta2), options.learning_rate
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)]
-    if muon:
+    optimizers: list[Optimizer] = []
+    if groups := [group for group in groups if group["params"]]:  # checkpoints take none without parameters
+        optimizers.append(torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True))
+    if matrices and options.optimizer == "muon":
         rate = options.muon_learning_rate or rate
-        decay = options.weight_decay
-        optimizers.append(
-            torch.optim.Muon(list(muon.values()), lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(list(matrices.values()), rate, options.weight_decay))
+    elif matrices:
+        optimizers.append(adamw_8bit(list(matrices.values()), options))
     return optimizers
 
 

@@ -7,15 +7,17 @@ from typing import Protocol
 
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor, Tensor | None]  # tokens, targets, doc_ids or None: int64 (B, T) each
+Batch = tuple[Tensor | None, ...]  # what the model takes: tokens, targets, and doc_ids and weights or None
 
 
 class Source(Protocol):
-    """What batches come from: training.windows.Batches, or a substitute for it."""
+    """What batches come from: text in windows, packed conversations, or a substitute for them."""
 
-    n_targets: int  # in a step, of all ranks; the same in every step, so that none has to be counted
+    def at(self, step: int) -> Batch:
+        """A rank's part of a step."""
 
-    def at(self, step: int) -> Batch: ...
+    def weight_of(self, step: int) -> float:
+        """What the targets of a step count, of all ranks: known without a look at the device."""
 
 
 class Prefetch:
@@ -27,10 +29,8 @@ class Prefetch:
         self.ahead: tuple[int, Future[Batch]] | None = None  # a step, and its batch
 
     def _make(self, step: int) -> Batch:
-        tokens, targets, doc_ids = self.source.at(step)
-        if not self.pin:
-            return tokens, targets, doc_ids
-        return tokens.pin_memory(), targets.pin_memory(), None if doc_ids is None else doc_ids.pin_memory()
+        batch = self.source.at(step)
+        return tuple(part.pin_memory() if self.pin and part is not None else part for part in batch)
 
     def at(self, step: int) -> Batch:
         """The batch of a step; the next step's is begun. Raises what the source does."""

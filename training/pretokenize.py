@@ -14,15 +14,16 @@ import signal
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -31,10 +32,12 @@ from llama.errors import BadFileError
 from llama.files import lock_folder, write_aside
 from llama.formats import tokenizers
 from llama.formats.tokenizers import Tokenizer, well_formed
+from training.parts import WHOLE, Part
 from training.shards import (
     HEADER_BYTES,
     SPLITS,
     VERSION,
+    WEIGHT,
     Position,
     Shard,
     open_shard,
@@ -42,8 +45,12 @@ from training.shards import (
     read_meta,
     shard_path,
     token_type,
+    write_meta,
 )
 from training.text import Format, read_documents
+
+if TYPE_CHECKING:
+    from training.conversations import Encoder
 
 # ---------------------------------------------------------------------------------------------------------
 # Writing: the main process reads text and writes shards, workers turn batches of documents into tokens.
@@ -56,11 +63,20 @@ SHARD_TOKENS = 1 << 25
 
 @dataclass(frozen=True)
 class Selection:
-    """The documents of a split: all of its files, or those with (file + document) % every == 0, or != 0."""
+    """The documents of a split: all of its files, or those with (file + document) % every == 0, or != 0.
+
+    Of a part, those whose end in the input lies in it.
+    """
 
     files: list[Path]
     every: int = 0  # 0: all
     picks: bool = True
+    part: Part = WHOLE
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files)
 
     def takes(self, file: int, document: int) -> bool:
         return not self.every or ((file + document) % self.every == 0) == self.picks
@@ -82,26 +98,44 @@ class Encoded:
 
     tokens: np.ndarray  # (n_tokens)
     lengths: np.ndarray  # (n_documents)
-    n_bytes: int
+    n_bytes: int  # of text; 0 for conversations
+    weights: np.ndarray | None = None  # (n_tokens), of each as a target; None: all count 1
+
+
+def read_selected(selection: Selection, form: Format, start: Position) -> Iterator[tuple[Position, int, str]]:
+    """The documents from start on, blank ones dropped: where the next one is, bytes read so far, the text."""
+    first, last = selection.part.span(selection.size)
+    before = 0
+    for n, path in enumerate(selection.files):
+        size = path.stat().st_size
+        at_once = path.suffix == ".parquet"  # is read here and there: where a document ends can't be seen
+        most = before if at_once else before + size
+        if n >= start[0] and first <= most and before < last:
+            with path.open("rb") as file:
+                for document, text in enumerate(read_documents(file, form)):
+                    read = before + file.tell()
+                    if (end := min(read, most)) >= last:
+                        break
+                    if end < first or (n, document) < start:
+                        continue
+                    if selection.takes(n, document) and text.strip():
+                        yield (n, document + 1), read, text
+        before += size
 
 
 def read_batches(selection: Selection, form: Format, start: Position) -> Iterator[Batch]:
     """The documents from start on, blank ones dropped, in batches."""
-    batch, before = Batch(), sum(path.stat().st_size for path in selection.files[: start[0]])
-    for n, path in enumerate(selection.files[start[0] :], start[0]):
-        with path.open("rb") as file:
-            for document, text in enumerate(read_documents(file, form)):
-                if (n, document) < start or not selection.takes(n, document) or not text.strip():
-                    continue
-                batch.texts.append(text)
-                batch.characters += len(text)
-                if batch.characters >= BATCH_CHARACTERS:
-                    batch.next, batch.bytes_read = (n, document + 1), before + file.tell()
-                    yield batch
-                    batch = Batch()
-        before += path.stat().st_size
+    batch = Batch()
+    for place, read, text in read_selected(selection, form, start):
+        batch.texts.append(text)
+        batch.characters += len(text)
+        if batch.characters >= BATCH_CHARACTERS:
+            batch.next, batch.bytes_read = place, read
+            yield batch
+            batch = Batch()
     if batch.texts:
-        batch.next, batch.bytes_read = (len(selection.files), 0), before
+        batch.next = (len(selection.files), 0)
+        batch.bytes_read = int(min(selection.size, selection.part.span(selection.size)[1]))
         yield batch
 
 
@@ -116,27 +150,60 @@ def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     return Encoded(tokens.astype(token_type(tokenizer.vocab_size)), lengths, n_bytes)
 
 
-_worker: dict[str, Tokenizer] = {}  # of a worker process, set once as it starts
+def encode_records(encoder: Encoder, kind: str, texts: list[str]) -> Encoded:
+    """The conversations of records, or the chosen and the rejected one of each. Raises BadFileError."""
+    wanted, samples = 2 if kind == "pairs" else 1, []
+    for text in texts:
+        found = encoder.encode_record(text)
+        if len(found) != wanted:
+            kinds = "a pair" if len(found) == 2 else "one conversation"
+            raise BadFileError(f"record {text[:60]!r}: is {kinds}, allowed in a folder of {kind}: {wanted}")
+        samples += found
+    ids, weights = ([*chain.from_iterable(part)] for part in zip(*samples, strict=True))
+    lengths = np.array([len(sample[0]) for sample in samples])
+    tokens = np.array(ids, token_type(encoder.tokenizer.vocab_size))
+    return Encoded(tokens, lengths, 0, np.array(weights, WEIGHT))
 
 
-def start_worker(path: Path) -> None:
+@dataclass(frozen=True)
+class Chats:
+    """How conversations become tokens. kind: "chat" or "pairs". template: as in with_text."""
+
+    model: Path
+    kind: str = "chat"
+    template: str | None = None
+    told: Mapping[str, str] = field(default_factory=dict)  # of the model: llama/formats/texts.py
+
+
+Encode = Callable[[list[str]], Encoded]
+_worker: dict[str, Encode] = {}  # of a worker process, set once as it starts
+
+
+def encode_chats(chats: Chats) -> Encode:
+    from training.conversations import open_encoder  # the engine, which text does without
+
+    return partial(encode_records, open_encoder(chats.model, chats.template), chats.kind)
+
+
+def start_worker(path: Path, chats: Chats | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the others
-    _worker["tokenizer"] = tokenizers.load(path)
+    _worker["encode"] = encode_chats(chats) if chats else partial(encode_batch, tokenizers.load(path))
 
 
 def work(texts: list[str]) -> Encoded:
-    return encode_batch(_worker["tokenizer"], texts)
+    return _worker["encode"](texts)
 
 
 def encode_all(
-    tokenizer: Tokenizer, batches: Iterable[Batch], workers: int
+    tokenizer: Tokenizer, batches: Iterable[Batch], workers: int, chats: Chats | None = None
 ) -> Iterator[tuple[Batch, Encoded]]:
     """Each batch with its tokens, in order. Raises what a worker raised, RuntimeError if one was killed."""
     if workers == 1:
-        yield from ((batch, encode_batch(tokenizer, batch.texts)) for batch in batches)
+        encode = encode_chats(chats) if chats else partial(encode_batch, tokenizer)
+        yield from ((batch, encode(batch.texts)) for batch in batches)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
-    pool = ProcessPoolExecutor(workers, spawn, start_worker, (tokenizer.path,))
+    pool = ProcessPoolExecutor(workers, spawn, start_worker, (tokenizer.path, chats))
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
@@ -181,10 +248,11 @@ def hold_interrupt() -> Iterator[Interrupt]:
 class ShardWriter:
     """What has been written of a shard to a file that write_aside gave."""
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self.file, self.tokenizer = file, tokenizer
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, kind: str = "text") -> None:
+        self.file, self.tokenizer, self.kind = file, tokenizer, kind
         self.n_tokens = self.n_bytes = self.crc32 = 0
         self.ends: list[np.ndarray] = []
+        self.weights: list[np.ndarray] = []
         file.write(b" " * HEADER_BYTES)
 
     def write(self, data: bytes) -> None:
@@ -196,14 +264,19 @@ class ShardWriter:
         self.ends.append(self.n_tokens + np.cumsum(encoded.lengths))
         self.n_tokens += len(encoded.tokens)
         self.n_bytes += encoded.n_bytes
+        if encoded.weights is not None:
+            self.weights.append(encoded.weights)
 
     def finish(self, position: Position) -> None:
         """Writes what follows the tokens, and the header; position: of the document after the last one."""
         dtype = token_type(self.tokenizer.vocab_size)
         self.write(bytes(padding(self.n_tokens, dtype)))
         self.write(np.concatenate(self.ends).astype("<u8").tobytes())
+        for weights in self.weights:
+            self.write(weights.tobytes())
         head = {
             "version": VERSION,
+            "kind": self.kind,
             "type": dtype.name,
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer_hash": self.tokenizer.hash,
@@ -228,6 +301,11 @@ class Job:
     workers: int
     shard_tokens: int
     stop: Interrupt
+    chats: Chats | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.chats.kind if self.chats else "text"
 
 
 def existing_shards(folder: Path, split: str) -> list[Shard]:
@@ -243,7 +321,7 @@ def write_shards(job: Job, split: str, number: int, results: Iterator[tuple[Batc
     result = next(results, None)
     while result is not None:
         with write_aside(shard_path(job.folder, split, number)) as file:
-            shard = ShardWriter(file, job.tokenizer)
+            shard = ShardWriter(file, job.tokenizer, job.kind)
             while result is not None:
                 position = result[0].next
                 shard.add(result[1])
@@ -282,24 +360,23 @@ def write_split(job: Job, split: str, selection: Selection) -> dict[str, int]:
     """Writes the shards of a split that are not there yet, and returns its totals. Raises BadFileError."""
     shards = existing_shards(job.folder, split)
     start = shards[-1].next if shards else (0, 0)
-    size = sum(path.stat().st_size for path in selection.files)
-    results = encode_all(job.tokenizer, read_batches(selection, job.form, start), job.workers)
-    with tqdm(total=size, desc=f"{split:5}", unit="B", unit_scale=True, mininterval=0.5) as bar:
+    first, last = selection.part.span(size := selection.size)
+    batches = read_batches(selection, job.form, start)
+    results = encode_all(job.tokenizer, batches, job.workers, job.chats)
+    look = {"desc": f"{split:5}", "unit": "B", "unit_scale": True, "mininterval": 0.5}
+    with tqdm(total=min(size, last), initial=first, **look) as bar:
         write_shards(job, split, len(shards), show_progress(bar, results))
     shards = existing_shards(job.folder, split)
-    if not shards:
+    if not shards and selection.part == WHOLE:
         raise BadFileError(
             f"{job.folder}: {split} documents = 0, allowed 1 or more (--val, --val_every, --separator)"
         )
     return totals(shards)
 
 
-def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    with write_aside(folder / "meta.json") as file:
-        file.write(json.dumps(meta, indent=1).encode() + b"\n")
-
-
-def begin_folder(folder: Path, tokenizer: Tokenizer, source: dict[str, Any]) -> dict[str, Any]:
+def begin_folder(
+    folder: Path, tokenizer: Tokenizer, source: dict[str, Any], told: Mapping[str, str]
+) -> dict[str, Any]:
     """meta.json of a folder to write, new or to go on with.
 
     Raises BadFileError if it is for something else.
@@ -309,6 +386,7 @@ def begin_folder(folder: Path, tokenizer: Tokenizer, source: dict[str, Any]) -> 
         "tokenizer_hash": tokenizer.hash,
         "source": source,
         "splits": None,
+        "texts": dict(told),
     }
     if (folder / "meta.json").exists():
         found = read_meta(folder)
@@ -344,26 +422,31 @@ def pretokenize(
     form: Format,
     workers: int = 0,
     shard_tokens: int = SHARD_TOKENS,
+    chats: Chats | None = None,
 ) -> dict[str, Any]:
     """Writes a folder of tokens, or what is missing of it, and returns its meta.json.
 
-    workers: processes; 0: one a processor. shard_tokens: of a shard, about. Raises BadFileError, OSError;
-    KeyboardInterrupt once all that was encoded is on disk.
+    workers: processes; 0: one a processor. shard_tokens: of a shard, about. chats: documents are records of
+    conversations. Raises BadFileError, OSError; KeyboardInterrupt once all that was encoded is on disk.
     """
     folder = Path(folder)
-    if tokenizer.bos_id < 0:
+    if tokenizer.bos_id < 0 and not chats:
         raise BadFileError(f"{tokenizer.path}: has no BOS, which begins each document")
     if workers < 0 or shard_tokens < 1:
         raise BadFileError(f"workers = {workers}, shard_tokens = {shard_tokens}: allowed 0 and 1 or more")
     selections = {"val": val, "train": train}
-    source = {name: describe(selection) for name, selection in selections.items()} | asdict(form)
+    source = {name: describe(selection) for name, selection in selections.items()}
+    source |= {name: value for name, value in asdict(form).items() if name != "records"}
+    source |= {"kind": chats.kind, "template": chats.template} if chats else {}
+    source |= {"part": astuple(train.part)} if train.part != WHOLE else {}
     with lock_folder(folder), hold_interrupt() as stop:
-        meta = begin_folder(folder, tokenizer, source)
-        if meta["splits"]:
+        meta = begin_folder(folder, tokenizer, source, chats.told if chats else {})
+        if meta["splits"] is not None:
             return meta
         copy_tokenizer(folder, tokenizer)
-        job = Job(folder, tokenizer, form, workers or os.cpu_count() or 1, shard_tokens, stop)
-        meta["splits"] = {name: write_split(job, name, selection) for name, selection in selections.items()}
+        job = Job(folder, tokenizer, form, workers or os.cpu_count() or 1, shard_tokens, stop, chats)
+        splits = {name: write_split(job, name, selection) for name, selection in selections.items()}
+        meta["splits"] = {name: total for name, total in splits.items() if total["shards"]}
         write_meta(folder, meta)
     return meta
 
@@ -378,4 +461,4 @@ def add_writer_options(parser: argparse.ArgumentParser) -> None:
 
 def print_totals(folder: Path, splits: dict[str, dict[str, int]]) -> None:
     for name, total in splits.items():
-        print(f"{folder}: {name:5}", ", ".join(f"{value:,} {unit}" for unit, value in total.items()))
+        print(f"{folder}: {name:5}", ", ".join(f"{value:,} {unit}" for unit, value in total.items() if value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from llama.errors import UsageError
+from llama.files import named, written_aside
 from model import Config
+from training.objectives import Preference
 from training.options import Options, to_dict
 
 COLUMNS = (
@@ -23,10 +26,13 @@ COLUMNS = (
     "grad_norm",
     "tokens_per_second",
     "mfu",
+    "peak_gib",
     "val_loss",
     "val_bits_per_byte",
     "estimate",
     "seconds",
+    *Preference.names[1:],
+    *(f"val_{name}" for name in Preference.names[1:]),
 )
 
 # Dense TFLOP/s of matrix products by the vendors' data sheets, (bfloat16 or float16, float32 as TF32). The
@@ -79,6 +85,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return measured_peak(device, dtype), "measured with a matrix product"
 
 
+def peak_gib(device: torch.device) -> float:
+    """The most memory that this process ever had; on a GPU, that tensors had there. nan: nobody can say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
@@ -86,10 +104,12 @@ def duration(seconds: float) -> str:
 
 
 def check_installed(options: Options) -> None:
-    """Raises UsageError for a library that the report of a run needs and that is not there."""
+    """Raises UsageError for a library that a run needs and that is not there."""
     needed = {"matplotlib": "loss.png"}
     needed |= {"tensorboard": "--tensorboard"} if options.tensorboard else {}
     needed |= {"wandb": "--wandb"} if options.wandb else {}
+    needed |= {"bitsandbytes": "--optimizer=adamw_8bit"} if options.optimizer == "adamw_8bit" else {}
+    needed |= {"bitsandbytes": "--qlora"} if options.qlora else {}
     for name, what in needed.items():
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"{what} needs {name}, which is not installed: pip install {name}")
@@ -125,7 +145,7 @@ class Report:
             return list(csv.DictReader(file))
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
+        with written_aside(self.path) as scratch, scratch.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -135,7 +155,7 @@ class Report:
         row = dict.fromkeys(COLUMNS, "") | {"step": str(step)}
         row |= {name: repr(value) for name, value in values.items()}
         self.rows.append(row)
-        with self.path.open("a", newline="") as file:
+        with named(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
         if self.tensorboard:
             for name, value in values.items():

@@ -5,10 +5,12 @@ dataset.py says what is in them. Folders of llama2.c (headerless uint16 .bin fil
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
+from llama.files import write_aside
 from llama.formats import tokenizers
+from llama.formats.files import parse_json
+from llama.formats.kinds import whole
+from llama.formats.vocabulary import Vocabulary
 
 SPLITS = ("train", "val")
 
@@ -24,6 +30,8 @@ SPLITS = ("train", "val")
 # A shard
 
 VERSION = 1
+KINDS = ("text", "chat", "pairs")  # what documents are: texts; conversations; chosen and rejected in turn
+WEIGHT = np.dtype("<f2")  # of a target, in all but texts
 HEADER_BYTES = 4096  # a page, so that the tokens are aligned in memory
 Position = tuple[int, int]  # in the input: number of the file, number of the document in it
 
@@ -41,6 +49,8 @@ class Shard:
     n_bytes: int | None  # UTF-8 bytes of the text, for bits per byte; None: unknown
     crc32: int | None = None  # of all after the header
     next: Position = (0, 0)  # the document after the last one
+    kind: str = "text"  # one of KINDS
+    weights: np.ndarray | None = None  # (n_tokens) float16, of each as a target; None: all count 1
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Tokens start to end as int64. Raises BadFileError for one outside the vocabulary."""
@@ -60,6 +70,26 @@ def padding(n_tokens: int, dtype: np.dtype) -> int:
     return -n_tokens * dtype.itemsize % 8
 
 
+NUMBERS = ("version", "vocab_size", "bos_id", "n_tokens", "n_documents", "n_bytes", "crc32")  # of a header
+
+
+def read_head(header: bytes) -> dict[str, Any]:
+    """The fields of a header. Raises ValueError for one of another type, KeyError for one that is missing."""
+    head = parse_json(header.decode(errors="replace"))
+    if not isinstance(head, dict):
+        raise ValueError("it is no JSON object")
+    for name in NUMBERS:
+        least = 1 if name in ("n_tokens", "n_documents") else -1
+        if type(head[name]) is not int or head[name] < least:
+            raise ValueError(f"{name} = {head[name]!r:.40}, allowed whole numbers from {least} on")
+    if not isinstance(head["tokenizer_hash"], str):
+        raise ValueError(f"tokenizer_hash = {head['tokenizer_hash']!r:.40}, allowed text")
+    position = head["next"]
+    if not (isinstance(position, list) and len(position) == 2 and all(type(n) is int for n in position)):
+        raise ValueError(f"next = {position!r:.40}, allowed a file and a document of it")
+    return head
+
+
 def open_shard(path: Path) -> Shard:
     """Maps a shard. Raises BadFileError if its header or its size is wrong; `check_shard` reads the rest."""
     if not path.is_file():
@@ -67,23 +97,36 @@ def open_shard(path: Path) -> Shard:
     with path.open("rb") as file:
         header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     try:
-        head = json.loads(header.decode(errors="replace"))
+        head = read_head(header)
         n_tokens, n_documents = head["n_tokens"], head["n_documents"]
         dtype = token_type(head["vocab_size"])
         ends_at = HEADER_BYTES + n_tokens * dtype.itemsize + padding(n_tokens, dtype)
         facts = {name: head[name] for name in ("vocab_size", "tokenizer_hash", "bos_id", "n_bytes", "crc32")}
-        version, position = head["version"], tuple(head["next"])
+        version, position, kind = head["version"], tuple(head["next"]), head.get("kind", "text")
     except (ValueError, KeyError, TypeError) as error:
         raise BadFileError(f"{path}: is no shard of tokens: its header is damaged ({error})") from None
     if version != VERSION:
         raise BadFileError(f"{path}: version = {version}, allowed {VERSION}")
-    if size != ends_at + 8 * n_documents:
-        raise BadFileError(f"{path}: size = {size} bytes, allowed {ends_at + 8 * n_documents} by its header")
+    if kind not in KINDS:
+        raise BadFileError(f"{path}: kind = {kind!r}, allowed {', '.join(KINDS)}")
+    weights_at = ends_at + 8 * n_documents
+    allowed = weights_at + (WEIGHT.itemsize * n_tokens if kind != "text" else 0)
+    if size != allowed:
+        raise BadFileError(f"{path}: size = {size} bytes, allowed {allowed} by its header")
+    weights = np.memmap(path, WEIGHT, "r", weights_at, (n_tokens,)) if kind != "text" else None
     tokens = np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
     ends = np.memmap(path, "<u8", "r", ends_at, (n_documents,))
     if ends[-1] != n_tokens:
         raise BadFileError(f"{path}: last document end = {ends[-1]}, allowed {n_tokens}")
-    return Shard(path, tokens, ends, **facts, next=position)
+    return Shard(path, tokens, ends, **facts, next=position, kind=kind, weights=weights)
+
+
+def documents(shards: Iterable[Shard]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids, int64, and weights, float32, of each document: (T) each."""
+    for shard in shards:
+        for begin, end in itertools.pairwise([0, *shard.ends.tolist()]):
+            ids, weights = shard.read(begin, end), shard.weights
+            yield ids, np.ones(len(ids), np.float32) if weights is None else weights[begin:end].astype("f4")
 
 
 def check_shard(shard: Shard) -> None:
@@ -119,13 +162,39 @@ def shard_path(folder: Path, split: str, number: int) -> Path:
     return folder / split / f"{number:05}.tokens"
 
 
+def has_shards(split: Any) -> bool:
+    return isinstance(split, dict) and type(split.get("shards")) is int and split["shards"] > 0
+
+
+def check_meta(meta: Any) -> None:
+    """Raises ValueError for what is no object, or whose splits or texts are none."""
+    if not isinstance(meta, dict):
+        raise ValueError("it is no JSON object")
+    splits = meta.get("splits")
+    if splits is not None and not (isinstance(splits, dict) and all(map(has_shards, splits.values()))):
+        raise ValueError(f"splits = {splits!r:.80}, allowed each with the number of its shards")
+    texts = meta.get("texts", {})
+    if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
+        raise ValueError(f"texts = {texts!r:.80}, allowed a text by each name")
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """meta.json of a folder. Raises BadFileError."""
+    data = whole(folder / "meta.json")
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        return {name: meta[name] for name in ("vocab_size", "tokenizer_hash", "source", "splits")}
+        meta = parse_json(data)
+        check_meta(meta)
+        names = ("vocab_size", "tokenizer_hash", "source", "splits")
+        return {name: meta[name] for name in names} | {"texts": meta.get("texts", {})}
     except (ValueError, KeyError) as error:
-        raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: it lacks {error}") from None
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise BadFileError(f"{folder / 'meta.json'}: is no description of tokens: {reason}") from None
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Writes meta.json of a folder. Raises OSError."""
+    with write_aside(folder / "meta.json") as file:
+        file.write(json.dumps(meta, indent=1).encode() + b"\n")
 
 
 def open_split(folder: str | Path, split: str) -> list[Shard]:
@@ -155,7 +224,7 @@ def command_for(folder: Path) -> str:
     if named:
         size = 0 if named[1] == "32000" else named[1]  # Llama 2's vocabulary
         return f"python tinystories.py pretokenize --vocab_size={size}"
-    return f"python dataset.py pretokenize --output {folder}"
+    return f"python dataset.py pretokenize --input TEXTS --tokenizer FILE.model --output {folder}"
 
 
 def open_headerless_split(folder: Path, split: str) -> list[Shard]:
@@ -168,3 +237,13 @@ def open_headerless_split(folder: Path, split: str) -> list[Shard]:
     if not files:
         raise BadFileError(f"{folder}: .bin files = 1, allowed 2 or more: the first is the validation split")
     return [open_headerless(path) for path in files]
+
+
+def check_tokens(name: str, vocabulary: Vocabulary, folder: Path) -> None:
+    """Raises BadFileError where a model has other tokens than a folder of data was made with."""
+    theirs, ours = vocabulary.unpadded.pieces, tokenizers.load(folder).vocabulary.unpadded.pieces
+    for i, (found, wanted) in enumerate(zip(theirs, ours, strict=False)):
+        if found != wanted:
+            raise BadFileError(f"{name}: token {i} is {found!r}, in {folder} it is {wanted!r}")
+    if len(theirs) != len(ours):
+        raise BadFileError(f"{name}: has {len(theirs)} tokens, {folder} has {len(ours)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama.errors import BadFileError
+from llama.formats.files import parse_json
 from llama.formats.tokenizers import well_formed
 
 CHUNK = 1 << 20  # bytes read at once
-DOCUMENT_MAX = (
-    1 << 24
-)  # characters; a longer stretch of plain text becomes several documents, cut at a line end
+DOCUMENT_MAX = 1 << 15  # characters of plain text: a novel is many documents, of which some are held out
+ITEM_MAX = 1 << 26  # characters of an item of JSON
 FIELDS = (
     "text",
     "story",
@@ -35,6 +36,10 @@ class Format:
     field: str = ""  # "": the first of FIELDS that is there
     separator: str = SEPARATOR  # of documents in a .txt
     strip: bool = False  # drop the whitespace around each document
+    records: bool = False  # documents are whole objects, as JSON, not a text of theirs
+
+
+RECORDS = Format(records=True)
 
 
 def read_chunks(file: BinaryIO) -> Iterator[str]:
@@ -50,21 +55,32 @@ def read_chunks(file: BinaryIO) -> Iterator[str]:
         ) from None
 
 
+def cut(text: str) -> Iterator[str]:
+    """A text, or its parts of up to DOCUMENT_MAX characters, cut at line ends."""
+    begin = 0
+    while len(text) - begin > DOCUMENT_MAX:
+        end = text.rfind("\n", begin, begin + DOCUMENT_MAX) + 1 or begin + DOCUMENT_MAX
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
 def read_txt(file: BinaryIO, form: Format) -> Iterator[str]:
-    """The stretches between separators; the whole file where there is none."""
+    """The stretches between separators, long ones in parts. CRLF counts as LF, as in a prompt's file."""
     left = ""
     for chunk in read_chunks(file):
-        *whole, left = (left + chunk).split(form.separator) if form.separator else [left + chunk]
-        yield from whole
-        if len(left) > DOCUMENT_MAX:
-            cut = left.rfind("\n") + 1 or len(left)
-            yield left[:cut]
-            left = left[cut:]
+        text = (left + chunk).replace("\r\n", "\n")
+        *whole, left = text.split(form.separator) if form.separator else [text]
+        yield from itertools.chain.from_iterable(map(cut, whole))
+        *parts, left = cut(left)
+        yield from parts
     yield left
 
 
 def text_of(item: Any, form: Format, where: str) -> str:
-    """The text of a JSON value: itself, or its field. Raises BadFileError."""
+    """The text of a JSON value: itself, or its field; of records, JSON. Raises BadFileError."""
+    if form.records:
+        return json.dumps(item, ensure_ascii=False, default=str)  # of Parquet: a date, say
     if isinstance(item, dict):
         names = [form.field] if form.field else FIELDS
         item = next((item[name] for name in names if name in item), item)
@@ -90,10 +106,13 @@ def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
             return
         try:
             item, end = decoder.raw_decode(text)
-        except json.JSONDecodeError as error:  # mostly since the item goes on in the next chunk
-            more = next(chunks, None) if len(text) < DOCUMENT_MAX * 4 else None
+        except RecursionError:
+            raise BadFileError(f"{file.name}: item {n} is nested too deeply") from None
+        except ValueError as error:  # mostly since the item goes on in the next chunk
+            more = next(chunks, None) if len(text) < ITEM_MAX else None
             if more is None:  # "" is half a character
-                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {error.msg}") from None
+                reason = getattr(error, "msg", error)
+                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {reason}") from None
             text += more
             continue
         yield text_of(item, form, f"{file.name}: item {n}")
@@ -106,7 +125,7 @@ def read_jsonl(file: BinaryIO, form: Format) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError as error:
             raise BadFileError(f"{file.name}: line {n} is no JSON: {error}") from None
         yield text_of(item, form, f"{file.name}: line {n}")
@@ -121,27 +140,35 @@ def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
         raise BadFileError(f"{file.name}: to read it: pip install pyarrow") from None
     try:
         table = pq.ParquetFile(file)
-        names = [
-            name for name in ([form.field] if form.field else FIELDS) if name in table.schema_arrow.names
-        ]
+        columns = table.schema_arrow.names
+        wanted = columns if form.records else [form.field] if form.field else FIELDS
+        names = [name for name in wanted if name in columns]
         if not names:
-            columns = ", ".join(table.schema_arrow.names)
-            raise BadFileError(
-                f"{file.name}: columns = {columns}, allowed {form.field or ' or '.join(FIELDS)} (--field)"
-            )
-        for rows in table.iter_batches(batch_size=1024, columns=names[:1]):
-            for n, item in enumerate(rows.column(0).to_pylist()):
+            found = f"columns = {', '.join(columns)}"
+            raise BadFileError(f"{file.name}: {found}, allowed {' or '.join(wanted)} (--field)")
+        for rows in table.iter_batches(batch_size=1024, columns=names if form.records else names[:1]):
+            for n, item in enumerate((rows if form.records else rows.column(0)).to_pylist()):
                 yield text_of(item, form, f"{file.name}: row {n} of 1024")
     except pa.ArrowException as error:
         raise BadFileError(f"{file.name}: is no Parquet file: {error}") from None
 
 
-READERS = {".txt": read_txt, ".json": read_json, ".jsonl": read_jsonl, ".parquet": read_parquet}
+# What a folder is searched for. A file that is named is text, whatever else it is called.
+READERS = {
+    **dict.fromkeys((".txt", ".md"), read_txt),
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
+RECORD_FILES = (".json", ".jsonl", ".parquet")
 
 
 def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
     """The documents of a file opened as binary, blank ones included. Raises BadFileError."""
-    for text in READERS[Path(file.name).suffix](file, form):
+    suffix = Path(file.name).suffix
+    if form.records and suffix not in RECORD_FILES:
+        raise BadFileError(f"{file.name}: holds no records, allowed {' '.join(RECORD_FILES)}")
+    for text in READERS.get(suffix, read_txt)(file, form):
         yield text.strip() if form.strip else text
 
 
@@ -152,7 +179,7 @@ def text_files(inputs: Iterable[str | Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
         else:
-            found = [path] if path.is_file() and path.suffix in READERS else []
+            found = [path] if path.is_file() else []
         if not found:
             state = "holds no" if path.is_dir() else "is no" if path.exists() else "is missing, wanted a"
             raise BadFileError(f"{path}: {state} text file, allowed {' '.join(READERS)}")

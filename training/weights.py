@@ -67,16 +67,19 @@ class TorchWeights(Mapping[str, Tensor]):
 # --- Checkpoints
 
 
-def save_weights(path: Path, config: Config, weights: Mapping[str, torch.Tensor]) -> None:
+def save_weights(
+    path: Path, config: Config, weights: Mapping[str, torch.Tensor], told: Mapping[str, str] | None = None
+) -> None:
     """Writes the file of a checkpoint, model.safetensors, from the weights of a model's state_dict().
 
+    told: metadata on its texts (llama/formats/texts.py).
     Raises BadFileError if they do not fit config, OSError if they can't be written; an old file then stays.
     """
     names = checked_tensors(Source(str(path), config, TorchWeights(weights)))
     tensors = {name: weights[name].detach().cpu().contiguous() for name in names}
     with written_aside(Path(path)) as scratch:
         try:
-            save_file(tensors, scratch, {"config": json.dumps(config.to_dict())})
+            save_file(tensors, scratch, {"config": json.dumps(config.to_dict()), **(told or {})})
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error)) from None
 

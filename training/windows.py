@@ -62,6 +62,16 @@ def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     return out
 
 
+def shuffled(index: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """What comes index-th (B) in epochs of n, each in an order of its own."""
+    found = np.empty(len(index), np.int64)
+    for epoch in np.unique(index // n):
+        keys = np.random.SeedSequence([seed, int(epoch)]).generate_state(ROUNDS, np.uint64)
+        here = index // n == epoch
+        found[here] = permute(index[here] % n, n, keys)
+    return found
+
+
 def scramble(x: np.ndarray) -> np.ndarray:
     """splitmix64's output function, on uint64."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -69,60 +79,47 @@ def scramble(x: np.ndarray) -> np.ndarray:
     return x ^ x >> np.uint64(31)
 
 
-class Batches:
-    """Training batches: `at(step)` is a pure function of the shards, seed, step and rank.
+class Windows:
+    """The windows of text to train on, as batches.Sequences. Every token of a window is a target.
 
-    batch_size: windows in a step, of all ranks together; rank r gets the r-th of world_size equal parts, so
-    the data of a step does not depend on the number of ranks. documents: give doc_ids too.
+    documents: give doc_ids too. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
 
-    Every token of a window is a target: `n_targets` in a step, of all ranks together.
-
-    `windows` is their number in an epoch. A step on the border of two epochs takes the last windows of one
-    and the first of the next. Up to 2 seq_len tokens at the ends of the stream are left out of an epoch.
-
-    Raises BadFileError if world_size does not divide batch_size, or there are fewer than seq_len + 1 tokens.
+    Raises BadFileError if there are fewer than seq_len + 1 tokens.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        batch_size: int,
-        seq_len: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        documents: bool = False,
-    ) -> None:
+    def __init__(self, shards: Sequence[Shard], seq_len: int, seed: int, documents: bool = False) -> None:
         self.stream, self.bos_id = Stream(shards), shards[0].bos_id
-        self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
-        self.rank, self.world_size, self.documents = rank, world_size, documents
+        self.seq_len, self.seed, self.documents = seq_len, seed, documents
         if seq_len < 1 or len(self.stream) < seq_len + 1:
             most = len(self.stream) - 1  # the tokens that there are, less one
             raise BadFileError(f"{shards[0].path.parent}: seq_len = {seq_len}, allowed 1 to {most}")
-        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
-            raise BadFileError(f"batch_size = {batch_size}, allowed multiples of world_size = {world_size}")
-        self.n_targets = batch_size * seq_len
         self.windows = max(1, len(self.stream) // seq_len - 1)
+
+    def __len__(self) -> int:
+        return self.windows
+
+    def __str__(self) -> str:
+        return f"{len(self.stream):,} tokens, {self.windows:,} windows of {self.seq_len}"
 
     def starts(self, epoch: int, index: np.ndarray) -> np.ndarray:
         """Where in the stream the windows begin that come index-th (B) in an epoch."""
         offset, *keys = np.random.SeedSequence([self.seed, epoch]).generate_state(1 + ROUNDS, np.uint64)
-        slack = (
-            len(self.stream) - self.windows * self.seq_len
-        )  # at least 1; more than 1: offsets to choose from
+        slack = len(self.stream) - self.windows * self.seq_len  # at least 1; more: offsets to choose from
         shift = int(offset) % min(self.seq_len, slack)
         order = permute(index, self.windows, np.array(keys))
         return shift + order.astype(np.int64) * self.seq_len
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens, targets, doc_ids or None: int64 (batch_size / world_size, seq_len) each.
+    def weight(self, index: np.ndarray) -> float:
+        """How many targets as many windows have."""
+        return float(len(index) * self.seq_len)
+
+    def take(self, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The windows that come index-th (B): tokens, targets, doc_ids or None, int64 (B, seq_len) each.
 
         The target of a document's last token is the BOS of the next: that is how a model learns to end.
         """
-        share = self.batch_size // self.world_size
-        index = step * self.batch_size + self.rank * share + np.arange(share)
         epochs = index // self.windows
-        block = np.empty((share, self.seq_len + 1), dtype=np.int64)
+        block = np.empty((len(index), self.seq_len + 1), dtype=np.int64)
         for epoch in np.unique(epochs):
             rows = np.flatnonzero(epochs == epoch)
             for row, start in zip(rows, self.starts(int(epoch), index[rows] % self.windows), strict=True):

@@ -17,16 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama import files
-from llama.errors import BadFileError, ResourceError
+from llama.errors import BadFileError, ResourceError, UsageError
 from llama.formats import tokenizers
 from model import IGNORE
+from training import parts, shards, windows
 from training import pretokenize as dataset
-from training import shards, windows
+from training.batches import Batches
+from training.parts import Part
 from training.pretokenize import Selection
 from training.shards import open_split
 from training.text import Format, text_files
 from training.tokenizers import train as train_tokenizer
-from training.windows import Batches, val_documents, val_windows
+from training.windows import Windows, val_documents, val_windows
 
 STORIES = [f"Story {i}.\n The cat {'sat  on the mat, ' * (i % 7)}and ran {i * i} times. " for i in range(300)]
 
@@ -166,6 +168,76 @@ def test_a_finished_folder_is_left_alone(folder, tokenizer, text):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.tokens")}
 
 
+# --- Parts
+
+
+def write_part(folder: Path, tokenizer, text: Path, part: Part, every: int = 10) -> None:
+    files = text_files([text])
+    train, val = Selection(files, every, False, part), Selection(files, every, part=part)
+    dataset.pretokenize(folder / part.folder, tokenizer, train, val, Format(), 1, 1000)
+
+
+@pytest.mark.parametrize("of", [2, 7])
+def test_parts_are_merged_to_what_one_run_writes(folder, tokenizer, text, tmp_path, of):
+    for number in range(of, 0, -1):
+        write_part(tmp_path, tokenizer, text, Part(number, of))
+    assert max(path.stat().st_size for path in tmp_path.glob("part-*/train/*")) < 4096 + 40_000 // of
+    meta = parts.merge(tmp_path)
+    for split in ("train", "val"):
+        assert np.array_equal(stream(tmp_path, split), stream(folder, split))
+        whole, found = (open_split(place, split) for place in (folder, tmp_path))
+        assert texts(found, tokenizer) == texts(whole, tokenizer)
+        assert dataset.totals(found) == meta["splits"][split]
+    assert {key: value for key, value in meta.items() if key != "splits"} == {
+        key: value for key, value in shards.read_meta(folder).items() if key != "splits"
+    }
+    assert not list(tmp_path.glob("part-*"))
+    assert parts.merge(tmp_path) == meta
+
+
+def test_a_file_in_which_documents_have_no_place_is_of_one_part(tokenizer, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for i in range(3):
+        (inputs / f"{i}.txt").write_text(STORIES[i])
+    parquet.write_table(pyarrow.table({"text": STORIES}), inputs / "3.parquet")
+    write(tmp_path / "one", tokenizer, inputs)
+    for number in (1, 2, 3):
+        write_part(tmp_path / "parts", tokenizer, inputs, Part(number, 3))
+    parts.merge(tmp_path / "parts")
+    assert np.array_equal(stream(tmp_path / "parts"), stream(tmp_path / "one"))
+
+
+def test_a_merge_that_was_stopped_goes_on(folder, tokenizer, text, tmp_path, monkeypatch):
+    for number in (1, 2):
+        write_part(tmp_path, tokenizer, text, Part(number, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_meta", lambda *_: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            parts.merge(tmp_path)
+    parts.merge(tmp_path)
+    assert np.array_equal(stream(tmp_path), stream(folder))
+
+
+def test_parts_that_are_none_are_refused_by_name(tokenizer, text, tmp_path):
+    with pytest.raises(UsageError, match="part = '0/4', allowed I/N"):
+        parts.parse_part("0/4")
+    assert parts.parse_part("3/16").folder == "part-03-of-16"
+    with pytest.raises(BadFileError, match="parts = 0"):
+        parts.merge(tmp_path)
+    write_part(tmp_path, tokenizer, text, Part(1, 3))
+    with pytest.raises(BadFileError, match="part-2-of-3: is missing, --part 2/3 writes it"):
+        parts.merge(tmp_path)
+    write_part(tmp_path, tokenizer, text, Part(2, 3))
+    write_part(tmp_path, tokenizer, text, Part(3, 3), every=5)
+    with pytest.raises(BadFileError, match=r"part-3-of-3: source is another than in .*part-1-of-3"):
+        parts.merge(tmp_path)
+    write_part(tmp_path, tokenizer, text, Part(1, 2))
+    with pytest.raises(BadFileError, match="holds parts of 2 and of 3"):
+        parts.merge(tmp_path)
+
+
 def test_a_killed_worker_is_an_error_and_not_a_wait(tokenizer):
     def batches():
         for i in range(100):
@@ -269,6 +341,11 @@ def test_tokens_of_another_tokenizer_are_not_mixed(folder, text, tmp_path):
         write(folder, other, text, shard_tokens=2500)
 
 
+def changed_head(data: bytes, **fields: object) -> bytes:
+    """A shard with other fields in its header."""
+    return json.dumps(json.loads(data[:4096]) | fields).encode().ljust(4096) + data[4096:]
+
+
 def damaged(folder, tmp_path, change) -> Path:
     """A copy of a folder in which the first shard of the training split was changed."""
     for path in folder.rglob("*"):
@@ -293,12 +370,29 @@ def damaged(folder, tmp_path, change) -> Path:
         ),
         (lambda data: data.replace(b'"tokenizer_hash": "', b'"tokenizer_hash":"x'), "tokenizer_hash = x"),
         (lambda data: data[:-8] + bytes(8), "last document end = 0"),
+        (lambda data: b"[" * 4096 + data[4096:], "its header is damaged .it is nested too deeply"),
+        (lambda data: b"[]".ljust(4096) + data[4096:], "its header is damaged .it is no JSON object"),
+        (lambda data: changed_head(data, n_documents=0), "n_documents = 0, allowed whole numbers from 1"),
+        (lambda data: changed_head(data, n_documents="5"), "n_documents = '5', allowed whole"),
+        (lambda data: changed_head(data, n_bytes=[]), r"n_bytes = \[\], allowed whole"),
+        (lambda data: changed_head(data, next=[0]), r"next = \[0\], allowed"),
         (lambda data: b"", "is no shard of tokens"),
     ],
 )
 def test_a_corrupt_shard_is_refused_when_it_is_opened(folder, tmp_path, change, says):
     with pytest.raises(BadFileError, match=says):
         open_split(damaged(folder, tmp_path, change), "train")
+
+
+@pytest.mark.parametrize(
+    "data", ["[]", "5", "null", "[" * 100_000, '{"splits": 5}', '{"splits": {"train": {"shards": 0}}}', "{}"]
+)
+def test_a_broken_meta_json_is_refused_in_one_line(folder, tmp_path, data):
+    bad = damaged(folder, tmp_path, lambda shard: shard)
+    (bad / "meta.json").write_text(data)
+    with pytest.raises(BadFileError, match=r"meta\.json: is no description of tokens: ") as raised:
+        open_split(bad, "train")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_shard_that_is_gone_is_refused(folder, tmp_path):
@@ -317,7 +411,7 @@ def test_a_flipped_bit_is_found_by_check(folder, tmp_path):
 
 
 def test_an_id_past_the_vocabulary_is_refused_when_it_is_read(tmp_path):
-    batches = Batches([shard_of(tmp_path, [1, 2, 3, 200, 4, 5])], 1, 5, seed=0)
+    batches = Batches(Windows([shard_of(tmp_path, [1, 2, 3, 200, 4, 5])], 5, seed=0), 1)
     with pytest.raises(BadFileError, match="token id = 200, allowed 0 to 99"):
         batches.at(0)
 
@@ -353,8 +447,9 @@ def test_permute_mixes_and_needs_no_memory_for_billions():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_each_window_of_an_epoch_is_seen_once_by_one_rank(tmp_path, world_size):
     shards = [shard_of(tmp_path, np.arange(a, b), 1 << 20) for a, b in ((0, 501), (501, 777), (777, 1003))]
-    ranks = [Batches(shards, 4, 10, 7, rank, world_size) for rank in range(world_size)]
-    assert ranks[0].windows == 99
+    found = Windows(shards, 10, seed=7)
+    ranks = [Batches(found, 4, rank, world_size) for rank in range(world_size)]
+    assert len(found) == 99
     rows = torch.cat([ranks[r].at(step)[0] for step in range(99) for r in range(world_size)])
     orders = []
     for epoch in rows.split(99):  # 4 epochs, with borders inside a step
@@ -369,39 +464,40 @@ def test_each_window_of_an_epoch_is_seen_once_by_one_rank(tmp_path, world_size):
 
 def test_a_step_has_the_same_windows_in_the_same_order_on_any_number_of_ranks(folder):
     shards = open_split(folder, "train")
-    alone = Batches(shards, 12, 16, 3, documents=True)
+    found = Windows(shards, 16, 3, documents=True)
+    alone = Batches(found, 12)
     for world_size in (2, 3, 12):
-        ranks = [Batches(shards, 12, 16, 3, rank, world_size, documents=True) for rank in range(world_size)]
+        ranks = [Batches(found, 12, rank, world_size) for rank in range(world_size)]
         for step in (0, 5, 12345):
-            for whole, *parts in zip(alone.at(step), *(rank.at(step) for rank in ranks), strict=True):
-                assert torch.equal(whole, torch.cat(parts))
+            for whole, *shares in zip(alone.at(step), *(rank.at(step) for rank in ranks), strict=True):
+                assert torch.equal(whole, torch.cat(shares))
 
 
 def test_targets_are_the_next_tokens_and_seeds_differ(folder):
     shards = open_split(folder, "train")
-    tokens, targets, doc_ids = Batches(shards, 8, 32, 1).at(3)
+    tokens, targets, doc_ids = Batches(Windows(shards, 32, 1), 8).at(3)
     assert tokens.shape == targets.shape == (8, 32)
     assert tokens.dtype == targets.dtype == torch.int64
     assert doc_ids is None
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
-    assert not torch.equal(tokens, Batches(shards, 8, 32, 2).at(3)[0])
-    assert torch.equal(tokens, Batches(shards, 8, 32, 1).at(3)[0])
+    assert not torch.equal(tokens, Batches(Windows(shards, 32, 2), 8).at(3)[0])
+    assert torch.equal(tokens, Batches(Windows(shards, 32, 1), 8).at(3)[0])
 
 
 def test_documents_are_numbered_from_one_bos_to_the_next(tmp_path):
     shards = [shard_of(tmp_path, [1, 5, 6, 1, 7]), shard_of(tmp_path, [1, 8, 9, 9])]
-    tokens, _, doc_ids = Batches(shards, 1, 8, 0, documents=True).at(0)
+    tokens, _, doc_ids = Batches(Windows(shards, 8, 0, documents=True), 1).at(0)
     assert tokens.tolist() == [[1, 5, 6, 1, 7, 1, 8, 9]]
     assert doc_ids.tolist() == [[1, 1, 1, 2, 2, 3, 3, 3]]
 
 
 def test_what_can_not_be_cut_into_windows_is_refused(tmp_path):
     shards = [shard_of(tmp_path, range(10))]
-    assert Batches(shards, 1, 9, 0).at(0)[1].tolist() == [list(range(1, 10))]
+    assert Windows(shards, 9, 0).take(np.array([0]))[1].tolist() == [list(range(1, 10))]
     with pytest.raises(BadFileError, match="seq_len = 10, allowed 1 to 9"):
-        Batches(shards, 1, 10, 0)
+        Windows(shards, 10, 0)
     with pytest.raises(BadFileError, match="allowed multiples of world_size = 2"):
-        Batches(shards, 3, 2, 0, world_size=2)
+        Batches(Windows(shards, 2, 0), 3, world_size=2)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -433,7 +529,7 @@ def test_a_batch_of_a_billion_tokens_costs_as_one_of_a_million(tmp_path):
             file.truncate(2 * n)  # sparse: takes no room on disk
         tokens = np.memmap(path, "<u2", "r")
         shard = shards.Shard(path, tokens, np.array([n], np.uint64), 100, "", 1, None)
-        batches = Batches([shard], 32, 256, 0)
+        batches = Batches(Windows([shard], 256, 0), 32)
         return min(cpu_of(lambda: batches.at(10**6)) for _ in range(3))
 
     assert cost(10**9) < 10 * cost(10**6)

@@ -18,13 +18,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import ROOT
+from ranks import whole_weights
 
 from bench.training import Same
+from llama.formats import tokenizers
+from llama.formats.source import Source
 from model import Config, Llama
-from training import checkpoints, toy
+from training import checkpoints, models, toy
+from training.checkpoints import About
 from training.options import Options
 from training.parallel import Ranks
+from training.saving import Saver
 from training.step import Run, make_run, train_step
+from training.weights import TorchWeights
 
 DEVICE = "cuda"
 
@@ -85,7 +91,7 @@ def steps(run: Run, n: int) -> list[float]:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     """A copy of the weights as they are now, on the CPU."""
-    return {name: weight.clone() for name, weight in checkpoints.whole_weights(run.model).items()}
+    return whole_weights(run.model)
 
 
 def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], **tolerance) -> None:
@@ -113,6 +119,7 @@ def test_every_type_learns_a_batch(dtype, compiled):
     "values",
     [
         {"optimizer": "muon"},
+        {"optimizer": "adamw_8bit"},
         {"checkpointing": True, "micro_batch_size": 2},
         {"documents": True},
         {"documents": True, "compile": True},
@@ -186,6 +193,22 @@ def test_compiled_equals_eager(documents):
         assert (found[name] - wanted[name]).norm() < 1e-3 * wanted[name].norm(), name
 
 
+def test_steps_beside_a_model_in_4_bits_are_those_of_the_cpu():
+    source = Source("random", SHAPE, TorchWeights(Llama(SHAPE).state_dict()))
+    sizes = {"batch_size": BATCH, "max_seq_len": SHAPE.max_seq_len, "warmup_steps": 0}
+    options = Options(**sizes, lora_rank=4, qlora=True)
+    found = {}
+    for device in ("cpu", DEVICE):
+        ranks = Ranks(0, 1, torch.device(device), "none")
+        model = models.make_model(options, ranks, SHAPE, models.lora_of(options, "random"))
+        run = make_run(model, options, ranks, batches())
+        torch.manual_seed(1)
+        models.fill_weights(model, source)
+        found[device] = steps(run, 5)
+    assert found[DEVICE] == pytest.approx(found["cpu"], rel=1e-4)
+    assert found["cpu"][-1] < found["cpu"][0]
+
+
 def test_micro_batches_equal_one_batch():
     whole, parts = begin(), begin(micro_batch_size=2)
     assert steps(parts, 5) == pytest.approx(steps(whole, 5), rel=1e-4)
@@ -214,8 +237,11 @@ def test_a_resume_is_bitwise_where_the_run_was(tmp_path):
     options = {"dtype": "float16", "dropout": 0.2}
     run = begin(**options)
     steps(run, 5)
-    checkpoints.save(tmp_path, run.model, run.optimizers, run.scaler, run.progress, run.ranks, [], 1)
+    toy.make_reverse(tmp_path / "data", count=10, val_count=5, seed=1, workers=1)
+    saver = Saver(tmp_path, run.ranks, tokenizers.load(tmp_path / "data"), keep=1, about=About())
+    saver.begin(run.model, run.optimizers, run.scaler, run.progress)
     saved, wanted = weights(run), steps(run, 4)
+    saver.wait()
     resumed = begin(**options)
     folder = checkpoints.newest(tmp_path)
     parts = (resumed.model, resumed.optimizers, resumed.scaler, resumed.ranks)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.nn.attention import flex_attention as flex
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import model as module
-from llama.formats.rope import rope_frequencies
+from llama.formats.huggingface_rope import rope_json
+from llama.formats.rope import rope_frequencies, rope_magnitude
 from model import IGNORE, Cache, Config, Llama, RopeScaling, ffn_hidden_dim
 
 TINY = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 101, "max_seq_len": 128}
@@ -36,6 +40,12 @@ FAMILIES = {
         rope_scaling=RopeScaling("llama3", 32.0, 1.0, 4.0, original_max_seq_len=64),
     ),
     "linear scaling": Config(**TINY, rope_scaling=RopeScaling("linear", 4.0)),
+    "YaRN": Config(**TINY, rope_scaling=RopeScaling("yarn", 4.0, original_max_seq_len=32)),
+    "YaRN, another magnitude": Config(
+        **TINY,
+        rope_theta=500.0,
+        rope_scaling=RopeScaling("yarn", 2.5, original_max_seq_len=48, attention_factor=1.3),
+    ),
 }
 
 
@@ -65,15 +75,7 @@ def halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def in_transformers(model: Llama) -> transformers.LlamaForCausalLM:
     """The same model in transformers, built from our weights."""
     c = model.config
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if c.rope_scaling:
-        rope |= {"rope_type": c.rope_scaling.kind, "factor": c.rope_scaling.factor}
-    if c.rope_scaling and c.rope_scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": c.rope_scaling.low_freq_factor,
-            "high_freq_factor": c.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": c.rope_scaling.original_max_seq_len,
-        }
+    rope = {"rope_theta": c.rope_theta, **(rope_json(c.rope_scaling) or {"rope_type": "default"})}
     config = transformers.LlamaConfig(
         hidden_size=c.dim,
         num_hidden_layers=c.n_layers,
@@ -133,6 +135,29 @@ def test_llama_3_1_frequencies_equal_metas_formula():
             smooth = (8192 / wavelength - 1) / (4 - 1)
             expected = (1 - smooth) * plain / 8 + smooth * plain
         assert frequency == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+@pytest.mark.parametrize(
+    ("theta", "fields"),
+    [
+        (1e4, {"factor": 16.0, "original_max_seq_len": 4096}),  # Yarn-Llama-2
+        (1e6, {"factor": 4.0, "original_max_seq_len": 32768}),
+        (5e5, {"factor": 8.0, "original_max_seq_len": 8192, "beta_fast": 64.0, "beta_slow": 2.0}),
+        (1e4, {"factor": 40.0, "original_max_seq_len": 2048, "truncate": False}),
+        (1e4, {"factor": 40.0, "original_max_seq_len": 2048, "attention_factor": 0.7}),
+        (1e4, {"factor": 3.0, "original_max_seq_len": 6}),  # the ramp has no width
+        (1.5, {"factor": 3.0, "original_max_seq_len": 300}),  # nor room for all of it
+    ],
+)
+def test_yarn_has_the_frequencies_and_the_factor_of_transformers(head_dim, theta, fields):
+    scaling = RopeScaling("yarn", **fields)
+    config = Config(dim=2 * head_dim, n_heads=2, rope_theta=theta, rope_scaling=scaling)
+    rope = {"rope_theta": theta, **rope_json(scaling)}
+    theirs = transformers.LlamaConfig(hidden_size=config.dim, num_attention_heads=2, rope_parameters=rope)
+    expected, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
+    np.testing.assert_allclose(rope_frequencies(config), expected.numpy(), rtol=1e-6, atol=0)
+    assert rope_magnitude(config) == pytest.approx(factor, rel=1e-15)
 
 
 def test_hidden_sizes_are_those_of_the_published_models():
@@ -199,8 +224,8 @@ def test_the_chunked_loss_and_its_gradients_equal_pytorchs(monkeypatch, tied, ch
 def test_the_chunked_loss_passes_a_gradient_check():
     x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([1, 10, IGNORE, 0, 3, 3])
-    assert torch.autograd.gradcheck(lambda a, b: module.cross_entropy_sum(a, b, targets), (x, weight))
+    targets, counts = torch.tensor([1, 10, IGNORE, 0, 3, 3]), torch.tensor([1, 0.5, 0, 2, 1, 0])
+    assert torch.autograd.gradcheck(lambda a, b: module.cross_entropy_sum(a, b, targets, counts), (x, weight))
 
 
 def test_checkpointing_changes_no_gradient():
@@ -210,6 +235,33 @@ def test_checkpointing_changes_no_gradient():
     assert first[0] == second[0]
     for name, gradient in first[2].items():
         assert torch.equal(gradient, second[2][name])
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += function is torch.ops.aten.mm.default
+        return function(*args, **kwargs or {})
+
+
+def test_what_checkpointing_keeps_is_not_computed_again():
+    config, text = Config(**TINY), tokens()
+    counted, found = {}, {}
+    for keeps in ("", "nothing", "attention", "products"):
+        model = fresh(config, checkpointing=bool(keeps), keeps=keeps or "nothing")
+        with Products() as products:
+            found[keeps] = gradients(model, text, text)
+        counted[keeps] = products.n
+    assert counted["products"] == counted[""]
+    assert (
+        counted["nothing"] == counted["attention"] == counted[""] + 2 * 7 - 2
+    )  # all but w2, which ends a block
+    for keeps in ("attention", "products"):
+        assert found[keeps][0] == found[""][0]
+        assert all(torch.equal(found[keeps][2][name], gradient) for name, gradient in found[""][2].items())
 
 
 @pytest.mark.filterwarnings("error:Torchinductor does not support code generation for complex")
@@ -233,6 +285,22 @@ def test_blocks_share_one_compilation():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_documents_one_by_one_equal_the_dense_mask(monkeypatch, dtype):
+    """The way of CPUs; narrow heads too, which go in quarters."""
+    model = fresh(Config(**TINY | {"max_seq_len": 300}, n_kv_heads=2))
+    text, targets = tokens(length=300), tokens(length=300, seed=1)
+    doc_ids = torch.tensor([[5] * 1 + [9] * 269 + [5] * 30, [5] * 300])
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = gradients(model, text, targets, doc_ids)
+        monkeypatch.setattr(module, "SHORT_DOCUMENT", 1000)
+        expected = gradients(model, text, targets, doc_ids)
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    assert found[0] == pytest.approx(expected[0], rel=near)
+    for name, gradient in expected[2].items():
+        assert (found[2][name] - gradient).norm() <= near * gradient.norm(), name
+
+
 def test_documents_in_blocks_equal_the_dense_mask(monkeypatch):
     """CUDA's way, without the compiler's last stage: PyTorch has no kernels of its gradient for CPUs, and
     refuses it there. Other documents are not compiled anew."""
@@ -240,8 +308,7 @@ def test_documents_in_blocks_equal_the_dense_mask(monkeypatch):
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
     for name in ("create_block_mask", "flex_attention"):
         compiled = torch.compile(getattr(flex, name), backend="aot_eager")
-        short = name.removeprefix("create_")
-        monkeypatch.setattr(module, f"compiled_{short}", compiled)
+        monkeypatch.setitem(module.FLEX, {"create_block_mask": "mask"}.get(name, "attention"), compiled)
     model, text, targets = fresh(Config(**TINY, n_kv_heads=2)), tokens(), tokens(seed=1)
     documents = [(torch.arange(96) // size).expand(2, -1) for size in (10, 96, 33)]
     dense = [gradients(model, text, targets, doc_ids) for doc_ids in documents]
@@ -259,6 +326,19 @@ def test_dropout_works_in_training_only():
     model, text = fresh(Config(**TINY, dropout=0.5)), tokens()
     assert not torch.equal(model(text), model(text))
     assert torch.equal(model.eval()(text), model(text))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.75])
+def test_dropout_drops_that_part_and_scales_the_rest(p):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 333, requires_grad=True)
+    y = module.Dropout(p)(x)
+    y.sum().backward()
+    y = y.detach()
+    assert torch.equal(x.grad, y)
+    assert float((y == 0).float().mean()) == pytest.approx(p, abs=0.003)
+    assert bool(((y == 0) | (y == y.max())).all())
+    assert float(y.max()) == pytest.approx(1 / (1 - p), rel=1e-3)
 
 
 def test_initialisation_scales_what_adds_to_the_residual_stream_by_depth():
@@ -293,7 +373,27 @@ def test_a_model_on_the_meta_device_takes_no_memory_and_can_be_filled():
         ({"dim": 30, "n_heads": 2}, "head_dim = 15, allowed even numbers"),
         ({"n_layers": 0}, "n_layers = 0, allowed 1 or more"),
         ({"dropout": 1.0}, "dropout = 1.0, allowed 0 to 1"),
-        ({"rope_scaling": {"kind": "yarn"}}, "rope_scaling kind = 'yarn', allowed 'linear' and 'llama3'"),
+        (
+            {"rope_scaling": {"kind": "ntk"}},
+            "rope_scaling kind = 'ntk', allowed 'linear' and 'llama3' and 'yarn'",
+        ),
+        (
+            {"rope_scaling": {"kind": "yarn", "factor": 0.5}},
+            "rope_scaling factor = 0.5, allowed 1 or more with YaRN",
+        ),
+        (
+            {"rope_scaling": {"kind": "yarn", "beta_fast": 1.0}},
+            "rope_scaling beta_slow = 1.0, beta_fast = 1.0: allowed 0 < slow < fast",
+        ),
+        (
+            {"rope_scaling": {"kind": "yarn", "attention_factor": -1.0}},
+            "rope_scaling original_max_seq_len = 8192, attention_factor = -1.0: allowed a length",
+        ),
+        (
+            {"rope_scaling": {"kind": "yarn", "original_max_seq_len": 1}},
+            "rope_scaling original_max_seq_len = 1, rope_theta = 10000.0: no pair of 24 turns",
+        ),
+        ({"rope_scaling": {"kind": "yarn"}, "rope_theta": 1.0}, "rope_theta = 1.0, allowed more than 1"),
         ({"rope_scaling": {"factors": 8}}, "RopeScaling has no field 'factors', did you mean 'factor'?"),
     ],
 )

@@ -5,48 +5,23 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as processes
+from ranks import alone, on_ranks
 from torch.distributed.tensor import DTensor
 
 from llama.errors import BadFileError
 from model import Config, Llama
 from training import checkpoints, evaluation, parallel
+from training.checkpoints import About
 from training.options import Options
 from training.parallel import Flag, Ranks
 from training.shards import Shard
 
 SHAPE = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, max_seq_len=16)
-
-
-def rank_of(rank: int, world_size: int, folder: Path, kind: str, work: Callable[..., Any]) -> None:
-    """One process: joins the others, works, and leaves what it found in a file."""
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    control = dist.new_group(backend="gloo")
-    found = work(Ranks(rank, world_size, torch.device("cpu"), kind, control))
-    torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def on_ranks(folder: Path, world_size: int, kind: str, work: Callable[..., Any]) -> list[Any]:
-    """What work(ranks) returns on each of world_size ranks."""
-    folder.mkdir(exist_ok=True)
-    processes.spawn(rank_of, (world_size, folder, kind, work), world_size)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
-
-
-def alone(kind: str = "none") -> Ranks:
-    return Ranks(0, 1, torch.device("cpu"), kind)
 
 
 # --- The flag that ends a run
@@ -84,7 +59,7 @@ def validation_losses(ranks: Ranks) -> list[tuple[float, int]]:
     for n, most in [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 3)]:
         options = Options(max_seq_len=16, batch_size=4, micro_batch_size=2, eval_windows=most)
         result = evaluation.evaluate(model, [shard(16 * n - 3)], options, ranks)
-        found.append((result.loss, result.tokens))
+        found.append((result.loss, result.weight))
     return found
 
 
@@ -187,7 +162,9 @@ def test_a_node_without_the_folder_of_the_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT_DIR", str(tmp_path))
     nowhere = f"{tmp_path / '0'}: has no checkpoint to resume from"
     assert on_ranks(tmp_path / "a", 2, "ddp", refusal) == [nowhere, nowhere]
-    checkpoints.write_folder(tmp_path / "0" / "step-0000004", SHAPE, Llama(SHAPE).state_dict(), {}, [])
+    folder = tmp_path / "0" / "step-0000004"
+    folder.mkdir(parents=True)
+    checkpoints.fill_folder(folder, SHAPE, Llama(SHAPE).state_dict(), {}, [], About(), {})
     first, second = on_ranks(tmp_path / "b", 2, "ddp", refusal)
     assert first == "step-0000004"
     assert "is not on the node of rank 1, only on that of rank 0: out_dir must be a folder that" in second

@@ -12,8 +12,6 @@ from training.prefetch import Prefetch
 class Numbered:
     """A source whose batch is the number of its step. broken: a step that has none."""
 
-    n_targets = 1
-
     def __init__(self, broken: int = -1) -> None:
         self.broken = broken
 

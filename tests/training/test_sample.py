@@ -26,7 +26,7 @@ import llama
 import sample
 from llama.errors import BadFileError, UsageError
 from model import Config, Llama
-from training.generation import draw, filtered, generate, stream
+from training.generation import draw, filtered, generate, generate_together, stream
 from training.tokenizers import train as train_tokenizer
 from training.weights import save_weights
 
@@ -337,6 +337,21 @@ def test_samples_share_the_prompt_and_differ_and_a_seed_gives_them_again(folder,
     assert all(one.startswith(b"the tin") and one.endswith(b"\n") for one in samples)
     assert output(folder, capsysbinary, *options) == text
     assert output(folder, capsysbinary, *options[:-1], "8") != text
+
+
+def test_texts_of_a_batch_are_those_of_their_seeds_alone(folder, capsysbinary, monkeypatch):
+    monkeypatch.setattr(sample, "TOGETHER", 2)
+    samples = output(folder, capsysbinary, "--num_samples=3", "--seed=7", "--top_k=5").split(b"---\n")
+    assert samples == [output(folder, capsysbinary, f"--seed={seed}", "--top_k=5") for seed in (7, 8, 9)]
+
+
+def test_a_text_that_ends_leaves_the_others_theirs(model):
+    alone = [list(generate(model, [BOS], 30, generator=seeded(seed))) for seed in range(6)]
+    stop = alone[0][10]
+    together = generate_together(model, [BOS], 30, generators=[*map(seeded, range(6))], stop_ids={stop})
+    expected = [tokens[: tokens.index(stop)] if stop in tokens else tokens for tokens in alone]
+    assert len({len(tokens) for tokens in expected}) > 1
+    assert [list(tokens) for tokens in reversed(together)] == expected[::-1]
 
 
 def test_a_prompt_file_is_read_without_its_last_newline(folder, tmp_path, capsysbinary):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import tinystories
+from bench.words import used, words_in
 from llama import hub
 from llama.errors import BadFileError
 from llama.formats import tokenizers
@@ -219,6 +220,26 @@ def test_another_folder_and_tokenizer_can_be_named(data, tmp_path):
     options = ["--vocab_size=0", "--input", folder, "--tokenizer", tmp_path / "mine.model", "--workers=1"]
     assert run("pretokenize", "--data", tmp_path / "new", *options) == 0
     assert open_split(tmp_path / "new" / "tok300", "val")[0].vocab_size == 300
+
+
+def test_who_asks_for_three_words_gets_a_story_that_has_them(data):
+    """Words of the stories for training, neither rare nor everywhere, and no names."""
+    words = ["fox", "pond", "honey", "boat"]
+    rare = f"The cat saw Tim. {' '.join(words)}"
+    for n in range(4):
+        stories = [{"story": f" {'The cat saw Tim.' if i % 40 else rare}\n"} for i in range(400)]
+        (data / tinystories.FOLDER / f"data{n:02}.json").write_text(json.dumps(stories))
+    assert run("words", "--data", data) == 0
+    for split, n in (("train", 30), ("val", 10)):
+        lines = [json.loads(line)["messages"] for line in (data / "words" / f"{split}.jsonl").open()]
+        assert len(lines) == n
+        for asked, answer in lines:
+            assert answer == {"role": "assistant", "content": rare}
+            found = words_in(asked["content"])
+            assert asked["content"] == tinystories.request(found)
+            assert len(set(found) & set(words)) == 3
+            assert used([*found, "cow"], answer["content"]) == 0.75
+        assert len({asked["content"] for asked, _ in lines}) > 5
 
 
 def test_a_vocabulary_that_is_missing_is_trained_once(data, capfd):

@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 import torch
-from helpers import ROOT, finish
-from safetensors.torch import load_file
+from helpers import ROOT
+from runs import QUIET, assert_same_weights, command, losses, run, train, validations, weights
 
 from llama.errors import BadFileError, UsageError
-from model import Config, Llama
-from training import checkpoints, defaults, evaluation, parallel, report, toy
+from model import Config, Llama, RopeScaling
+from training import checkpoints, defaults, evaluation, parallel, report
 from training.llama2c_options import CHANGED
 from training.options import Options, from_arguments, parse, read_recipe
 from training.shards import open_split
 from training.weights import load_model
 from training.windows import val_windows
-
-SHAPE = ["--dim=32", "--n_layers=2", "--n_heads=4", "--n_kv_heads=2", "--max_seq_len=32", "--batch_size=8"]
-QUIET = ["--device=cpu", "--eval_interval=1000", "--log_interval=1", "--sample_tokens=0", "--threads=1"]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """The toy task: a vocabulary and shards that need nothing from outside."""
-    folder = tmp_path_factory.mktemp("reverse")
-    toy.make_reverse(folder, count=2000, val_count=50, seed=1, workers=1)
-    return folder
-
-
-def command(data: Path, out: Path, *options: str, ranks: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    script = [str(ROOT / "train.py"), os.devnull]  # an empty recipe: the options' own defaults
-    return [*launcher, *script, f"--data={data}", f"--out_dir={out}", *SHAPE, *QUIET, *options]
-
-
-def run(data: Path, out: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return finish(
-        command(data, out, *options, ranks=ranks),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-
-
-def train(data: Path, out: Path, *options: str, ranks: int = 1) -> str:
-    result = run(data, out, *options, ranks=ranks)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def losses(out: Path) -> dict[int, float]:
-    with (out / "log.csv").open(newline="") as file:
-        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
-
-
-def validations(out: Path) -> dict[int, float]:
-    with (out / "log.csv").open(newline="") as file:
-        return {int(row["step"]): float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]}
-
-
-def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(out / name / "model.safetensors")
-
-
-def assert_same_weights(first: Path, second: Path, atol: float = 0.0) -> None:
-    a, b = weights(first), weights(second)
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(
-            a[name], b[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
 
 # --- Resume
 
@@ -101,24 +45,23 @@ def test_resume_is_bitwise_equal(data, tmp_path, options):
     assert (whole / "model.bin").read_bytes() == (parts / "model.bin").read_bytes()
 
 
-# Python tells of what it does to files: no clock decides where a run is when the signal comes.
-SIGNALLED = """
-import os, runpy, sys
-number, event, end, program = sys.argv[1:5]
-def notice(name, arguments):
-    if name == event and str(arguments[0]).endswith(end):
-        os.kill(os.getpid(), int(number))
-sys.addaudithook(notice)
-del sys.argv[:4]
-runpy.run_path(program, run_name="__main__")
-"""
+def kill_at(number: signal.Signals, event: str, end: str) -> None:
+    """Sends this process a signal when Python tells that it's about to do something to a path with that end.
+
+    So no clock decides where a run is when the signal comes.
+    """
+
+    def notice(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == event and str(arguments[0]).endswith(end):
+            os.kill(os.getpid(), number)
+
+    sys.addaudithook(notice)
 
 
-def signalled(number: signal.Signals, event: str, path: str, line: list[str]) -> subprocess.CompletedProcess:
-    """Runs a command that sends itself a signal when it's about to do something to a path with this end."""
-    python, *arguments = line
-    line = [python, "-c", SIGNALLED, str(int(number)), event, path, *arguments]
-    return finish(line, cwd=ROOT, capture_output=True, text=True)
+def killed_at(event: str, end: str, line: list[str]) -> None:
+    """Runs a command until it's about to do something to a path with that end."""
+    result = forked.finish(line, before=partial(kill_at, signal.SIGKILL, event, end))
+    assert result.returncode == -signal.SIGKILL, result.stderr
 
 
 def test_a_run_that_is_killed_goes_on_exactly(data, tmp_path):
@@ -131,8 +74,7 @@ def test_a_run_that_is_killed_goes_on_exactly(data, tmp_path):
         ("os.rename", "step-0000018.aside"),  # before what is saved counts
     ):
         resume = ["--init_from=resume"] if killed.exists() else []
-        result = signalled(signal.SIGKILL, event, path, command(data, killed, *options, *resume))
-        assert result.returncode == -signal.SIGKILL, result.stderr
+        killed_at(event, path, command(data, killed, *options, *resume))
     train(data, killed, *options, "--init_from=resume")
     assert losses(killed) == losses(whole)
     assert_same_weights(whole, killed)
@@ -143,7 +85,7 @@ def test_a_signal_finishes_the_step_and_saves(data, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(data, whole, "--max_steps=40")
     line = command(data, stopped, "--max_steps=40", "--save_interval=5")
-    result = signalled(signal.SIGTERM, "os.mkdir", "step-0000005.aside", line)
+    result = forked.finish(line, before=partial(kill_at, signal.SIGTERM, "os.mkdir", "step-0000005.aside"))
     assert result.returncode == 0, result.stderr
     assert "stopping: the step is finished and saved" in result.stdout
     assert losses(stopped) == {
@@ -153,15 +95,18 @@ def test_a_signal_finishes_the_step_and_saves(data, tmp_path):
     assert_same_weights(whole, stopped)
 
 
-def test_a_checkpoint_that_was_damaged_is_passed_over(data, tmp_path):
+def test_checkpoints_that_were_damaged_are_passed_over(data, tmp_path):
     train(data, tmp_path / "whole", "--max_steps=12")
     out = tmp_path / "out"
-    train(data, out, "--max_steps=12", "--save_interval=6")
+    train(data, out, "--max_steps=12", "--save_interval=4", "--keep=3")
     with (out / "step-0000012" / "state.pt").open("r+b") as file:
         file.seek(100)
         file.write(b"damage")
+    tensors = out / "step-0000008" / "state" / "__0_0.distcp"
+    os.truncate(tensors, tensors.stat().st_size - 1)
     output = train(data, out, "--max_steps=12", "--init_from=resume")
-    assert "passed over" in output
+    assert f"passed over: {out}/step-0000012/state.pt" in output
+    assert f"passed over: {tensors}" in output
     assert_same_weights(tmp_path / "whole", out)
 
 
@@ -183,14 +128,6 @@ def test_a_resume_with_another_model_optimizer_or_data_is_one_line(data, alone, 
 
 
 # --- Parallel and accumulation
-
-
-@pytest.fixture(scope="session")
-def alone(data, tmp_path_factory) -> Path:
-    """20 steps of one process."""
-    out = tmp_path_factory.mktemp("alone") / "out"
-    train(data, out, "--max_steps=20", "--save_interval=10")
-    return out
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -267,10 +204,31 @@ def test_fine_tuning_starts_from_the_weights_of_a_checkpoint(data, alone, tmp_pa
     assert_same_weights(alone, out)
 
 
+def test_a_tuned_run_goes_on_by_the_same_command(data, alone, tmp_path):
+    """Which says no shape: it was the model's."""
+    line = [ROOT / "train.py", os.devnull, f"--data={data}", f"--out_dir={tmp_path}"]
+    line += [*QUIET, "--max_seq_len=32", "--batch_size=8", f"--init_from={alone / 'last'}", "--auto_resume"]
+    for steps in (2, 3):
+        result = forked.finish([*line, f"--max_steps={steps}"])
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert list(losses(tmp_path)) == [1, 2, 3]
+
+
 def test_what_contradicts_the_model_to_start_from_is_refused_by_name(data, alone, tmp_path):
-    line = ["--max_steps=1", f"--init_from={alone / 'last'}", "--rope_theta=5e5"]
+    line = ["--max_steps=1", f"--init_from={alone / 'last'}", "--norm_eps=1e-3"]
     message = refused(run(data, tmp_path / "out", *line))
-    assert message.startswith(f"error: rope_theta = 500000.0, {alone / 'last'} has 10000.0: leave it out")
+    assert message.startswith(f"error: norm_eps = 0.001, {alone / 'last'} has 1e-05: leave it out")
+
+
+def test_a_longer_context_of_a_model_is_resumed_and_exported(data, alone, tmp_path):
+    out, line = tmp_path / "out", ["--max_seq_len=64", "--rope_scaling=yarn", "--rope_theta=5e4"]
+    scaling = RopeScaling("yarn", 2.0, original_max_seq_len=32)
+    train(data, out, "--max_steps=1", f"--init_from={alone / 'last'}", "--learning_rate=0", *line)
+    assert_same_weights(alone, out)
+    train(data, out, "--max_steps=2", "--init_from=resume", *line)
+    for path in (out / "last", out / "model.bin"):
+        config = load_model(path).config
+        assert (config.rope_theta, config.rope_scaling, config.max_seq_len) == (5e4, scaling, 64)
 
 
 def test_what_a_run_leaves_behind(data, alone):
@@ -288,6 +246,13 @@ def test_model_bin_is_the_whole_model_where_llama2c_has_no_field_for_it(data, tm
     tokens = torch.arange(3, 32)[None]
     with torch.no_grad():
         torch.testing.assert_close(exported(tokens), saved(tokens), rtol=0, atol=1e-6)
+
+
+def test_an_earlier_run_takes_no_number_that_is_in_use(tmp_path):
+    for name in ("earlier-2", "earlier-mine", "step-0000001"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.move_earlier(tmp_path) == tmp_path / "earlier-3"
+    assert (tmp_path / "earlier-3" / "step-0000001").is_dir()
 
 
 def test_a_run_in_the_folder_of_an_earlier_one_leaves_that_whole(data, tmp_path):
@@ -311,8 +276,7 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_the_step_and_goes_on_exactly
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["--max_steps=8", "--eval_interval=4"]
     train(data, whole, *options)
-    result = signalled(signal.SIGKILL, "os.rename", ".best.new", command(data, killed, *options))
-    assert result.returncode == -signal.SIGKILL
+    killed_at("os.rename", ".best.new", command(data, killed, *options))
     assert (killed / "last").resolve().name == "step-0000004"
     train(data, killed, *options, "--init_from=resume")
     assert validations(killed) == validations(whole)
@@ -320,11 +284,37 @@ def test_a_run_that_dies_in_an_evaluation_has_saved_the_step_and_goes_on_exactly
     assert_same_weights(whole, killed)
 
 
+def test_a_run_that_is_killed_behind_its_last_save_has_all_of_it_after_a_resume(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--max_steps=4", "--save_interval=2"]
+    train(data, whole, *options)
+    killed_at("os.rename", "step-0000004.aside", command(data, killed, *options))
+    (killed / "step-0000004.aside").rename(killed / "step-0000004")
+    assert (killed / "last").resolve().name == "step-0000002"
+    train(data, killed, *options, "--init_from=resume")
+    assert (killed / "last").resolve().name == "step-0000004"
+    assert (whole / "model.bin").read_bytes() == (killed / "model.bin").read_bytes()
+
+
+@pytest.mark.parametrize(("start", "ranks"), [("resume", 2), ("{out}/last", 1)])
+def test_eval_only_says_what_the_log_says_and_leaves_the_folder_as_it_is(data, alone, start, ranks):
+    before = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
+    *_, expected = validations(alone).values()
+    said = train(data, alone, f"--init_from={start.format(out=alone)}", "--eval_only", ranks=ranks)
+    assert re.fullmatch(rf"step \d+: val_loss {expected:.4f}(, val_bits_per_byte [\d.]+)?\n", said)
+    assert {path: path.stat().st_mtime_ns for path in alone.rglob("*")} == before
+
+
 def test_a_library_that_is_missing_is_asked_for_by_name(monkeypatch):
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name == "wandb" else True)
+    missing = ("wandb", "bitsandbytes")
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None if name in missing else True)
     report.check_installed(Options())
     with pytest.raises(UsageError, match="--wandb needs wandb, which is not installed: pip install wandb"):
         report.check_installed(Options(wandb="mine"))
+    with pytest.raises(UsageError, match="--qlora needs bitsandbytes, which is not installed"):
+        report.check_installed(Options(lora_rank=4, qlora=True))
+    with pytest.raises(UsageError, match="--optimizer=adamw_8bit needs bitsandbytes"):
+        report.check_installed(Options(optimizer="adamw_8bit"))
 
 
 def test_only_the_newest_and_the_best_are_kept(data, tmp_path):
@@ -357,16 +347,14 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(data, t
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
-    """A limit on the size of files, between those of weights and state, stands for the disk."""
+    """A limit on the size of files, above that of the weights alone, stands for the disk."""
     out = tmp_path / "out"
     train(data, out, "--max_steps=2")
-    files = {path.name: path.stat().st_size for path in (out / "last").iterdir()}
-    assert files["model.safetensors"] < files["state.pt"]
-    limit = files["state.pt"] - 10_000
-    launch = [sys.executable, "-c", "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit("]
-    launch[-1] += "resource.RLIMIT_FSIZE, (n, n)); os.execv(sys.argv[2], sys.argv[2:])"
-    options = command(data, out, "--max_steps=4", "--init_from=resume")
-    result = finish([*launch, str(limit), *options], capture_output=True, text=True)
+    weights, state = (out / "last" / name for name in ("model.safetensors", "state/__0_0.distcp"))
+    assert weights.stat().st_size < state.stat().st_size
+    limit = state.stat().st_size - 10_000
+    line = command(data, out, "--max_steps=4", "--init_from=resume")
+    result = forked.finish(line, before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 4, result.stderr
     assert result.stderr.startswith(f"error: {out}")
     assert result.stderr.count("\n") == 1
@@ -377,7 +365,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(data, tmp_path):
 
 def test_two_runs_into_one_folder_are_refused(data, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(command(data, out, "--max_steps=100000000"), stdout=subprocess.DEVNULL)
+    line = [sys.executable, *command(data, out, "--max_steps=100000000")]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     try:
         while not (out / "log.csv").exists():
             assert process.poll() is None, "the run ended too early"

@@ -1,0 +1,205 @@
+"""LoRA: merged is unmerged, PEFT reads what is written and writes what is read, a resume is exact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from llama.errors import BadFileError, UsageError
+from llama.formats.adapters import open_adapter
+from llama.formats.export import export_folder
+from llama.formats.models import open_source
+from llama.formats.source import Source
+from model import Config, Llama
+from training import models, options
+from training.freezing import freeze
+from training.lora import Lora, add_lora, init_lora, load_adapter, save_adapter, targets_of
+from training.options import Options
+from training.shards import open_split
+from training.weights import TorchWeights, load_model, save_weights
+
+SHAPE = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, max_seq_len=32)
+LORA = Lora("", 4, 8.0, 0.0, "wq,wk,wo,w1,w2")
+
+
+def write_base(folder: Path) -> Path:
+    """A random model as a folder of transformers."""
+    torch.manual_seed(1)
+    export_folder(folder / "base", Source("base", SHAPE, TorchWeights(Llama(SHAPE).state_dict())))
+    return folder / "base"
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    return write_base(tmp_path)
+
+
+def with_adapter(base: Path, lora: Lora = LORA) -> Llama:
+    """The model with an adapter that is not nothing."""
+    model = load_model(base)
+    add_lora(model, lora)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(init_lora(name.replace("lora_b", "lora_a"), parameter.shape))
+    return model
+
+
+def logits(model: Llama) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(32)[None])
+
+
+def saved(base: Path, folder: Path, lora: Lora = LORA) -> Llama:
+    folder.mkdir()
+    model = with_adapter(base, lora)
+    save_adapter(folder, model.config, dict(model.named_parameters()), replace(lora, base=str(base)), {})
+    return model
+
+
+def test_merged_equals_unmerged_and_what_was_saved_is_loaded(base, tmp_path):
+    model = saved(base, tmp_path / "lora")
+    assert not torch.equal(logits(model), logits(load_model(base)))
+    torch.testing.assert_close(logits(load_model(tmp_path / "lora")), logits(model), rtol=0, atol=1e-5)
+    for name, weight in load_adapter(tmp_path / "lora", SHAPE).items():
+        assert torch.equal(weight, model.get_parameter(name))
+
+
+def test_peft_reads_the_adapter_and_merges_to_the_same(base, tmp_path):
+    model = saved(base, tmp_path / "lora")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "lora").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(torch.arange(32)[None]).logits, logits(model), rtol=0, atol=1e-5)
+        merged = theirs.merge_and_unload()(torch.arange(32)[None]).logits
+    torch.testing.assert_close(merged, logits(load_model(tmp_path / "lora")), rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_peft_is_read(base, tmp_path):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
+    names = ["q_proj", "k_proj", "v_proj", "down_proj"]
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=names, init_lora_weights=False, use_rslora=True
+    )
+    theirs = peft.get_peft_model(theirs, config).eval()
+    theirs.save_pretrained(tmp_path / "lora")
+    with torch.no_grad():
+        expected = theirs(torch.arange(32)[None]).logits
+    torch.testing.assert_close(logits(load_model(tmp_path / "lora")), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora = true, allowed false"),
+        ({"bias": "all"}, 'bias = "all", allowed "none"'),
+        ({"peft_type": "IA3"}, 'peft_type = "IA3", allowed "LORA"'),
+    ],
+)
+def test_an_adapter_that_is_more_is_refused_by_name(base, tmp_path, change, message):
+    saved(base, tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BadFileError, match=message):
+        open_adapter(tmp_path / "lora", SHAPE)
+
+
+def test_an_adapter_of_another_shape_or_without_its_model_is_refused(base, tmp_path):
+    saved(base, tmp_path / "lora")
+    with pytest.raises(BadFileError, match=r"allowed \(r, 32\) and \(16, r\)"):
+        open_adapter(tmp_path / "lora", replace(SHAPE, n_kv_heads=4, n_heads=4, head_dim=4))
+    with pytest.raises(BadFileError, match=r"layers\.1\.mlp\.down_proj\.lora_A\.weight is unexpected"):
+        open_adapter(tmp_path / "lora", replace(SHAPE, n_layers=1))
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(BadFileError, match="is not here: name the model"):
+        open_source(tmp_path / "lora")
+
+
+def test_targets_have_both_names():
+    assert targets_of("q_proj, w2") == ["attention.wq", "feed_forward.w2"]
+    assert len(targets_of("all")) == 7
+    with pytest.raises(UsageError, match="lora_targets = 'wx', allowed all, wq"):
+        targets_of("wx")
+
+
+@pytest.mark.parametrize(
+    ("train", "frozen", "left"),
+    [
+        (
+            "norm",
+            "",
+            {
+                "layers.0.attention_norm",
+                "layers.0.ffn_norm",
+                "layers.1.attention_norm",
+                "layers.1.ffn_norm",
+                "norm",
+            },
+        ),
+        ("", "tok_embeddings,layers.0-0,norm,attention", {f"layers.1.feed_forward.w{i}" for i in (1, 2, 3)}),
+        ("layers.1", "w1,w2,attention,norm", {"layers.1.feed_forward.w3"}),
+    ],
+)
+def test_words_choose_what_is_trained(train, frozen, left):
+    model = Llama(replace(SHAPE, n_layers=2))
+    freeze(model, train, frozen)
+    assert {n.removesuffix(".weight") for n, p in model.named_parameters() if p.requires_grad} == left
+
+
+def test_layer_1_is_not_layer_10_and_a_wrong_word_is_refused():
+    model = Llama(replace(SHAPE, n_layers=11))
+    freeze(model, "layers.1-2", "")
+    assert {n.split(".")[1] for n, p in model.named_parameters() if p.requires_grad} == {"1", "2"}
+    with pytest.raises(UsageError, match="freeze = 'wx' is in the name of no parameter"):
+        freeze(model, "", "wx")
+    with pytest.raises(UsageError, match="no parameter is left to train"):
+        freeze(model, "norm", "norm,layers")
+
+
+def test_adapters_are_trained_saved_and_resumed_exactly(data, tmp_path, train_here):
+    config = replace(SHAPE, vocab_size=open_split(data, "train")[0].vocab_size)
+    torch.manual_seed(1)
+    save_weights(tmp_path / "model.safetensors", config, Llama(config).state_dict())
+    line = [f"--data={data}", "--lora_rank=4", "--lora_targets=wq,w2", "--max_steps=8"]
+    line += ["--warmup_steps=0", "--learning_rate=0.01"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    start = f"--init_from={tmp_path / 'model.safetensors'}"
+    train_here(*line, f"--out_dir={whole}", start, "--save_interval=4")
+    assert not (whole / "last" / "model.safetensors").exists()
+    shutil.copytree(whole, parts, ignore=shutil.ignore_patterns("step-0000008", "last", "best"))
+    train_here(*line, f"--out_dir={parts}", "--init_from=resume")
+    first, second = (load_file(out / "last" / "adapter_model.safetensors") for out in (whole, parts))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    base, tuned = load_model(tmp_path / "model.safetensors"), load_model(whole / "last")
+    changed = {n for n, p in base.named_parameters() if not torch.equal(p, tuned.get_parameter(n))}
+    assert changed == {f"layers.{i}.{n}.weight" for i in (0, 1) for n in ("attention.wq", "feed_forward.w2")}
+
+
+def test_a_shape_that_gives_way_is_refused_where_it_is_said(base, tmp_path):
+    recipe, empty = tmp_path / "recipe.toml", tmp_path / "empty.toml"
+    recipe.write_text("dim = 64\nhidden_dim = 0\n")
+    empty.touch()
+    for said, message in (
+        ([str(recipe)], rf"{recipe}: dim = 64, {base} has 32: leave it out, the shape is that of the model"),
+        ([str(empty), "--tied=false"], "tied = False, .* has True: leave it out"),
+    ):
+        line = [*said, f"--init_from={base}"]
+        with pytest.raises(UsageError, match=message):
+            models.check_said(options.from_arguments(line)[0], options.said(line))
+    line = [str(recipe), "--dim=32", f"--init_from={base}"]
+    models.check_said(options.from_arguments(line)[0], options.said(line))
+
+
+def test_adapters_need_a_model():
+    with pytest.raises(UsageError, match="lora_rank = 4, allowed 0 without --init_from a model"):
+        models.lora_of(Options(lora_rank=4), None)

@@ -1,0 +1,90 @@
+"""Distillation: what models that were trained before expect of the next token is learnt beside what it is.
+
+    loss = -(1 - share) log p(target) - share sum over v of q(v) log p(v)
+
+q is the mean of the teachers' probabilities (Hinton et al., Distilling the Knowledge in a Neural Network,
+2015). Where text is scarce, a student learns from it what its teachers generalise, and overfits less; one as
+large as its teacher ends better than that (Furlanello et al., Born-Again Networks, 2018). Teachers have the
+vocabulary of the data, and any shape.
+
+Left out on purpose: temperatures, and hidden layers as targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama.errors import BadFileError
+from model import Llama
+from training.models import open_for
+from training.objectives import LANGUAGE
+from training.options import Options
+from training.weights import model_of
+
+
+def soft_loss(
+    logits: Tensor, goal: Tensor, counts: Tensor, q: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """model.softmax_loss with the probabilities q (n, V) of teachers: their share of the loss is to them."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    log_p, counts, goal = logits.to(exact).log_softmax(dim=1), counts.to(exact), goal.clamp(min=0)[:, None]
+    hard, soft = -log_p.gather(1, goal)[:, 0], -torch.linalg.vecdot(q.to(exact), log_p)
+    total = (((1 - share) * hard + share * soft) * counts).sum()
+    gradient = log_p.exp_().sub_(q, alpha=share).mul_(counts[:, None])
+    return total, gradient.to(logits.dtype), gradient.gather(1, goal)[:, 0] - (1 - share) * counts
+
+
+class Distillation:
+    """The objective: of training the loss above, of an evaluation (model.eval()) that of a language model.
+
+    It stands in the place of the student's softmax_loss, which gets the rows of a batch in parts, in order.
+    """
+
+    names = LANGUAGE.names
+
+    def __init__(self, student: Llama, teachers: Sequence[Llama], share: float) -> None:
+        self.teachers, self.share, self.hard = teachers, share, student.softmax_loss
+        self.hidden: list[Tensor] = []  # of each teacher, (rows, D); empty: nothing is learnt of them
+        self.begin = 0  # the row that is next
+        student.softmax_loss = self.softmax_loss
+
+    def __call__(self, model: nn.Module, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            teachers = self.teachers if model.training else ()
+            self.hidden, self.begin = (
+                [teacher.hidden(batch[0], batch[2]).flatten(0, 1) for teacher in teachers],
+                0,
+            )
+        return LANGUAGE(model, batch)
+
+    def softmax_loss(self, logits: Tensor, goal: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.hidden:
+            return self.hard(logits, goal, counts)
+        return soft_loss(logits, goal, counts, self.expected(len(goal), logits.dtype), self.share)
+
+    def expected(self, n: int, dtype: torch.dtype) -> Tensor:
+        """The mean probabilities (n, V) of the next n rows."""
+        rows = slice(self.begin, self.begin + n)
+        self.begin += n
+        outputs = (
+            x[rows].to(dtype) @ teacher.output.weight.to(dtype).T
+            for x, teacher in zip(self.hidden, self.teachers, strict=True)
+        )
+        exact = torch.promote_types(dtype, torch.float32)
+        return torch.stack([logits.softmax(dim=1, dtype=exact) for logits in outputs]).mean(dim=0)
+
+
+def distillation_of(student: Llama, options: Options, device: torch.device) -> Distillation:
+    """What is learnt of the teachers that options name. Raises BadFileError for other tokens."""
+    teachers = []
+    for name in options.teachers.split(","):
+        source = open_for(options, name, student.config.vocab_size)
+        if source.config.vocab_size != student.config.vocab_size:
+            found = f"vocab_size = {source.config.vocab_size}, the student has {student.config.vocab_size}"
+            raise BadFileError(f"{name}: {found}")
+        teachers.append(model_of(source, device).requires_grad_(False))
+    return Distillation(student, teachers, options.teacher_share)
