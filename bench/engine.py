@@ -5,18 +5,20 @@
     python -m bench.engine --parts decode --threads 2 --json today.json --plot today.png
     python -m bench.engine --llama2c ../llama2.c/run --llama2c-int8 ../llama2.c/runq
     python -m bench.engine --shapes 7B 8B --types int8 --parts machine decode
+    python -m bench.engine --models smollm2.bin,smollm2-q8_0.gguf --depths 0 4096 --parts decode prefill
 
-Models have random weights, which cost the same as real ones, and are written to a temporary folder. Others
-are llama.cpp (pip install llama-cpp-python gguf), transformers, and llama2.c where its programs are named;
-what is not there is left out. Each runs in a process of its own and they take turns, so that a bad spell of
-the machine meets all of them. Tables show medians of the repeats and their range, in tokens per second of all
-sequences together; a ratio above 1 means that we are faster (of memory: that we need more). The floor is that
-of a program that reads the weights once in every pass at the bandwidth measured, or multiplies by them at the
-arithmetic measured, whichever is slower.
+Models have random weights, which cost the same as real ones, and are written to a temporary folder, or are
+the files that --models names: ours and, behind a comma, llama.cpp's. --depths puts so many positions into the
+cache before what is measured. Others are llama.cpp (pip install llama-cpp-python gguf), transformers, and
+llama2.c where its programs are named; what is not there is left out. Each runs in a process of its own and
+they take turns, so that a bad spell of the machine meets all of them. Tables show medians of the repeats and
+their range, in tokens per second of all sequences together; a ratio above 1 means that we are faster (of
+memory: that we need more). The floor is that of a program that reads the weights once in every pass at the
+bandwidth measured, or multiplies by them at the arithmetic measured, whichever is slower; it reads no cache.
 
-The cache is fp16, as llama.cpp has it, or what --kv says. No token is drawn while a model is measured, but
-llama2.c's speed is its own word and holds the cost of taking the likeliest token. Peak memory is that of a
-program's process, Python and mapped weights included.
+The cache is fp16, as llama.cpp has it, or what --kv says, for both. No token is drawn while a model is
+measured, but llama2.c's speed is its own word and holds the cost of taking the likeliest token. Peak memory
+is that of a program's process, Python and mapped weights included.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from bench import machine, report
 from bench.machine import Machine
 from bench.programs import llama2c
 from bench.report import OURS
-from bench.shapes import SHAPES, TYPES, USUAL_SHAPES, Case, operations, parameters, whole_groups
+from bench.shapes import SHAPES, TYPES, USUAL_SHAPES, Case, Shape, operations, parameters, whole_groups
 from bench.turns import Found, Programs, alternate, apart
 from llama.command import Parser, run_command
 from llama.errors import UsageError
@@ -56,7 +58,7 @@ PEERS = {  # what they need: modules, and how to get them
     "transformers": (("transformers",), "pip install transformers"),
     "llama2.c": ((), "--llama2c and --llama2c-int8 name its programs, built"),
 }
-KV_TYPES = ("fp32", "fp16", "bf16")
+KV_TYPES = ("fp32", "fp16", "bf16", "int8")
 ABOUT = {"llama.cpp": "bench.programs.llamacpp:about", "transformers": "bench.programs.hf:about"}
 
 
@@ -124,13 +126,16 @@ def check_machine(bench: Bench) -> None:
 
 def cases(options: argparse.Namespace, max_seq_len: int) -> list[Case]:
     """What the options ask for and the context has room for."""
-    tokens, prompt = options.tokens, options.prompt
-    found = [Case("decode", tokens, 1, prompt)] if "decode" in options.parts else []
-    if "prefill" in options.parts:
-        found += [Case("prefill", n) for n in options.prefill if n <= max_seq_len]
-    if "batch" in options.parts:
-        found += [Case("decode", tokens, sequences, prompt) for sequences in options.sequences]
-    return found
+    found = []
+    for depth in options.depths or [0]:
+        tokens, prompt, deep = options.tokens, max(depth, options.prompt), depth > 0
+        if "decode" in options.parts:
+            found.append(Case("decode", tokens, 1, prompt, deep))
+        if "prefill" in options.parts:
+            found += [Case("prefill", n, 1, depth, deep) for n in options.prefill]
+        if "batch" in options.parts:
+            found += [Case("decode", tokens, sequences, prompt, deep) for sequences in options.sequences]
+    return [case for case in found if case.prompt + case.tokens <= max_seq_len]
 
 
 def has_type(bench: Bench, program: str, name: str, kind: str) -> bool:
@@ -175,32 +180,41 @@ def write_files(folder: Path, name: str, kind: str, who: Sequence[str]) -> dict[
     return files
 
 
-def programs(
-    bench: Bench, name: str, kind: str, threads: int, files: dict[str, Path], who: Sequence[str]
-) -> Programs:
+@dataclasses.dataclass
+class Subject:
+    """A model in the files of those who run it."""
+
+    name: str
+    kind: str  # of bench.shapes.TYPES
+    shape: Shape
+    files: dict[str, Path]
+    who: Sequence[str]
+
+
+def programs(bench: Bench, subject: Subject, threads: int) -> Programs:
     """What runs the model, with the arguments that open it."""
+    files, who, kind, kv = subject.files, subject.who, TYPES[subject.kind], bench.options.kv
     if OURS in who:
-        yield OURS, "bench.programs.cria:Model", (files[OURS], threads, bench.options.kv)
+        yield OURS, "bench.programs.cria:Model", (files[OURS], threads, kv)
     if "llama.cpp" in who:
-        yield "llama.cpp", "bench.programs.llamacpp:Model", (files["llama.cpp"], threads)
+        yield "llama.cpp", "bench.programs.llamacpp:Model", (files["llama.cpp"], threads, kv)
     if "transformers" in who:
-        yield "transformers", "bench.programs.hf:Model", (SHAPES[name], TYPES[kind].torch, threads)
-    if "llama2.c" in who and (format_c := TYPES[kind].llama2c):
+        yield "transformers", "bench.programs.hf:Model", (subject.shape, kind.torch, threads)
+    if "llama2.c" in who and (format_c := kind.llama2c):
         program = getattr(bench.options, format_c[0])
         yield "llama2.c", "bench.programs.llama2c:Model", (program, files["llama2.c"], threads)
 
 
-def record(
-    bench: Bench, name: str, kind: str, threads: int, token_bytes: int, found: Found
-) -> dict[str, Any]:
+def record(bench: Bench, subject: Subject, threads: int, token_bytes: int, found: Found) -> dict[str, Any]:
     """What was measured in a case, for the JSON. token_bytes: 0 where the engine does not run it."""
-    shape, case, floor = SHAPES[name], found.case, None
-    work = operations(shape, case)
+    case, floor = found.case, None
+    work = operations(subject.shape, case)
     if bench.machine and token_bytes:
-        floor = bench.machine.floor(threads, shape, case, TYPES[kind].arithmetic, token_bytes)
+        arithmetic = TYPES[subject.kind].arithmetic
+        floor = bench.machine.floor(threads, subject.shape, case, arithmetic, token_bytes)
     return {
-        "model": name,
-        "type": kind,
+        "model": subject.name,
+        "type": subject.kind,
         "threads": threads,
         "name": case.name,
         **dataclasses.asdict(case),
@@ -213,30 +227,45 @@ def record(
     }
 
 
-def run_model(bench: Bench, name: str, kind: str) -> None:
-    """Prints and keeps the rows of a model and a type."""
-    options = bench.options
-    wanted = cases(options, SHAPES[name]["max_seq_len"])
+def run_subject(bench: Bench, subject: Subject) -> None:
+    """Prints and keeps the rows of a model."""
+    options, files = bench.options, subject.files
+    wanted = cases(options, subject.shape["max_seq_len"])
+    token_bytes = apart("bench.programs.cria:token_bytes", files[OURS]) if OURS in files else 0
+    for threads in options.threads if subject.who else []:
+        side_by_side = programs(bench, subject, threads)
+        measured = alternate(side_by_side, wanted, options.repeats, options.seconds, bench.note)
+        records = [record(bench, subject, threads, token_bytes, found) for found in measured]
+        bench.results["speeds"] += records
+        rows = [row for found in records for row in report.speed_rows(found, bench.peers)]
+        print("\n".join(rows), flush=True)
+
+
+def run_random(bench: Bench, name: str, kind: str) -> None:
+    """A shape with random weights."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         who = contenders(bench, name, kind, Path(folder))
         files = write_files(Path(folder), name, kind, who)
-        token_bytes = apart("bench.programs.cria:token_bytes", files[OURS]) if OURS in files else 0
-        for threads in options.threads if who else []:
-            side_by_side = programs(bench, name, kind, threads, files, who)
-            measured = alternate(side_by_side, wanted, options.repeats, options.seconds, bench.note)
-            records = [record(bench, name, kind, threads, token_bytes, found) for found in measured]
-            bench.results["speeds"] += records
-            rows = [row for found in records for row in report.speed_rows(found, bench.peers)]
-            print("\n".join(rows), flush=True)
+        run_subject(bench, Subject(name, kind, SHAPES[name], files, who))
+
+
+def run_real(bench: Bench, paths: Sequence[Path]) -> None:
+    """A model in files. Raises BadFileError."""
+    shape, kind = apart("bench.programs.cria:about_file", paths[0])
+    files = dict(zip((OURS, "llama.cpp"), paths, strict=False))
+    who = [name for name in files if name in (OURS, *bench.peers)]
+    run_subject(bench, Subject(paths[0].stem, kind, shape, files, who))
 
 
 def run_models(bench: Bench) -> None:
     options = bench.options
     print(report.heading(report.speed_titles(bench.peers)), flush=True)
+    for paths in options.models:
+        run_real(bench, paths)
     for name in options.shapes:
         for kind in options.types:
             try:
-                run_model(bench, name, kind)
+                run_random(bench, name, kind)
             except (OSError, BrokenProcessPool) as error:
                 bench.note(f"{name} {kind} is left out: {error}")
     print("\n", flush=True)
@@ -302,12 +331,27 @@ def run_sampling(bench: Bench) -> None:
 # --- The program
 
 
+def file_pair(text: str) -> list[Path]:
+    """FILE.bin,FILE.gguf or FILE.bin as paths. Raises ArgumentTypeError."""
+    paths = [Path(part).resolve() for part in text.split(",")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise argparse.ArgumentTypeError(f"{missing[0]}: no such file")
+    if len(paths) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed are one file, or two with a comma")
+    return paths
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command line. Raises SystemExit."""
     teams = sorted({1, machine.processors()})
     parser = Parser(description=__doc__)
     several: dict[str, Any] = {"nargs": "+", "type": int, "metavar": "N"}
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=USUAL_SHAPES, help="(260K to 1.1B)")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, help="(260K to 1.1B, none where --models are given)"
+    )
+    parser.add_argument(
+        "--models", nargs="+", type=file_pair, default=[], metavar="FILE.bin[,FILE.gguf]", help="real ones"
+    )
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES), help="(all)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="(all)")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="(all that are there)")
@@ -317,12 +361,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=16, metavar="N", help="before decoding (%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="decoded (%(default)s)")
     parser.add_argument("--prefill", **several, default=[128, 512], help="(128 512)")
+    parser.add_argument(
+        "--depths", **several, default=[], help="positions before decoding and prefill (none)"
+    )
     parser.add_argument("--sequences", **several, default=[8, 32], help="of part batch (8 32)")
     parser.add_argument(
         "--kv",
         choices=KV_TYPES,
         default="fp16",
-        help="our cache; llama.cpp has fp16, llama2.c fp32 (fp16)",
+        help="our cache and llama.cpp's; llama2.c has fp32 (fp16)",
     )
     parser.add_argument("--llama2c", type=Path, metavar="RUN", help="llama2.c's run, built")
     parser.add_argument("--llama2c-int8", type=Path, metavar="RUNQ", help="llama2.c's runq, built")
@@ -332,7 +379,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     numbers = [*options.threads, *options.prefill, *options.sequences, options.repeats, options.tokens]
     if min(numbers) < 1 or options.prompt < 0:
         parser.error(f"found {min(*numbers, options.prompt)}, allowed are numbers from 1 on, 0 for --prompt")
+    if min(options.depths, default=0) < 0:
+        parser.error(f"--depths = {min(options.depths)}, allowed are numbers from 0 on")
     options.threads = sorted(set(options.threads))
+    if options.shapes is None:
+        options.shapes = [] if options.models else USUAL_SHAPES
     return options
 
 

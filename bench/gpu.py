@@ -8,9 +8,9 @@ A row is training.step.train_step on random tokens, with the batches, autocast, 
 train.py, so its figures are train.py's; there is no dropout. MFU counts operations as PaLM's appendix B does
 (report.flops_per_token: attention to the whole sequence, neither causal nor cut into documents, and nothing
 for activations that are computed again) and is a part of the peak that the data sheet gives for dense
-products. "compile s" is how much longer the first step took than a later one. The 8B row trains its norms
-only, through frozen bfloat16 weights: what a LoRA step costs at least. A shape has a process and a time limit
-of its own, so that no fault takes the others with it; what is measured is printed at once.
+products. "compile s" is how much longer the first step took than a later one. The 8B rows train adapters of
+rank 16 beside all matrices, which are bfloat16 or (qlora, with bitsandbytes) 4 bits. A shape has a process
+and a time limit of its own, so that no fault takes the others with it; what is measured is printed at once.
 
 Left out on purpose: several GPUs, the full training of 8B (128 GB of weights and optimizer in float32).
 """
@@ -34,17 +34,19 @@ from bench.report import heading, line, number
 from bench.shapes import SHAPES
 from llama.command import run_command
 from model import Config, Llama
-from training import parallel, report
+from training import models, parallel, report
+from training.few_bits import n_weights
 from training.options import Options
+from training.profiling import table
 from training.shards import Shard, token_type
+from training.sources import open_batches
 from training.step import Run, make_run, train_step
-from training.windows import Batches
 
 STORY = 200  # tokens of a document, as in TinyStories
+RANK = 16  # of adapters
 FEWEST_STEPS = 3  # that are measured
 PROFILED_STEPS = 2
 COLUMNS = ["micro batch", "how", "tokens/s", "MFU", "peak GiB", "step ms", "compile s", "loss"]
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item")
 
 # ---------------------------------------------------------------------------------------------------------
 # What is measured
@@ -58,11 +60,12 @@ class Case:
     compile: bool = True
     checkpointing: bool = False
     documents: bool = False
-    frozen: bool = False  # all but the norms, in bfloat16
+    lora: bool = False
+    qlora: bool = False
 
     @property
     def how(self) -> str:
-        names = ("checkpointing", "documents", "frozen")
+        names = ("checkpointing", "documents", "lora", "qlora")
         return ", ".join(["compiled" if self.compile else "eager", *(n for n in names if getattr(self, n))])
 
 
@@ -83,7 +86,8 @@ PLANS = {
         300,
         (
             Case(2, compile=False, documents=True),
-            Case(4, compile=False, checkpointing=True, frozen=True),
+            Case(4, compile=False, checkpointing=True, lora=True),
+            Case(4, compile=False, checkpointing=True, qlora=True),
             Case(2),
         ),
     ),
@@ -107,8 +111,8 @@ PLANS = {
         8,
         45,
         (
-            Case(4, compile=False, checkpointing=True, frozen=True),
-            Case(8, compile=False, checkpointing=True, frozen=True),
+            Case(4, compile=False, checkpointing=True, qlora=True),
+            Case(4, compile=False, checkpointing=True, lora=True),
         ),
     ),
 }
@@ -134,19 +138,8 @@ def random_shard(vocab_size: int, n_tokens: int) -> Shard:
     return Shard(Path("random"), tokens, ends, vocab_size, "", bos_id, None)
 
 
-def make_model(config: Config, case: Case, device: torch.device) -> Llama:
-    """Fresh weights, drawn on the device."""
-    with torch.device(device):
-        model = Llama(config, case.checkpointing)
-    if case.frozen:
-        model = model.to(torch.bfloat16)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("norm.weight"))
-    return model
-
-
 def start_run(shape: str, case: Case, settings: Settings) -> Run:
-    """What train.py begins with, for random tokens."""
+    """What train.py begins with, for random tokens; weights are drawn on the device."""
     plan = PLANS[shape]
     config = Config(**SHAPES[shape] | {"max_seq_len": plan.seq_len})
     options = Options(
@@ -158,22 +151,27 @@ def start_run(shape: str, case: Case, settings: Settings) -> Run:
         dtype=settings.dtype,
         compile=case.compile,
         checkpointing=case.checkpointing,
+        lora_rank=RANK if case.lora or case.qlora else 0,
+        qlora=case.qlora,
     )
     ranks = parallel.start(options.device, options.parallel)
     torch.manual_seed(options.seed)
     shard = random_shard(config.vocab_size, 4 * plan.batch_size * plan.seq_len)
-    order = (options.batch_size, options.max_seq_len, options.seed)
-    batches = Batches([shard], *order, documents=options.documents)
-    return make_run(make_model(config, case, ranks.device), options, ranks, batches)
+    batches = open_batches([shard], options, ranks)
+    model = models.make_model(options, ranks, config, models.lora_of(options, shape))
+    run = make_run(model, options, ranks, batches)
+    with ranks.device:
+        models.fill_weights(model, None)
+    return run
 
 
 def flops_per_token(model: Llama, seq_len: int) -> float:
     """report.flops_per_token, less the two operations a frozen weight that its gradient would take."""
-    n_parameters = sum(p.numel() for p in model.parameters())
-    frozen = sum(w.numel() for name, w in model.named_parameters() if not w.requires_grad)
+    n = n_weights(model)
+    frozen = n - sum(w.numel() for w in model.parameters() if w.requires_grad)
     if frozen and not model.config.tied:
         frozen -= model.tok_embeddings.weight.numel()  # is looked up, not multiplied with
-    return report.flops_per_token(model.config, n_parameters, seq_len) - 2 * frozen
+    return report.flops_per_token(model.config, n, seq_len) - 2 * frozen
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -249,28 +247,8 @@ def profiled(run: Run, step_seconds: float) -> str:
     """The ten kernels that take longest and how often the host waits, of one step."""
     with profile() as found:
         timed_steps(run, PROFILED_STEPS)
-    events, on_gpu = found.key_averages(), run.ranks.device.type == "cuda"
-    kernels = [e for e in events if (e.device_type.name == "CUDA") == on_gpu and not e.is_user_annotation]
-    cost = {e.key: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in kernels}
-    total = sum(cost.values())
-    lines = [
-        f"{total / PROFILED_STEPS / 1000:,.1f} ms of kernels in a step of {1000 * step_seconds:,.1f} ms",
-        "",
-        heading(["kernel", "ms a step", "share", "calls a step"]),
-    ]
-    for event in sorted(kernels, key=lambda e: -cost[e.key])[:10]:
-        spent = cost[event.key]
-        calls = f"{event.count / PROFILED_STEPS:g}"
-        lines.append(
-            line([event.key[:90], number(spent / PROFILED_STEPS / 1000), f"{spent / total:.1%}", calls])
-        )
-    lines += ["", heading(["waits of the host", "calls a step", "ms a step"])]
-    by_name = {e.key: e for e in events if e.device_type.name == "CPU"}
-    for name in WAITS:
-        calls, spent = (by_name[name].count, by_name[name].cpu_time_total) if name in by_name else (0, 0.0)
-        cells = [f"{calls / PROFILED_STEPS:g}", number(spent / PROFILED_STEPS / 1000)]
-        lines.append(line([name, *cells]))
-    return "\n".join(lines) + "\n"
+    on_gpu = run.ranks.device.type == "cuda"
+    return f"steps of {1000 * step_seconds:,.1f} ms\n\n{table(found, PROFILED_STEPS, on_gpu)}"
 
 
 def add_profile(path: Path, title: str, run: Run, result: Result) -> None:

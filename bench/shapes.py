@@ -29,6 +29,7 @@ SHAPES: dict[str, Shape] = {
         "tied": False,
     },
 }
+SHAPES["8B2"] = SHAPES["8B"] | {"n_layers": 2, "max_seq_len": 33280}  # for long contexts
 for _shape in SHAPES.values():  # what most have
     for _name, _value in {"max_seq_len": 512, "vocab_size": 32000, "tied": True}.items():
         _shape.setdefault(_name, _value)
@@ -67,14 +68,16 @@ class Case:
     """What is measured.
 
     decode: in each of `sequences`, which hold `prompt` positions, `tokens` more are run one after the other.
-    prefill: `tokens` are run at once, and the last one gets logits.
+    prefill: behind `prompt` positions `tokens` are run at once, and the last one gets logits.
     sample: a token is drawn from logits of a vocabulary of `tokens`.
+    deep: the prompt is what the case is about, so its name says it.
     """
 
     what: str
     tokens: int
     sequences: int = 1
     prompt: int = 0
+    deep: bool = False
 
     @property
     def rows(self) -> int:
@@ -83,9 +86,10 @@ class Case:
 
     @property
     def name(self) -> str:
+        at = f" at {self.prompt}" if self.deep else ""
         if self.what == "decode":
-            return "decode" if self.sequences == 1 else f"decode x{self.sequences}"
-        return f"{self.what} {self.tokens}"
+            return ("decode" if self.sequences == 1 else f"decode x{self.sequences}") + at
+        return f"{self.what} {self.tokens}{at}"
 
 
 def layer_weights(shape: Shape) -> int:

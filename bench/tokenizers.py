@@ -19,7 +19,7 @@ from pathlib import Path
 from llama import Tokenizer
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.tokenizer_json import LLAMA3_PATTERN
+from llama.formats.split_patterns import LLAMA3_PATTERN
 
 TURNS = 9
 

@@ -47,7 +47,9 @@ class Same:
 
     def __init__(self, tokens: Tensor, targets: Tensor) -> None:
         self.batch = (tokens, targets, None)
-        self.n_targets = targets.numel()
+
+    def weight_of(self, step: int) -> float:
+        return float(self.batch[1].numel())
 
     def at(self, step: int) -> tuple[Tensor, Tensor, None]:
         return self.batch

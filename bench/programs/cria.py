@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bench.shapes import Case, ordinary_logits
+from bench.shapes import Case, Shape, ordinary_logits
 from bench.turns import Work
 from llama import bench
 from llama._engine import ffi, lib
+from llama.config import model_config
 from llama.native import call, model_open, sampler_init
 
 
@@ -28,6 +29,18 @@ class Model:
 def token_bytes(path: Path) -> int:
     """Bytes of weights that one decoded token reads."""
     return lib.llama_token_bytes(model_open(path))
+
+
+def about_file(path: Path) -> tuple[Shape, str]:
+    """The shape of a model, and which of bench.shapes.TYPES its weights are."""
+    model = model_open(path)
+    config = model_config(model)
+    shape = {
+        name: getattr(config, name) for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim")
+    }
+    shape |= {name: getattr(config, name) for name in ("vocab_size", "max_seq_len", "tied")}
+    old = "" if config.version == 3 else "-v0" if config.weight_type == "fp32" else "-v2"
+    return shape, config.weight_type + old
 
 
 class Sampler:

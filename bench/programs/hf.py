@@ -45,10 +45,15 @@ class Model:
     def work(self, case: Case) -> Work:
         n = case.prompt + case.tokens
         ids = torch.tensor(arbitrary_ids(case.sequences * n, self._vocab_size)).view(case.sequences, n)
-        if case.what == "prefill":
-            return Work(lambda: self._run(ids, DynamicCache()), case.tokens)
         cache = DynamicCache()
         self._run(ids[:, : case.prompt], cache)
+        if case.what == "prefill":
+
+            def read() -> None:
+                cache.crop(case.prompt - cache.get_seq_length())  # so many are dropped
+                self._run(ids[:, case.prompt :], cache)
+
+            return Work(read, case.tokens)
 
         def step() -> None:
             position = cache.get_seq_length()

@@ -27,7 +27,7 @@ class Model:
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def work(self, case: Case) -> Work | None:
-        if case.what != "decode" or case.sequences > 1:
+        if case.what != "decode" or case.sequences > 1 or case.deep:  # it would run the prompt each time
             return None
         arguments = command(self._program, self._model, case.prompt + case.tokens)
 

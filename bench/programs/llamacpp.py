@@ -2,7 +2,9 @@
 
 python -m bench.programs.llamacpp FILE.gguf STEPS THREADS     writes a text of so many positions
 
-Everything is left at llama.cpp's defaults: the cache is fp16, weights that it repacks are copied at opening.
+Its flash attention is for prompts; behind thousands of positions it writes at a quarter of the speed that it
+has without, so each case has what is faster. The cache has the type that ours has. All else is left at
+llama.cpp's defaults: weights that it repacks are copied at opening.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from llama_cpp import llama_cpp as api
 from bench.shapes import Case, arbitrary_ids, ordinary_logits
 from bench.turns import Refused, Work
 
+KV = {"fp32": 0, "fp16": 1, "int8": 8, "bf16": 30}  # its types of a cache, as ggml numbers them; int8 is Q8_0
 CELLS = 256  # positions of a sequence come in multiples of this
 QUIET = api.llama_log_callback(lambda level, text, data: None)
 api.llama_log_set(QUIET, ctypes.c_void_p())
@@ -37,13 +40,17 @@ def open_model(path: Path) -> Any:
     return model
 
 
-def open_context(model: Any, positions: int, sequences: int, rows: int, threads: int) -> Any:
-    """Raises Refused. rows: of a pass, at most."""
+def open_context(
+    model: Any, positions: int, sequences: int, rows: int, threads: int, kv: str = "fp16", flash: bool = False
+) -> Any:
+    """Raises Refused. rows: of a pass, at most. flash: attention without scores in memory."""
     options = api.llama_context_default_params()
     options.n_ctx = sequences * -(-positions // CELLS) * CELLS
     options.n_seq_max = sequences
     options.n_batch = max(rows, options.n_batch)
     options.n_threads = options.n_threads_batch = threads
+    options.type_k = options.type_v = KV[kv]
+    options.flash_attn_type = int(flash)
     context = api.llama_init_from_model(model, options)
     if not context:
         raise Refused(f"llama.cpp makes no context of {sequences} x {positions} positions")
@@ -68,28 +75,29 @@ def run(context: Any, batch: Any) -> None:
 
 
 class Model:
-    """A GGUF file, on a number of threads."""
+    """A GGUF file, on a number of threads. kv: type of the cache."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._model, self._threads = open_model(path), threads
+    def __init__(self, path: Path, threads: int, kv: str) -> None:
+        self._model, self._threads, self._kv = open_model(path), threads, kv
         self._vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
 
     def work(self, case: Case) -> Work:
         n, rows = case.prompt + case.tokens, case.sequences * max(case.prompt, 1)
-        rows = case.tokens if case.what == "prefill" else rows
-        context = open_context(self._model, n, case.sequences, rows, self._threads)
+        rows = max(case.tokens, rows) if case.what == "prefill" else rows
+        flash = case.what == "prefill" or self._kv == "int8"  # whose values it can't have otherwise
+        context = open_context(self._model, n, case.sequences, rows, self._threads, self._kv, flash)
         memory, ids = api.llama_get_memory(context), arbitrary_ids(n, self._vocab_size)
-        if case.what == "prefill":
-            prompt = batch_of((ids[i], i, 0, i == n - 1) for i in range(n))
-
-            def step() -> None:
-                api.llama_memory_clear(memory, False)
-                run(context, prompt)
-
-            return Work(step, n)
         sequences = range(case.sequences)
         if case.prompt:
             run(context, batch_of((ids[i], i, s, False) for s in sequences for i in range(case.prompt)))
+        if case.what == "prefill":
+            prompt = batch_of((ids[i], i, 0, i == n - 1) for i in range(case.prompt, n))
+
+            def step() -> None:
+                api.llama_memory_seq_rm(memory, 0, case.prompt, -1)
+                run(context, prompt)
+
+            return Work(step, case.tokens)
         batches = [batch_of((ids[i], i, s, True) for s in sequences) for i in range(case.prompt, n)]
         turn = itertools.cycle(range(case.tokens))
 

@@ -194,6 +194,8 @@ def test_cells_have_median_range_and_ratio():
         ["--threads", "0"],
         ["--shapes", "15M", "--prompt", "250"],
         ["--llama2c", "missing"],
+        ["--models", "missing.bin"],
+        ["--depths", "-1"],
         ["--json", "missing/out.json"],
     ],
 )
@@ -207,6 +209,24 @@ def test_a_wrong_option_is_one_line(arguments, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+
+
+def test_a_real_model_is_measured_behind_positions(tmp_path, capfd):
+    path = write_bin(tmp_path, SHAPE, "int8")
+    arguments = f"""--models {path} --parts decode prefill --peers --repeats 1 --seconds 0 --tokens 3
+        --prompt 2 --prefill 4 60 --depths 0 40 --threads 1 --kv int8 --json {tmp_path / "out.json"}"""
+    assert engine.main(arguments.split()) == 0
+    results = json.loads((tmp_path / "out.json").read_text())["speeds"]
+    found = {(r["model"], r["type"], r["name"], r["prompt"]) for r in results}
+    names = {
+        ("decode", 2),
+        ("prefill 4", 0),
+        ("prefill 60", 0),
+        ("decode at 40", 40),
+        ("prefill 4 at 40", 40),
+    }
+    assert found == {("int8", "int8", *name) for name in names}
+    assert "| int8 | int8 | 1 | prefill 4 at 40 | " in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -8,13 +8,17 @@ import time
 
 import pytest
 from helpers import ROOT, environment
+from ranks import alone
 
 from bench import gpu
 from bench.gpu import Case, Plan, Settings
 from bench.shapes import SHAPES
 from model import Config, Llama
+from training import models
+from training.options import Options
 
-QUICK = Plan(32, 2, 60, (Case(1, compile=False), Case(2, compile=False, documents=True)))
+QUICK = Plan(32, 2, 3600, (Case(1, compile=False), Case(2, compile=False, documents=True)))
+WAYS = {way: Case(1, compile=False, checkpointing=True, **{way: True}) for way in ("lora", "qlora")}
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def settings(tmp_path) -> Settings:
     return Settings("cpu", "float32", 0.01, tmp_path / "profile.txt")
 
 
-def found_rows(settings: Settings, seconds: float = 60) -> list[list[str]]:
+def found_rows(settings: Settings, seconds: float = 3600) -> list[list[str]]:
     end = time.monotonic() + seconds
     return [[cell.strip() for cell in row.split("|")[1:-1]] for row in gpu.rows("260K", settings, end)]
 
@@ -38,8 +42,15 @@ def test_every_case_is_a_row_and_the_first_has_a_profile(monkeypatch, settings):
     assert "aten::mm" in text
 
 
+def test_adapters_are_trained_beside_weights_of_4_bits(monkeypatch, settings):
+    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 2, 3600, (WAYS["qlora"],)))
+    (row,) = found_rows(settings)
+    assert row[1] == "eager, checkpointing, qlora"
+    assert float(row[-1]) == pytest.approx(6.24, abs=0.1)
+
+
 def test_a_case_that_fails_is_one_line_and_the_others_go_on(monkeypatch, settings):
-    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 3, 60, (Case(2, compile=False), QUICK.cases[0])))
+    monkeypatch.setitem(gpu.PLANS, "260K", Plan(32, 3, 3600, (Case(2, compile=False), QUICK.cases[0])))
     failed, measured = found_rows(settings)
     message = "batch_size = 3, micro_batch_size = 2, 1 ranks: batch_size must be a multiple of the other two"
     assert failed == ["2", "eager", f"failed: UsageError: {message}"]
@@ -62,17 +73,26 @@ def test_a_shape_that_takes_too_long_is_stopped(capfd, settings):
 def test_frozen_weights_count_four_operations_and_not_six():
     config = Config(**SHAPES["260K"] | {"tied": False})
     whole = Llama(config)
-    frozen = gpu.make_model(config, Case(1, frozen=True), "cpu")
-    matrices = sum(w.numel() for n, w in whole.named_parameters() if w.ndim == 2 and "embeddings" not in n)
-    assert gpu.flops_per_token(whole, 64) - gpu.flops_per_token(frozen, 64) == 2 * matrices
-    assert {name for name, w in frozen.named_parameters() if w.requires_grad} == {
-        name for name, _ in frozen.named_parameters() if name.endswith("norm.weight")
-    }
+    looked_up = whole.tok_embeddings.weight.numel()
+    frozen = sum(w.numel() for w in whole.parameters()) - looked_up
+    for case in WAYS.values():
+        options = Options(lora_rank=4, qlora=case.qlora)
+        tuned = models.make_model(options, alone(), config, models.lora_of(options, "260K"))
+        adapters = sum(w.numel() for w in tuned.parameters() if w.requires_grad)
+        wanted = gpu.flops_per_token(whole, 64) - 2 * frozen + 6 * adapters
+        assert gpu.flops_per_token(tuned, 64) == wanted
 
 
-def test_it_needs_no_engine():
-    code = "import sys; sys.modules['llama._engine'] = None; import bench.gpu; print('imported')"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert (result.stdout, result.stderr) == ("imported\n", "")
+WITHOUT_THE_ENGINE = """
+import sys
+sys.modules["llama._engine"] = None  # as where it is not built
+import bench.gpu, pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:xdist", "-m", "gpu", "tests/training/test_gpu.py"]))
+"""
+
+
+def test_neither_it_nor_the_tests_before_it_need_the_engine():
+    command = [sys.executable, "-c", WITHOUT_THE_ENGINE]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert "test_gpu.py::" in result.stdout
