@@ -3,9 +3,10 @@
 
 CC ?= cc
 C_SOURCES = run.c $(wildcard llama/csrc/*.h llama/csrc/*/*.h)
+C_TESTS = $(wildcard tests/*/*.c)
 # One rounding everywhere: without -ffp-contract=off the compiler may fuse a sum on one machine and not on another.
 C_FLAGS = -ffp-contract=off $(CFLAGS)
-WARNINGS = -Wall -Wextra -Werror
+WARNINGS = -Wall -Wextra -Wconversion -Wshadow -Werror
 SANITIZERS = -fsanitize=address,undefined -fno-sanitize-recover=undefined
 # Empty where the compiler has no OpenMP, as the one that ships with macOS.
 OPENMP = $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
@@ -14,15 +15,37 @@ PYTHON ?= python3
 TESTS ?=
 VENV = .venv
 BIN = $(VENV)/bin
+CLIENTS = build/clients
 SANITIZE = build/sanitize
+TSAN = build/tsan
+VALGRIND = build/valgrind
+MEMCHECK = -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
+TEST_FOLDERS = . tests tests/csrc tests/llama tests/llama/formats tests/training tests/llama/server
+EMPTY =
+TEST_PATH = PYTHONPATH=$(subst $(EMPTY) ,:,$(TEST_FOLDERS))
+FUZZ = build/fuzz
+FUZZERS = model adapter restore tokenizer encode stream sampler options
+GUIDED = gguf safetensors config pickle tokenizer_json template
+FUZZ_SECONDS = 120
 NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
 STORY = llama/models/stories.bin -t 0 -n 100 -j 2 -i "Once upon a time a fox and a hare lived in a wood by the sea."
+# Each process begins with tests that lie beside each other, and so share what is made for their file.
+PROCESSES = -n auto --maxprocesses 4 --dist worksteal
 ENGINE_TESTS = tests/csrc $(patsubst %,tests/llama/test_%.py,engine info package perplexity run)
+THREAD_TESTS = $(patsubst %,tests/csrc/test_%.py,adapter forward kv_cache sequence threads) \
+	$(patsubst %,tests/llama/test_%.py,batch speculation) \
+	$(patsubst %,tests/llama/server/test_server_%.py,completions embeddings llamacpp schemas)
+RUN_TESTS = tests/llama/test_run.py tests/llama/test_run_chat.py $(patsubst %,tests/csrc/test_%.py,file_kinds options prompt)
+
+# Tests of the package that was built in a folder, not of the checkout.
+pytest_aside = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(1)/lib $(BIN)/python -m pytest $(PROCESSES) -m "not slow" \
+	-o pythonpath="$(1)/lib $(TEST_FOLDERS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench gpu sanitize clean
+.PHONY: help run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench clients load gpu \
+	sanitize $(SANITIZE)/lib tsan valgrind fuzz $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) faults hostile kills soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,20 +85,26 @@ $(VENV)/installed: $(VENV)/ready $(C_SOURCES) llama/build_engine.py setup.py pyp
 	touch $@
 
 test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
+# clang, where it is there, warns of other things than gcc.
 lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) tests/csrc/*.c
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES) $(C_TESTS)
 	mkdir -p build
 	$(CC) -O2 $(WARNINGS) $(OPENMP) $(C_FLAGS) run.c -o build/lint -lm
 	$(CC) -O2 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) run.c -o build/lint -lm
+	for compiler in "$(CC)" $$(command -v clang); do for source in run.c $(C_TESTS); do \
+		$$compiler -O2 -fsyntax-only $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) $$source || exit 1; done; done
 
+# Those for AMX with its instructions in C too, for CPUs without it (but with AVX-512 and bf16).
 kernels: ## compare the kernels of this machine's CPU with the scalar ones
 	mkdir -p build
 	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/csrc/kernels.c -o build/kernels -lm
 	build/kernels
+	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) -DAMX_IN_C tests/csrc/kernels.c -o build/kernels_amx -lm
+	build/kernels_amx
 
 # Under qemu: on CPUs with int8 matrix products, with int8 dot products, and with neither. Each is offered what it
 # has, its best first. Then the model that ships tells a story with each of them, and the same one as on this machine;
@@ -108,8 +137,24 @@ reverse: $(VENV)/installed ## train the toy task, reversing a string, and count 
 bench: $(VENV)/installed runfast ## measure the engine beside its peers (BENCH="--shapes 15M --repeats 3" is quick)
 	$(BIN)/python -m bench.engine $(BENCH)
 
+# Their packages lie in a virtual environment of their own, over the one that the tests have.
+$(CLIENTS)/ready: tests/clients/requirements.txt $(VENV)/ready
+	$(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(CLIENTS)/packages
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$(cat $(CLIENTS)/packages)/below.pth"
+	$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
+	touch $@
+
+clients: $(VENV)/installed $(CLIENTS)/ready ## ask the server by LangChain, LiteLLM and lm_eval (minutes, 1 GB)
+	$(CLIENTS)/bin/python -m pytest -s tests/clients
+
+load: $(VENV)/installed ## ask the server for ten minutes, well and badly, and watch its memory (LOAD="--seconds 60")
+	$(BIN)/python -m bench.load $(LOAD)
+
 # With the Python that has a PyTorch for this GPU: the virtual environment if there is one, else PYTHON, which needs
-# pytest, safetensors, sentencepiece and matplotlib too, but not the C engine. A failed test does not keep the table back.
+# pytest, hypothesis, safetensors, sentencepiece, matplotlib and bitsandbytes too, but not the C engine. A failed test
+# does not keep the table back.
 gpu: ## test and measure training on this machine's GPU (8 minutes; GPU="--shapes 110M" is quick)
 	@tests=0; \
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m pytest -m gpu tests/training/test_gpu.py || tests=1; \
@@ -119,18 +164,145 @@ gpu: ## test and measure training on this machine's GPU (8 minutes; GPU="--shape
 # torch never free some of what they allocate, so leaks are looked for in the native binary alone, which the
 # tests run through a script that says so. libstdc++ is loaded too, or an exception in C++, torch's for instance,
 # ends the process.
-sanitize: $(VENV)/ready ## run the tests of the engine under the address and undefined-behaviour sanitizers
-	mkdir -p $(SANITIZE)
-	$(CC) -g -O1 -fno-omit-frame-pointer $(SANITIZERS) $(OPENMP) $(C_FLAGS) run.c -o $(SANITIZE)/native -lm
-	printf '#!/bin/sh\nunset LD_PRELOAD\nASAN_OPTIONS=detect_leaks=1 exec "$(CURDIR)/$(SANITIZE)/native" "$$@"\n' \
-		> $(SANITIZE)/run
-	chmod +x $(SANITIZE)/run
-	LLAMA_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZE) --build-lib $(SANITIZE)/lib
-	$(SANITIZE)/run --help > /dev/null
+sanitize: $(VENV)/ready $(SANITIZE)/run $(SANITIZE)/lib ## run the tests of the engine under the address and undefined-behaviour sanitizers
 	RUN_BINARY=$(CURDIR)/$(SANITIZE)/run \
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(SANITIZE)/lib \
-	$(BIN)/python -m pytest -m "not slow" -o pythonpath="$(SANITIZE)/lib . tests tests/csrc tests/llama tests/llama/formats tests/training" $(or $(TESTS),$(ENGINE_TESTS))
+	ASAN_OPTIONS=detect_leaks=0 $(call pytest_aside,$(SANITIZE)) $(or $(TESTS),$(ENGINE_TESTS))
+
+$(SANITIZE)/run: $(C_SOURCES)
+	mkdir -p $(SANITIZE)
+	$(CC) -g1 -O1 -fno-omit-frame-pointer $(SANITIZERS) $(OPENMP) $(C_FLAGS) run.c -o $(SANITIZE)/native -lm
+	printf '#!/bin/sh\nunset LD_PRELOAD\nASAN_OPTIONS=detect_leaks=1 exec "$(CURDIR)/$(SANITIZE)/native" "$$@"\n' > $@
+	chmod +x $@
+	$@ --help > /dev/null
+
+$(SANITIZE)/lib: $(VENV)/ready
+	LLAMA_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-base $(SANITIZE) --build-lib $@
+
+# With a team of POSIX threads, as tests/csrc/pthreads.h says. What is found is in files, as pytest keeps what is
+# written. gcc 13 and older need fewer bits of random addresses than Linux may have: sysctl vm.mmap_rnd_bits=28
+tsan: $(VENV)/ready ## run the tests of threads and of the server under the thread sanitizer
+	mkdir -p $(TSAN)
+	rm -f $(TSAN)/found.*
+	$(CC) -g1 -O1 -fsanitize=thread -include tests/csrc/pthreads.h tests/csrc/threads.c -o $(TSAN)/threads -lm
+	$(TSAN)/threads
+	LLAMA_SANITIZE=thread CFLAGS="$(CFLAGS) -include tests/csrc/pthreads.h" \
+		$(BIN)/python setup.py --quiet build --build-base $(TSAN) --build-lib $(TSAN)/lib
+	LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so) $$($(CC) -print-file-name=libstdc++.so.6)" \
+	TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.txt log_path=$(CURDIR)/$(TSAN)/found" \
+	$(call pytest_aside,$(TSAN)) $(or $(TESTS),$(THREAD_TESTS))
+	! cat $(TSAN)/found.* 2> /dev/null
+
+# With the kernels for AVX2, as valgrind knows no wider ones (LLAMA_ISA=neon on ARM). What is found is in files, as the tests compare what is
+# written. Memory that OpenMP's waiting threads have at the end is only possibly lost, as valgrind sees it, and left out.
+valgrind: $(VENV)/installed ## run the tests of ./run under valgrind
+	mkdir -p $(VALGRIND)
+	rm -f $(VALGRIND)/found.*
+	$(CC) -g1 -O1 $(OPENMP) $(C_FLAGS) run.c -o $(VALGRIND)/native -lm
+	printf '#!/bin/sh\nexec valgrind %s --log-file="%s" "%s" "$$@"\n' "$(MEMCHECK)" \
+		"$(CURDIR)/$(VALGRIND)/found.%p" "$(CURDIR)/$(VALGRIND)/native" > $(VALGRIND)/run
+	chmod +x $(VALGRIND)/run
+	LLAMA_ISA=$${LLAMA_ISA:-avx2} RUN_BINARY=$(CURDIR)/$(VALGRIND)/run $(BIN)/python -m pytest $(PROCESSES) -k "not python" $(or $(TESTS),$(RUN_TESTS))
+	find $(VALGRIND) -name 'found.*' -size +0 -exec cat {} + | (! grep .)
+
+# Two thirds of the time are the engine's, one is the readers' in Python, half of it guided by coverage where atheris is
+# installed; -j2 runs two entries at once. libFuzzer keeps what reaches new code in build/fuzz/corpus, and goes on from
+# there the next time. A finding is a file build/fuzz/crash-..., which the entry takes as its argument:
+# FUZZ=model build/fuzz/fuzz build/fuzz/crash-...
+fuzz: $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) ## look for inputs that break the engine or the readers of files (FUZZ_SECONDS=120, in all)
+
+$(FUZZERS:%=fuzz-%): fuzz-%: $(FUZZ)/fuzz $(FUZZ)/seeds
+	mkdir -p $(FUZZ)/corpus/$*
+	FUZZ=$* $(FUZZ)/fuzz -max_total_time=$$(($(FUZZ_SECONDS) / 12)) -timeout=60 -verbosity=0 -print_final_stats=1 \
+		-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* $(FUZZ)/seeds/$* 2> $(FUZZ)/$*.log || { cat $(FUZZ)/$*.log; exit 1; }
+	@echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"
+
+fuzz-readers: $(VENV)/installed
+	$(TEST_PATH) $(BIN)/python tests/fuzz/readers.py --seconds $$(($(FUZZ_SECONDS) / 6))
+
+$(GUIDED:%=guided-%): guided-%: $(VENV)/installed
+	mkdir -p $(FUZZ)/corpus/$*
+	@if ! $(BIN)/python -c "import atheris" 2> /dev/null; then echo "$*: left out, for which pip install atheris"; else \
+		$(TEST_PATH) $(BIN)/python tests/fuzz/guided.py $* -max_total_time=$$(($(FUZZ_SECONDS) / 36)) -timeout=60 \
+			-verbosity=0 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* 2> $(FUZZ)/$*.log || \
+			{ cat $(FUZZ)/$*.log; exit 1; }; \
+		echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"; fi
+
+$(FUZZ)/fuzz: $(C_SOURCES) $(wildcard tests/fuzz/*.[ch])
+	mkdir -p $(FUZZ)
+	clang -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer $(SANITIZERS) -Wno-unknown-pragmas $(C_FLAGS) \
+		tests/fuzz/fuzz.c -o $@ -lm
+
+$(FUZZ)/seeds: $(VENV)/installed tests/fuzz/seeds.py
+	mkdir -p $(FUZZ)
+	$(TEST_PATH) $(BIN)/python tests/fuzz/seeds.py $@
+	touch $@
+
+# On Linux: a library stands in front of the C library's functions.
+faults: $(VENV)/installed runfast ## let each open, map, read, write, sync and rename of the programs fail (half an hour)
+	$(TEST_PATH) $(BIN)/python tests/faults.py
+	$(TEST_PATH) $(BIN)/python tests/training/faults_of_saves.py
+
+# Beside ./run one with sanitizers, whose mapped files end where an object of the heap does.
+hostile: $(VENV)/installed runfast ## run hostile files, options, texts and requests, each to the outcome that it must have
+	mkdir -p build/hostile
+	$(CC) -g -O1 -fno-omit-frame-pointer $(SANITIZERS) -Wno-unknown-pragmas $(C_FLAGS) tests/fuzz/guarded.c \
+		-o build/hostile/run -lm
+	HOSTILE_RUN=build/hostile/run $(TEST_PATH) $(BIN)/python tests/hostile.py
+
+# Full disks are tried where this may mount them.
+kills: $(VENV)/installed ## kill training 200 times, end it 50 times, fill its disk, damage its checkpoints (half an hour)
+	$(TEST_PATH) $(BIN)/python tests/training/kills.py $(KILLS)
+
+# Coverage. Branches of C: without optimisation, so that each in the source is one; not of the kernels, which would
+# be slow, and which `make kernels` compares number by number. Programs that tests start count, in both, and those that
+# they build: their folders lie where gcovr looks.
+COVERAGE = build/coverage
+COUNTED = (run\.c|(base|generation|program|sampling|text|weights)/[a-z0-9_]*\.h)$$
+COUNT = -O0 --coverage -fprofile-update=prefer-atomic "-fprofile-filter-files=$(COUNTED)"
+GCOVR = $(BIN)/gcovr --root . --filter run.c --filter llama/csrc/
+BRANCH_TESTS = $(ENGINE_TESTS) $(patsubst %,tests/llama/formats/test_%.py,special_tokens split_patterns added_tokens)
+
+.PHONY: coverage branches lines mutants
+
+coverage: branches lines ## both of these (40 minutes)
+
+branches: $(VENV)/ready ## count the branches of C that the tests of the engine reach (minutes)
+	rm -rf $(COVERAGE)/native $(COVERAGE)/temp* $(COVERAGE)/lib
+	mkdir -p $(COVERAGE)/native
+	printf '#!/bin/sh\nexec %s "$$@" %s\n' '$(CC)' '$(COUNT)' > $(COVERAGE)/cc
+	chmod +x $(COVERAGE)/cc
+	$(COVERAGE)/cc $(OPENMP) $(C_FLAGS) run.c -o $(COVERAGE)/native/run -lm
+	CC=$(CURDIR)/$(COVERAGE)/cc $(BIN)/python setup.py --quiet build --build-base $(COVERAGE) --build-lib $(COVERAGE)/lib
+	RUN_BINARY=$(CURDIR)/$(COVERAGE)/native/run PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COVERAGE)/lib \
+	CC=$(CURDIR)/$(COVERAGE)/cc $(BIN)/python -m pytest -q $(PROCESSES) -m "not slow" --basetemp=$(COVERAGE)/tests \
+		-o pythonpath="$(COVERAGE)/lib $(TEST_FOLDERS)" \
+		$(or $(TESTS),$(BRANCH_TESTS))
+	$(GCOVR) --json $(COVERAGE)/programs.branches.json $(COVERAGE)/native $(COVERAGE)/temp*
+	$(GCOVR) --json $(COVERAGE)/tests.branches.json $(COVERAGE)/tests
+	$(BIN)/python tests/covered.py branches $(COVERAGE)/*.branches.json
+
+lines: $(VENV)/installed runfast ## count the lines of Python that the tests reach (30 minutes)
+	mkdir -p $(COVERAGE)
+	rm -f $(COVERAGE)/lines $(COVERAGE)/lines.*
+	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage run --source=$(CURDIR) -m pytest -q $(PROCESSES) $(TESTS)
+	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage combine --quiet
+	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage json --quiet -o $(COVERAGE)/lines.json
+	$(BIN)/python tests/covered.py lines $(COVERAGE)/lines.json
+
+mutants: $(VENV)/installed ## change the core in small ways, and count what the tests notice (MUTANTS="sampler --minutes 20")
+	$(BIN)/python tests/mutants/mutate.py $(MUTANTS)
+
+# What is too long for every change, and is run before a release.
+soak: ## do all of the long checks, one after the other (hours)
+	$(MAKE) fuzz FUZZ_SECONDS=3600
+	$(MAKE) faults
+	$(MAKE) hostile
+	$(MAKE) kills
+	$(MAKE) sanitize
+	$(MAKE) tsan
+	$(MAKE) valgrind
+	$(MAKE) load
 
 clean: ## remove what was built, the virtual environment included
 	rm -rf run build dist *.egg-info llama/_engine*.so $(VENV)

@@ -296,7 +296,7 @@ def reference_logits(
     """Logits (T, vocab_size).
 
     group_size > 0: activations are quantised before each matmul. activations, kv: what these, and keys and
-    values, are rounded to.
+    values, are rounded to, int8 with a scale for each head.
     """
     w = {name: torch.from_numpy(np.asarray(values)).to(dtype) for name, values in weights.items()}
 
@@ -304,11 +304,16 @@ def reference_logits(
         x = x if activations is None else x.to(activations).to(dtype)
         return fake_quantise(x, group_size) @ weight.T
 
+    def rounded(y: torch.Tensor) -> torch.Tensor:
+        if kv is torch.int8:
+            return fake_quantise(y, shape.head_dim)
+        return y if kv is None else y.to(kv).to(dtype)
+
     x = w["tok_embeddings"][torch.tensor(ids)]
     for layer in range(shape.n_layers):
         h = rmsnorm(x, w["attention_norm"][layer])
         q, k, v = (linear(h, w[n][layer]).reshape(len(ids), -1, shape.head_dim) for n in ("wq", "wk", "wv"))
-        k, v = (y if kv is None else y.to(kv).to(dtype) for y in (rotate(k), v))
+        k, v = (rounded(y) for y in (rotate(k), v))
         x = x + linear(attention(shape, rotate(q), k, v), w["wo"][layer])
         h = rmsnorm(x, w["ffn_norm"][layer])
         gated = torch.nn.functional.silu(linear(h, w["w1"][layer])) * linear(h, w["w3"][layer])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TEXTS
 from hypothesis import HealthCheck, settings
 from references import HAS_LLAMA_CPP
@@ -20,9 +22,14 @@ from training.tokenizers import train as train_tokenizer
 def pytest_configure() -> None:
     """Ctrl-C interrupts, here and in programs that are started: the background job of a shell ignores it.
 
-    No example of hypothesis is too slow, on whatever machine.
+    PyTorch has one thread, here and there: what is tiny takes longer with several, most of all where others
+    use the machine too. No example of hypothesis is too slow, on whatever machine, nor is a last step under
+    torchrun.
     """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "280")  # seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("no clock")
 

@@ -137,9 +137,9 @@ def cpu_seconds() -> float:
 
 @cache
 def cpu_of_a_start() -> float:
-    """What Python takes to print the help of llama.run."""
+    """What llama.run takes to import all that it may need, numpy included, and to refuse."""
     before = cpu_seconds()
-    run("python", "--help", cwd=ROOT)
+    run("python", "llama/models/stories.bin", "--lora", "no such adapter", cwd=ROOT)
     return cpu_seconds() - before
 
 

@@ -1,6 +1,6 @@
 """The engine's sampler (csrc/sampling/sampler.h) for the tests, and its reference: a full sort in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from types import SimpleNamespace
@@ -45,6 +45,7 @@ def refuse(code: int, error: SimpleNamespace) -> None:
 
 class Sampler:
     def __init__(self, vocab_size: int, told: Told | None = None, **options: float) -> None:
+        self.vocab_size = vocab_size
         self.error, out = ffi.new("LlamaError *"), ffi.new("LlamaSampler **")
         sampling = ffi.new("LlamaSampling *", vars(Options(**options)))
         refuse(lib.llama_sampler_init(vocab_size, sampling, out, self.error), self.error)
@@ -62,6 +63,16 @@ class Sampler:
 
     def accept(self, token: int, generated: int) -> None:
         refuse(lib.llama_sampler_accept(self.handle, token, generated, self.error), self.error)
+
+    def mask(self, tokens: Iterable[int] | None) -> None:
+        """Allows these alone; None: all."""
+        if tokens is None:
+            self.words = ffi.NULL
+        else:
+            self.words = ffi.new("uint32_t[]", (self.vocab_size + 31) // 32)
+            for token in tokens:
+                self.words[token // 32] |= 1 << token % 32
+        lib.llama_sampler_mask(self.handle, self.words)
 
     def reset(self) -> None:
         lib.llama_sampler_reset(self.handle)

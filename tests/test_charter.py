@@ -88,7 +88,7 @@ def clone(tmp_path_factory) -> Path:
 def environment(hub) -> dict[str, str]:
     """Of the commands: not of this checkout, a hub on this machine, and a build that takes seconds."""
     known = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS")}
-    return known | {"HF_ENDPOINT": hub, "no_proxy": "127.0.0.1", "CFLAGS": "-O0", "OMP_NUM_THREADS": "1"}
+    return known | {"HF_ENDPOINT": hub, "no_proxy": "127.0.0.1", "CFLAGS": "-O0"}
 
 
 @pytest.fixture(scope="module")

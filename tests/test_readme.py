@@ -1,16 +1,16 @@
 """The README's commands do what it says, with small texts and few steps."""
 
 import json
-import os
 import random
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import checkpoints
+import forked
 import pytest
 from helpers import ROOT, finish, write_ranked
+from test_chat_templates import folder_with
 
 from training.options import from_arguments
 
@@ -51,21 +51,17 @@ def checkout(tmp_path):
     return tmp_path
 
 
-def run(command: str, cwd: Path, environment: dict[str, str] | None = None) -> str:
+def run(command: str, cwd: Path) -> str:
     """What a command of the README prints to standard output."""
     program, *arguments = shlex.split(command)
-    program = {"python": sys.executable, "./run": str(ROOT / "run")}[program]
     if arguments[:1] == ["train.py"]:
         arguments += QUICK.split()
     if arguments[:2] == ["dataset.py", "reverse"]:
         arguments += ["--count=200", "--val_count=20"]
-    result = finish(
-        [program, *arguments],
-        cwd=cwd,
-        env=os.environ | (environment or {}),
-        capture_output=True,
-        text=True,
-    )
+    if program == "python":
+        result = forked.finish(arguments, cwd=cwd)
+    else:
+        result = finish([ROOT / program, *arguments], cwd=cwd, capture_output=True, text=True)
     assert result.returncode == 0, (command, result.stderr[-2000:])
     return result.stdout
 
@@ -82,7 +78,7 @@ def test_models_and_text_as_the_readme_says(tmp_path):
     lines = [line for line in found if line.startswith(("./run", "python")) and not line.startswith(named)]
     assert len(lines) == 6
     for line in lines:
-        assert run(line, tmp_path, {"PYTHONPATH": str(ROOT)}), line
+        assert run(line, tmp_path), line
 
 
 @pytest.mark.slow
@@ -93,6 +89,22 @@ def test_training_as_the_readme_says(checkout):
         assert run(line, checkout) or line.startswith("python dataset.py"), line
     for model in (".", "larger", "mine"):
         assert (checkout / "out" / model / "loss.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_tuning_as_the_readme_says(checkout):
+    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    chatml += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    folder_with(checkout / "model", chatml)
+    asked, good, bad = ([{"role": role, "content": "Hi"}] for role in ("user", "assistant", "assistant"))
+    chat = json.dumps({"messages": asked + good})
+    pair = json.dumps({"prompt": asked, "chosen": good, "rejected": [bad[0] | {"content": "No"}]})
+    (checkout / "chats.jsonl").write_text(f"{chat}\n" * 120)
+    (checkout / "pairs.jsonl").write_text(f"{pair}\n" * 120)
+    lines = commands("Fine-tune")
+    assert len(lines) == 7
+    for line in lines:
+        assert run(line.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "model"), checkout), line
 
 
 @pytest.mark.slow

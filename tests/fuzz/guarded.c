@@ -1,0 +1,2 @@
+// guarded.c: ./run for the address and undefined-behaviour sanitizers. make hostile builds it.
+#include "heap_maps.h" // run.c
