@@ -27,6 +27,7 @@ FUZZ = build/fuzz
 FUZZERS = model adapter restore tokenizer encode stream sampler options
 GUIDED = gguf safetensors config pickle tokenizer_json template
 FUZZ_SECONDS = 120
+FUZZ_SEED := $(shell date +%s)
 NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
@@ -209,21 +210,22 @@ valgrind: $(VENV)/installed ## run the tests of ./run under valgrind
 # installed; -j2 runs two entries at once. libFuzzer keeps what reaches new code in build/fuzz/corpus, and goes on from
 # there the next time. A finding is a file build/fuzz/crash-..., which the entry takes as its argument:
 # FUZZ=model build/fuzz/fuzz build/fuzz/crash-...
-fuzz: $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) ## look for inputs that break the engine or the readers of files (FUZZ_SECONDS=120, in all)
+# Each time begins with another seed; CI with the same, so that what it finds comes from what was changed.
+fuzz: $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) ## look for inputs that break the engine or the readers of files (FUZZ_SECONDS=120, in all; FUZZ_SEED=1)
 
 $(FUZZERS:%=fuzz-%): fuzz-%: $(FUZZ)/fuzz $(FUZZ)/seeds
 	mkdir -p $(FUZZ)/corpus/$*
-	FUZZ=$* $(FUZZ)/fuzz -max_total_time=$$(($(FUZZ_SECONDS) / 12)) -timeout=60 -verbosity=0 -print_final_stats=1 \
+	FUZZ=$* $(FUZZ)/fuzz -seed=$(FUZZ_SEED) -max_total_time=$$(($(FUZZ_SECONDS) / 12)) -timeout=60 -verbosity=0 -print_final_stats=1 \
 		-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* $(FUZZ)/seeds/$* 2> $(FUZZ)/$*.log || { cat $(FUZZ)/$*.log; exit 1; }
 	@echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"
 
 fuzz-readers: $(VENV)/installed
-	$(TEST_PATH) $(BIN)/python tests/fuzz/readers.py --seconds $$(($(FUZZ_SECONDS) / 6))
+	$(TEST_PATH) $(BIN)/python tests/fuzz/readers.py --seconds $$(($(FUZZ_SECONDS) / 6)) --seed $(FUZZ_SEED)
 
 $(GUIDED:%=guided-%): guided-%: $(VENV)/installed
 	mkdir -p $(FUZZ)/corpus/$*
 	@if ! $(BIN)/python -c "import atheris" 2> /dev/null; then echo "$*: left out, for which pip install atheris"; else \
-		$(TEST_PATH) $(BIN)/python tests/fuzz/guided.py $* -max_total_time=$$(($(FUZZ_SECONDS) / 36)) -timeout=60 \
+		$(TEST_PATH) $(BIN)/python tests/fuzz/guided.py $* -seed=$(FUZZ_SEED) -max_total_time=$$(($(FUZZ_SECONDS) / 36)) -timeout=60 \
 			-verbosity=0 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* 2> $(FUZZ)/$*.log || \
 			{ cat $(FUZZ)/$*.log; exit 1; }; \
 		echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"; fi

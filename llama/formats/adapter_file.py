@@ -19,7 +19,7 @@ from llama.formats.config import Config
 from llama.formats.tensor import is_finite
 
 SUFFIX = ".lora.bin"
-MAGIC, VERSION, ALIGN, MAX_RANK = b"lora", 1, 64, 4096
+MAGIC, VERSION, ALIGN = b"lora", 1, 64
 SHAPE = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim")
 MATRICES = (  # of a layer, in the order in which a pass uses them
     *("attention.wq", "attention.wk", "attention.wv", "attention.wo"),
@@ -35,8 +35,6 @@ def halves(adapter: Adapter, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A (r, in) and B, transposed (r, out), of a matrix, in float32. Raises BadFileError."""
     a, b = (part.floats() for part in adapter.pairs[name])
     found = f"{adapter.name}: adapter of {name} has"
-    if len(a) > MAX_RANK:
-        raise BadFileError(f"{found} the rank {len(a)}, allowed up to {MAX_RANK}")
     if not (is_finite(a, "fp32") and is_finite(b, "fp32")):
         raise BadFileError(f"{found} values that are not finite")
     return a, b.T

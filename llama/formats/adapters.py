@@ -28,6 +28,7 @@ from llama.formats.tensor import NUMPY, Tensor, to_floats
 from llama.formats.texts import with_told
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+MAX_RANK = 4096  # as adapter.h has it
 PREFIX = "base_model.model."
 PLAIN = {  # settings that change the sum, with what they must be
     "use_dora": (False,),
@@ -81,16 +82,19 @@ def scale_of(settings: Fields) -> float:
         if settings.values.get(name) is not None:
             settings.one_of(name, allowed)
     rank, alpha = settings.integer("r"), settings.number("lora_alpha")
+    if not 1 <= rank <= MAX_RANK:
+        raise BadFileError(f"{settings.path}: r = {rank}, allowed 1 to {MAX_RANK}")
     return alpha / (math.sqrt(rank) if settings.values.get("use_rslora") else rank)
 
 
-def pair_problem(name: str, pair: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> str | None:
+def pair_problem(name: str, pair: tuple[Tensor, Tensor], shape: tuple[int, ...], rank: int) -> str | None:
     """What is wrong with A and B of a matrix of this shape, None if nothing is."""
     a, b = pair
     if a.dtype not in NUMPY or b.dtype not in NUMPY:
         return f"adapter of {name} has the types {a.dtype} and {b.dtype}, allowed floating point"
-    if (*b.shape[:1], *a.shape[1:]) != shape or b.shape[1:] != a.shape[:1]:
-        allowed = f"allowed (r, {shape[1]}) and ({shape[0]}, r)"
+    rows, columns = shape
+    if a.shape != (rank, columns) or b.shape != (rows, rank):
+        allowed = f"allowed ({rank}, {columns}) and ({rows}, {rank})"
         return f"adapter of {name} has the shapes {a.shape} and {b.shape}, {allowed}"
     return None
 
@@ -108,7 +112,7 @@ def open_adapter(folder: Path, config: Config) -> Adapter:
             pairs[name] = file[a], halves_to_pairs(file[b], heads) if heads else file[b]
     base = settings.values.get("base_model_name_or_path") or ""
     adapter = Adapter(str(folder), base, scale, pairs)
-    problems = [pair_problem(name, pair, shapes[name]) for name, pair in pairs.items()]
+    problems = [pair_problem(name, pair, shapes[name], settings.integer("r")) for name, pair in pairs.items()]
     problems = [*filter(None, problems), *(f"{name} is unexpected" for name in sorted(left))]
     refuse(Source(adapter.name, config, {}), problems)
     return adapter

@@ -103,6 +103,10 @@ def test_an_adapter_of_peft_is_read(base, tmp_path):
         ({"use_dora": True}, "use_dora = true, allowed false"),
         ({"bias": "all"}, 'bias = "all", allowed "none"'),
         ({"peft_type": "IA3"}, 'peft_type = "IA3", allowed "LORA"'),
+        ({"r": 0}, "r = 0, allowed 1 to 4096"),
+        ({"r": -4, "use_rslora": True}, "r = -4, allowed 1 to 4096"),
+        ({"r": 10**400}, "allowed 1 to 4096"),
+        ({"r": 3}, r"has the shapes \(\d, 32\) and \(\d+, \d\), allowed \(3, 32\)"),
     ],
 )
 def test_an_adapter_that_is_more_is_refused_by_name(base, tmp_path, change, message):
@@ -115,7 +119,7 @@ def test_an_adapter_that_is_more_is_refused_by_name(base, tmp_path, change, mess
 
 def test_an_adapter_of_another_shape_or_without_its_model_is_refused(base, tmp_path):
     saved(base, tmp_path / "lora")
-    with pytest.raises(BadFileError, match=r"allowed \(r, 32\) and \(16, r\)"):
+    with pytest.raises(BadFileError, match=r"allowed \(4, 32\) and \(16, 4\)"):
         open_adapter(tmp_path / "lora", replace(SHAPE, n_kv_heads=4, n_heads=4, head_dim=4))
     with pytest.raises(BadFileError, match=r"layers\.1\.mlp\.down_proj\.lora_A\.weight is unexpected"):
         open_adapter(tmp_path / "lora", replace(SHAPE, n_layers=1))
