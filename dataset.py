@@ -64,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = commands.add_parser("pretokenize", help="text to shards of tokens")
     add_text_options(command)
     command.add_argument(
-        "--tokenizer", type=Path, required=True, help="a file, or a folder with tokenizer.model"
+        "--tokenizer", type=Path, required=True, help="a file, a folder with tokenizer.model, or a model"
     )
     add_output_options(command)
     command = commands.add_parser("chat", help="conversations to shards of tokens and their weights")
@@ -118,7 +118,7 @@ def first_record(files: list[Path]) -> str:
 def chat_command(options: argparse.Namespace) -> dict[str, Any]:
     train, val = selections(options)
     source, vocabulary = open_text(str(options.model), options.template)
-    tokenizer = tokenizers.load_vocabulary(options.model, "of a model", vocabulary.indexed, vocabulary)
+    tokenizer = tokenizers.load_vocabulary(options.model, tokenizers.OF_MODEL, vocabulary.indexed, vocabulary)
     encoder = Encoder(source, tokenizer.model)
     kind = "pairs" if len(encoder.encode_record(first_record(train.files))) == 2 else "chat"
     chats = Chats(options.model, kind, options.template, told(source))

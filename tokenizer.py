@@ -11,7 +11,8 @@
     python tokenizer.py info tok4096.model
 
 It reads sentencepiece models (BPE and UNIGRAM), Llama 3's tokenizer.model, a tokenizer.json of Hugging Face
-(characters as Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), and what export writes.
+(characters as Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), what export writes, and
+what is in a model's file (v3, GGUF).
 From Python:
 
     tokenizer = load("tok4096.model")
@@ -31,8 +32,8 @@ import sys
 from pathlib import Path
 
 from llama.command import Parser, run_command
-from llama.errors import one_line
-from llama.formats.tokenizers import Tokenizer, export_bin, load
+from llama.errors import UsageError, one_line
+from llama.formats.tokenizers import OF_MODEL, Tokenizer, export_bin, load
 from llama.formats.vocabulary import UNIGRAM
 from training.text import add_text_options, sample, text_files, text_format
 from training.tokenizers import train
@@ -60,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=about)
         command.add_argument("model", type=Path, help="a file, or a folder with tokenizer.model or .json")
         if name == "export":
-            command.add_argument("--output", type=Path, help="default: beside the model, with .bin")
+            command.add_argument("--output", type=Path, help="default: beside it")
             command.add_argument(
                 "--indexed", action="store_true", help="not llama2.c's form, but the engine's"
             )
@@ -97,7 +98,12 @@ def main(arguments: list[str]) -> None:
         return print_info(tokenizer)
     tokenizer = load(options.model)
     if options.command == "export":
-        export_bin(tokenizer, options.output or tokenizer.path.with_suffix(".bin"), options.indexed)
+        path = tokenizer.path  # which for a model may end in .bin
+        beside = path.with_name("tokenizer.bin") if tokenizer.kind == OF_MODEL else path.with_suffix(".bin")
+        output = options.output or beside
+        if tokenizer.kind == OF_MODEL and output.exists() and output.samefile(path):
+            raise UsageError(f"--output = {output}, which is the model")
+        export_bin(tokenizer, output, options.indexed)
     elif options.command == "encode":
         text = sys.stdin.read() if options.text is None else options.text
         print(*tokenizer.encode(text, options.bos, options.eos, options.special))

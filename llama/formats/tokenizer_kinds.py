@@ -9,7 +9,12 @@ from pathlib import Path
 from llama.files import reading
 
 BEGINNING = 4096  # bytes that are looked at
+MODELS = (b"GGUF", b"24ka\3\0\0\0")  # what files begin with that may hold one, GGUF and v3
 TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # the first line of a file of ranks
+
+
+def is_model(data: bytes) -> bool:
+    return data.startswith(MODELS)
 
 
 def is_tiktoken(data: bytes) -> bool:
@@ -31,4 +36,4 @@ def is_foreign(path: Path) -> bool:
         return False
     with reading(path) as file:
         data = file.read(BEGINNING)
-    return is_json(path, data) or is_tiktoken(data) or is_sentencepiece(data)
+    return is_model(data) or is_json(path, data) or is_tiktoken(data) or is_sentencepiece(data)

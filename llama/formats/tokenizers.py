@@ -1,7 +1,8 @@
 """Tokenizers of Llama models: text to ids and back, whatever file they are in.
 
 It reads sentencepiece models, Llama 3's tokenizer.model, a tokenizer.json of Hugging Face (characters as
-Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), a tokenizer.bin of llama2.c or our own.
+Llama 2 has them, byte-level as Llama 3, GPT-2 and SmolLM, Unigram), a tokenizer.bin of llama2.c or our own,
+and what is in the file of a model (v3, GGUF).
 
     tokenizer = load("tok4096.model")
     assert tokenizer.decode(tokenizer.encode("Once upon a time", bos=True)) == "Once upon a time"
@@ -26,14 +27,14 @@ from llama.files import write_aside
 from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
 from llama.formats.added_tokens import adds_to, with_added
-from llama.formats.kinds import whole
+from llama.formats.kinds import checked_start, whole
 from llama.formats.sentencepiece_model import opened, read_sentencepiece
-from llama.formats.tokenizer_kinds import is_json, is_tiktoken
+from llama.formats.tokenizer_kinds import is_json, is_model, is_tiktoken
 from llama.formats.vocabulary import Vocabulary, count_bin
 
 __all__ = ["Tokenizer", "count_bin", "export_bin", "load", "to_bin", "to_llama2c_bin", "well_formed"]
 
-SENTENCEPIECE = "sentencepiece"
+SENTENCEPIECE, OF_MODEL = "sentencepiece", "of a model"
 SPACES_IN_FRONT = tokens.PREFIX | tokens.PREFIX_EACH | tokens.PREFIX_UNLESS_SPACE
 
 # ---------------------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # "llama3", "tokenizer.json", "tokenizer.bin", SENTENCEPIECE, or that with added tokens
+    kind: str  # llama3, tokenizer.json, tokenizer.bin, OF_MODEL, SENTENCEPIECE, or that with added tokens
     data: bytes = field(repr=False)  # a file that says all of it: the one at path, or the indexed form
     vocab_size: int
     bos_id: int  # -1: none
@@ -137,6 +138,8 @@ def load(path: str | Path, most: int | None = None) -> Tokenizer:
 
 def load_file(path: Path, most: int | None) -> Tokenizer:
     """What load does with a file."""
+    if is_model(checked_start(path)):
+        return load_of_model(path)
     data = whole(path)
     if tokens.is_indexed(data):
         return load_vocabulary(path, "tokenizer.bin", data, tokens.read_indexed(path, data))
@@ -146,6 +149,16 @@ def load_file(path: Path, most: int | None) -> Tokenizer:
         vocabulary = tokenizer_json.read(path, data, most)
         return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
     return load_sentencepiece(path, data, most) or load_llama2c(path, data)
+
+
+def load_of_model(path: Path) -> Tokenizer:
+    """The tokenizer in the file of a model. Raises BadFileError, OSError."""
+    from llama.formats.models import open_source  # which imports this module
+
+    vocabulary = open_source(path).vocabulary()
+    if vocabulary is None:
+        raise BadFileError(f"{path}: is a model without a tokenizer in it")
+    return load_vocabulary(path, OF_MODEL, vocabulary.indexed, vocabulary)
 
 
 def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:

@@ -168,6 +168,7 @@ static bool is_tiktoken(const uint8_t *data, uint64_t size) {
 static const char *tokenizer_kind(const uint8_t *data, uint64_t size) {
     if (is_tiktoken(data, size)) return "a tiktoken file, as of Llama 3";
     if (size < 16) return NULL;
+    if (memcmp(data, "24ka", 4) == 0 || memcmp(data, "GGUF", 4) == 0) return "a model";
     if (data[0] == '{' && memchr("\r\n\t \"", data[1], 5)) return "a JSON file, such as a tokenizer.json";
     return data[0] == '\n' && data[2] == '\n' && data[1] >= data[3] + 2 ? "a sentencepiece model" : NULL;
 }

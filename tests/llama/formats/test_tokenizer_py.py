@@ -12,8 +12,9 @@ from gguf_files import SMALL, random_source
 from helpers import ROOT, environment, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import smollm2_path
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from torch_formats import export_bin
+from torch_formats import export_bin, export_v3
 
 import llama
 import tokenizer as program
@@ -458,6 +459,27 @@ def test_the_commands_train_export_encode_decode_and_info_work_together(tmp_path
     run("export", model, "--output", tmp_path / "x.bin", "--indexed")
     assert run("encode", tmp_path / "x.bin", "the  cat", "--bos").split() == ids
     assert "merges      characters by scores\nspecial     2: <s> </s>\n" in run("info", tmp_path / "x.bin")
+
+
+def test_the_tokenizer_in_a_model_is_one(tmp_path, capfd):
+    """In a v3 file and in a GGUF, wherever one is loaded; its export is not written over the model."""
+    text = "Once upon a time, Zoë <|im_start|>"
+    for path, ids in (
+        (ROOT / "llama/models/stories.bin", llama.Llama().encode(text, bos=False)),
+        (smollm2_path(), llama.Llama(smollm2_path()).encode(text, bos=False)),
+    ):
+        model = tmp_path / f"model{path.suffix}"
+        model.symlink_to(path)
+        known = tokenizers.load(model)
+        assert known.encode(text) == ids
+        assert known.decode(ids) == text
+        assert llama.Tokenizer(model).encode(text, bos=False) == ids
+        program.main(["export", str(model)])
+        assert llama.Tokenizer(tmp_path / "tokenizer.bin").encode(text, bos=False) == ids
+        assert "which is the model" in refused(capfd, "export", model, "--output", path)
+    bare = random_source(Config(**SMALL))
+    export_v3(tmp_path / "bare.bin", bare.config, bare.tensors)
+    assert "is a model without a tokenizer in it" in refused(capfd, "info", tmp_path / "bare.bin")
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage garbage", b"\x0a\x01"])
