@@ -28,6 +28,8 @@ FUZZERS = model adapter restore tokenizer encode stream sampler options
 GUIDED = gguf safetensors config pickle tokenizer_json template
 FUZZ_SECONDS = 120
 FUZZ_SEED := $(shell date +%s)
+AUDIT = build/audit
+AUDITORS = pip-audit==2.10.1 cyclonedx-bom==7.5.0
 NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
 QEMU = qemu-aarch64 -L /usr/aarch64-linux-gnu
@@ -46,7 +48,7 @@ pytest_aside = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(1)/lib $(BIN)/python -m p
 
 .DEFAULT_GOAL := help
 .PHONY: help run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench clients load gpu \
-	sanitize $(SANITIZE)/lib tsan valgrind fuzz $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) faults hostile kills soak clean
+	sanitize $(SANITIZE)/lib tsan valgrind fuzz $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) faults hostile kills audit soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -294,6 +296,18 @@ lines: $(VENV)/installed runfast ## count the lines of Python that the tests rea
 
 mutants: $(VENV)/installed ## change the core in small ways, and count what the tests notice (MUTANTS="sampler --minutes 20")
 	$(BIN)/python tests/mutants/mutate.py $(MUTANTS)
+
+# Of what pip installs with the package, torch and the tests left out. Holes are looked up at pypi.org; what is not
+# found there fails.
+audit: ## list all that the package depends on (build/audit/cria.cdx.json), and look for known holes in it
+	rm -rf $(AUDIT)
+	$(PYTHON) -m venv $(AUDIT)/package
+	$(PYTHON) -m venv $(AUDIT)/tools
+	$(AUDIT)/package/bin/python -m pip install --quiet ".[hub,chat,serve,gguf]"
+	$(AUDIT)/tools/bin/python -m pip install --quiet $(AUDITORS)
+	$(AUDIT)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file $(AUDIT)/cria.cdx.json $(AUDIT)/package
+	$(AUDIT)/package/bin/python -m pip freeze --exclude cria --exclude setuptools > $(AUDIT)/installed.txt
+	$(AUDIT)/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/installed.txt
 
 # What is too long for every change, and is run before a release.
 soak: ## do all of the long checks, one after the other (hours)
