@@ -253,13 +253,20 @@ class Dropout(nn.Dropout):
         return x * kept.to(x.dtype).mul_(65536 / (65536 - dropped))
 
 
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's, whose kernels want a weight of the type of x; FSDP gathers it in that of the products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Block(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.attention = Attention(config, layer)
         self.feed_forward = FeedForward(config)
-        self.attention_norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -292,6 +299,27 @@ def as_it_is(weight: Tensor) -> Tensor:
     return weight
 
 
+class Classifier(nn.Linear):
+    """From the normalised residual stream to logits, or to the loss, which never has all logits at once."""
+
+    weight_as: Callable[[Tensor], Tensor] = staticmethod(as_it_is)  # training/qat.py rounds it
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, counts: Tensor | None = None, body: Any = None
+    ) -> Tensor:
+        """Logits (..., V) of x (..., D); with targets (R, N) the sums (R) of the losses of x (R, N, D).
+
+        counts (R, N): what each target counts. body: softmax_loss, or what stands in its place.
+        """
+        weight = self.weight_as(self.weight)
+        if hasattr(weight, "to_local"):  # of ranks that share blocks (training/tensor_parallel.py)
+            weight = weight.to_local()
+        if targets is None:
+            return F.linear(x, weight)
+        rows = zip(x, targets, counts, strict=True)
+        return torch.stack([cross_entropy_sum(row, weight, *goal, body) for row, *goal in rows])
+
+
 class Llama(nn.Module):
     """A Llama of the given shape, with fresh weights.
 
@@ -306,12 +334,11 @@ class Llama(nn.Module):
         self.config, self.checkpointing, self.keeps = config, checkpointing, keeps
         self.compiled = False
         self.softmax_loss: SoftmaxLoss = softmax_loss
-        self.classifier_as: Callable[[Tensor], Tensor] = as_it_is  # training/qat.py rounds it
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = Classifier(config.dim, config.vocab_size, bias=False)
         if config.tied:
             self.output.weight = self.tok_embeddings.weight
         self.init_weights()
@@ -360,7 +387,7 @@ class Llama(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits (..., V) of the residual stream x (..., D), normalised."""
-        return F.linear(x, self.classifier_as(self.output.weight))
+        return self.output(x)
 
     def _document_mask(self, doc_ids: Tensor) -> Mask:
         """Who may attend to whom, in the form that costs least here."""
@@ -411,11 +438,7 @@ class Llama(nn.Module):
         counts = counts if weights is None else counts * weights
         if not each:
             x, targets, counts = x.flatten(0, 1)[None], targets.flatten()[None], counts.flatten()[None]
-        rows = zip(x, targets, counts, strict=True)
-        weight, body = self.classifier_as(self.output.weight), self.softmax_loss
-        if hasattr(weight, "to_local"):  # of ranks that share blocks (training/tensor_parallel.py)
-            weight = weight.to_local()
-        sums = torch.stack([cross_entropy_sum(row, weight, *goal, body) for row, *goal in rows])
+        sums = self.output(x, targets, counts, self.softmax_loss)
         return (sums, counts.sum(dim=1)) if each else (sums.sum(), counts.sum())  # no view: FSDP warns of one
 
 

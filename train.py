@@ -76,6 +76,7 @@ def begin(options: Options, ranks: Ranks, said: Collection[str]) -> Run:
     lora = models.lora_of(options, start)
     config = models.config_of(options, source, folder, shards[0].vocab_size)
     model = models.make_model(options, ranks, config, lora)
+    parallel.keep_memory(model)
     batches = open_run(options, ranks, "train")
     if options.epochs:
         options.max_steps = batches.steps_of(options.epochs)
@@ -383,7 +384,6 @@ def run_from(arguments: list[str]) -> None:
     models.check_said(chosen, said)
     window_of(chosen.profile)
     chosen.data = chosen.data or find_data()
-    parallel.keep_memory()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     cut = Cut(chosen.replicas, chosen.tensor_parallel, chosen.offload, chosen.defer_reduction)

@@ -56,9 +56,10 @@ class Same:
 
 
 def our_step(config: Config, options: Options, batches: Same) -> Step:
-    parallel.keep_memory()
+    model = Llama(config)
+    parallel.keep_memory(model)
     ranks = parallel.start("cpu", "ddp")
-    run = make_run(Llama(config), options, ranks, batches)
+    run = make_run(model, options, ranks, batches)
     return lambda: train_step(run)
 
 

@@ -125,7 +125,7 @@ def generate_together(
     def steps() -> Iterator[list[int | None]]:
         """A token of each text, None of one that has ended."""
         positions = min(len(ids) + max_new_tokens - 1, context)  # the last token is not run, so it takes none
-        weight = model.tok_embeddings.weight
+        weight = model.norm.weight  # of the type of the residual stream
         cache = Cache(model.config, n, positions, weight.device, weight.dtype)
         new: list[Sequence[int]] = [ids] * n
         found: list[int | None] = list(ids[:1]) * n

@@ -25,7 +25,6 @@ from llama.formats import adapters
 from llama.formats.adapters import SETTINGS, WEIGHTS, their_names
 from llama.formats.config import Config
 from llama.formats.huggingface import NAMES, halves_to_pairs, pairs_to_halves, rotated_heads
-from llama.formats.source import EMBEDDING
 from model import Llama
 from training.few_bits import Nf4Linear
 from training.weights import from_torch, to_torch
@@ -87,10 +86,12 @@ def add_lora(model: Llama, lora: Lora) -> None:
 
 
 def narrow(model: Llama, dtype: torch.dtype) -> None:
-    """Stores frozen matrices in dtype, but for the embedding, where the residual stream begins."""
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and parameter.ndim == 2 and name != EMBEDDING:
+    """Stores frozen matrices in dtype. The residual stream stays float32, also where it begins."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.ndim == 2:
             parameter.data = parameter.data.to(dtype)
+    if model.tok_embeddings.weight.dtype != torch.float32:
+        model.tok_embeddings.register_forward_hook(lambda _module, _tokens, rows: rows.float())
 
 
 def is_lora(name: str) -> bool:

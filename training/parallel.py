@@ -32,6 +32,7 @@ from llama.errors import UsageError
 from training import tensor_parallel
 
 LEAVING = timedelta(seconds=5)  # for others, of a rank that failed
+SMALL = 1 << 29  # weights of a model that leaves room for what is kept besides (keep_memory)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -168,12 +169,15 @@ def stop(ranks: Ranks, failed: bool = False) -> None:
         dist.destroy_process_group(group)
 
 
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory; no effect with other C libraries.
+def keep_memory(model: nn.Module) -> None:
+    """Tells glibc to keep freed memory, where a model is small; no effect with other C libraries.
 
-    The tensors of a step on the CPU are megabytes each, which malloc would map afresh and give back every
-    time; touching fresh pages costs more than the arithmetic.
+    The tensors of a step on the CPU are megabytes each then, which malloc would map afresh and give back
+    every time; touching fresh pages costs more than the arithmetic. Blocks of a large model that FSDP gathers
+    and drops would not fit into each other's holes: the process would grow by one after the other.
     """
+    if sum(parameter.numel() for parameter in model.parameters()) > SMALL:
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         trim_threshold, mmap_threshold = -1, -3
@@ -192,7 +196,8 @@ def shard(model: nn.Module, ranks: Ranks, mesh: DeviceMesh, dtype: str) -> None:
     """FSDP: cuts each block, and then what is left, into shards.
 
     Blocks are gathered in the type they are multiplied in, so that autocast makes no copies of them that live
-    until the backward pass. The embedding stays float32: the residual stream begins with it.
+    until the backward pass. The embedding stays as it is: the residual stream begins with it. Where it is not
+    the classifier too, each of them is whole only while it is used.
     """
     of_blocks = MixedPrecisionPolicy(DTYPES[dtype], torch.float32, cast_forward_inputs=False)
     among = mesh["replica", "shard"] if ranks.cut.replicas > 1 else mesh["shard"]
@@ -200,6 +205,8 @@ def shard(model: nn.Module, ranks: Ranks, mesh: DeviceMesh, dtype: str) -> None:
     offload = CPUOffloadPolicy(pin_memory=cuda) if ranks.cut.offload else OffloadPolicy()
     for block in model.layers:
         fully_shard(block, mesh=among, mp_policy=of_blocks, offload_policy=offload)
+    for table in () if model.config.tied else (model.tok_embeddings, model.output):
+        fully_shard(table, mesh=among, offload_policy=offload)
     fully_shard(model, mesh=among, offload_policy=offload)
 
 

@@ -136,4 +136,4 @@ def add_qat(model: Llama, dtype: str) -> None:
                 setattr(part, name, Matrix(getattr(part, name), dtype, enters=name in ("wo", "w2")))
         block.attention_norm, block.ffn_norm = Norm(block.attention_norm), Norm(block.ffn_norm)
     model.tok_embeddings, model.norm = Embedding(model.tok_embeddings), Norm(model.norm)
-    model.classifier_as = partial(weights_in, dtype="int8")
+    model.output.weight_as = partial(weights_in, dtype="int8")

@@ -38,6 +38,13 @@ class Whole(ParallelStyle):
         return distribute_module(module, mesh, None, enter, leave)
 
 
+class Kept(ParallelStyle):
+    """A module whose parameters every rank has as a whole, and takes to be plain by itself."""
+
+    def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        return distribute_module(module, mesh)
+
+
 def entrance(arguments: int) -> PrepareModuleInput:
     """Makes x, the first argument, a DTensor of all products, so that its gradient is added up once."""
     layouts = (Replicate(), None)[:arguments]
@@ -65,6 +72,6 @@ def share(model: Llama, mesh: DeviceMesh) -> None:
     check(model.config, mesh.size())
     for block in model.layers:
         parallelize_module(block, mesh, of_block())
-    parallelize_module(model, mesh, {name: Whole() for name in ("tok_embeddings", "norm", "output")})
+    parallelize_module(model, mesh, {"tok_embeddings": Whole(), "norm": Whole(), "output": Kept()})
     if model.config.tied:  # two of one, by now
         model.output.weight = model.tok_embeddings.weight

@@ -35,6 +35,6 @@ def train_here(monkeypatch) -> Callable[..., None]:
     """train.py in this process, where one of its own would say no more. Signals are left alone."""
     program = importlib.import_module("train")
     monkeypatch.setattr(program, "listen", lambda run: None)
-    monkeypatch.setattr(parallel, "keep_memory", lambda: None)
+    monkeypatch.setattr(parallel, "keep_memory", lambda model: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     return lambda *said: program.run_from([os.devnull, *SHAPE, *QUIET, *said])

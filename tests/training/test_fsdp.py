@@ -6,6 +6,7 @@ All in one test, as the ranks take longer to start than to learn.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from test_packing import weights_after
 from test_pairs import after_steps
 from test_parallel import SHAPE
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from model import Llama
 from training import models
@@ -53,6 +54,27 @@ def adapters_after(ranks: Ranks) -> dict[str, torch.Tensor]:
         train_step(run)
         run.progress.step += 1
     return whole_weights(run.model, adapters=True)
+
+
+def tables_after(ranks: Ranks) -> tuple[list[list[str]], dict[str, torch.Tensor]]:
+    """Of an embedding and a classifier: which are whole as blocks begin, and the weights after two steps."""
+    with torch.device("meta"):
+        model = Llama(replace(SHAPE, tied=False))
+    options = Options(batch_size=4, max_seq_len=16, warmup_steps=0, learning_rate=0.01)
+    run = make_run(model, options, ranks, Numbers(ranks))
+    torch.manual_seed(1)
+    models.fill_weights(model, None)
+    tables, whole = {"embedding": model.tok_embeddings, "classifier": model.output}, []
+
+    def look(*_: Any) -> None:
+        whole.append([name for name, table in tables.items() if not isinstance(table.weight, DTensor)])
+
+    for block in model.layers:
+        block.register_forward_pre_hook(look)
+    for _ in range(2):
+        train_step(run)
+        run.progress.step += 1
+    return whole, whole_weights(run.model)
 
 
 def matrices_after(ranks: Ranks) -> list[torch.Tensor]:
@@ -97,6 +119,7 @@ def all_of(ranks: Ranks) -> dict[str, Any]:
         "conversations": weights_after(ranks),
         "pairs": after_steps(ranks),
         "adapters": adapters_after(ranks),
+        "tables": tables_after(ranks),
     }
 
 
@@ -117,3 +140,7 @@ def test_two_ranks_learn_what_one_process_learns(tmp_path):
     assert found.keys() == adapted.keys()
     for name, weight in adapted.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
+    (whole, found), (_, expected) = ranks[0]["tables"], tables_after(alone())
+    assert whole == [[]] * 4  # two blocks, twice
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4, msg=name)

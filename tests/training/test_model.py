@@ -322,6 +322,15 @@ def test_documents_in_blocks_equal_the_dense_mask(monkeypatch):
                 torch.testing.assert_close(found[2][name], gradient, rtol=1e-4, atol=1e-4)
 
 
+def test_a_norm_takes_a_weight_of_another_type(recwarn):
+    """As FSDP gathers it; PyTorch warns of one, and takes a slower way."""
+    norm, x, weight = module.RMSNorm(32, 1e-5), torch.randn(2, 3, 32), torch.randn(32).bfloat16()
+    norm.weight.data = weight
+    expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight.float()
+    torch.testing.assert_close(norm(x), expected)
+    assert not recwarn.list
+
+
 def test_dropout_works_in_training_only():
     model, text = fresh(Config(**TINY, dropout=0.5)), tokens()
     assert not torch.equal(model(text), model(text))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,18 @@ from training.parallel import Flag, Ranks
 from training.shards import Shard
 
 SHAPE = Config(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, max_seq_len=16)
+
+
+@pytest.mark.parametrize(("vocab_size", "kept"), [(64, 2), (1 << 25, 0)])
+def test_freed_memory_is_kept_beside_a_small_model_alone(monkeypatch, vocab_size, kept):
+    """A heap that keeps what FSDP gathers of a large one would grow until nothing is left."""
+    said = []
+    monkeypatch.setattr(
+        parallel.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: said.append(_))
+    )
+    with torch.device("meta"):
+        parallel.keep_memory(Llama(replace(SHAPE, vocab_size=vocab_size)))
+    assert len(said) == kept
 
 
 # --- The flag that ends a run
