@@ -79,6 +79,7 @@ KINDS = {
 
 
 TOKENIZERS = {  # that tokenizer.py reads
+    "gguf": "a model",
     "json": "a JSON file, such as a tokenizer.json",
     "sentencepiece": "a sentencepiece model",
 }
@@ -108,7 +109,7 @@ def test_a_file_of_another_kind_is_no_tokenizer(path, program, kind):
     message = f"{other}: can't be read as a tokenizer: it is {name}"
     if kind in TOKENIZERS:
         message = told(TOKENIZERS[kind], other)
-    if kind == "sentencepiece" and program == "python":
+    if kind in ("gguf", "sentencepiece") and program == "python":
         pytest.skip("python -m llama.run reads such a file")
     assert_bad_file(program, path, message, "-z", other)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Shape, reference_logits
-from helpers import PROGRAMS, ROOT, run
+from helpers import ROOT
 from test_forward import Engine, isas, random_ids, relative
 from test_shipped import STORY
 
@@ -178,12 +178,21 @@ def test_names_are_those_of_c():
 # --- The model that ships
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_model_that_ships_tells_the_same_story(program):
+def test_the_model_that_ships_tells_the_same_story():
+    """But where two tokens are as good as equally likely, which no type is asked to decide alike."""
     model = ROOT / "llama/models/stories.bin"  # by name: a build elsewhere does not find it
-    texts = [run(program, str(model), "-t", "0", "-n", "120", "--kv", kv, cwd=ROOT).stdout for kv in KV]
-    assert len(texts[0]) > 400
-    assert len(set(texts)) == 1
+    for isa in isas(model):
+        engine, ids, logits = Engine(model, kernels=isa, context=128), [1], []
+        for position in range(120):
+            logits.append(engine.logits(ids[-1:], position)[0])
+            ids.append(int(logits[-1].argmax()))
+        exact = np.array(logits)
+        second, first = np.sort(exact)[:, -2:].T
+        for kv in TORCH:
+            rounded = Engine(model, kernels=isa, context=128, kv=kv).logits(ids[:-1])
+            assert relative(rounded - exact, exact) < 2e-2
+            changed = rounded.argmax(axis=1) != ids[1:]
+            assert (first - second)[changed].max(initial=0) < 0.2, f"{isa}, {KV[kv]}"
 
 
 def test_the_model_that_ships_predicts_as_well():
