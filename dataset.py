@@ -4,6 +4,7 @@
     python dataset.py chat --input chats.jsonl --model MODEL --output data/chats --show 3
     python dataset.py pretokenize --input books/ --tokenizer tok4096.model --output data/books --part 3/16
     python dataset.py merge data/books         # of the 16 parts, which many machines may write, one folder
+    python dataset.py expect data/books --model MODEL    # for train.py --teachers=stored to learn from it
     python dataset.py reverse                  # a toy task in data/reverse: hello=olleh
     python dataset.py info data/books --check  # what it holds; reads every byte and compares checksums
 
@@ -13,6 +14,7 @@ A folder of tokens:
     tokenizer.model      the tokenizer's file; tokenizer.bin for the C engine beside it
     train/00000.tokens   shards, in the order of the text
     val/00000.tokens
+    train/00000.expected what a model expects of each token, by dataset.py expect (training/expected.py)
 
 A shard: a header of 4096 bytes (JSON, padded with spaces), the tokens as uint16 (uint32 from a vocabulary of
 65537 on) padded to 8 bytes, then for each document where it ends, as uint64. Little-endian. A document is BOS
@@ -34,12 +36,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llama.cache import DTYPES
 from llama.command import Parser, run_command
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.texts import told
 from training.conversations import Encoder, coloured
+from training.expected import check_beside, expect, path_of
 from training.named import open_text
 from training.parts import WHOLE, merge, parse_part
 from training.pretokenize import Chats, Selection, add_writer_options, pretokenize, print_totals, totals
@@ -73,6 +77,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--template", choices=BUILT_IN, help="instead of the one that it has")
     command.add_argument("--show", type=int, default=0, metavar="N", help="print N, what is learnt in colour")
     add_output_options(command)
+    command = commands.add_parser("expect", help="what a model expects of each token, for train.py to learn")
+    command.add_argument("folder", type=Path, help="a folder of text that pretokenize wrote")
+    command.add_argument("--model", required=True, help="of any format and vocabulary, or a hub name")
+    command.add_argument("--top", type=int, default=16, help="tokens kept at each place (%(default)s)")
+    command.add_argument("--dtype", choices=DTYPES, help="of a model to convert (int8; bf16 for a small one)")
+    command.add_argument("--device", default="cpu", help="cpu: by the engine; cuda: by PyTorch (%(default)s)")
     command = commands.add_parser("merge", help="parts to one folder")
     command.add_argument("folder", type=Path, help="the --output of the parts")
     command = commands.add_parser("reverse", help="the toy task: hello=olleh")
@@ -140,6 +150,8 @@ def print_info(folder: Path, check: bool) -> None:
         for shard in shards:
             if check:
                 check_shard(shard)
+                if path_of(shard).exists():
+                    check_beside(shard)
         print_totals(folder, {split: totals(shards)})
     print(f"{folder}: vocabulary {shards[0].vocab_size}" + (", all bytes as written" if check else ""))
 
@@ -152,6 +164,9 @@ def main(arguments: list[str]) -> None:
         print_info(options.folder, options.check)
     elif options.command == "chat":
         print_totals(options.output, chat_command(options)["splits"])
+    elif options.command == "expect":
+        mass = expect(options.folder, options.model, options.top, options.dtype, options.device)
+        print(f"{options.folder}: {mass:.1%} of all probability; train.py --teachers=stored learns it")
     elif options.command == "merge":
         print_totals(options.folder, merge(options.folder)["splits"])
     elif options.command == "reverse":

@@ -305,7 +305,11 @@ class Classifier(nn.Linear):
     weight_as: Callable[[Tensor], Tensor] = staticmethod(as_it_is)  # training/qat.py rounds it
 
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, counts: Tensor | None = None, body: Any = None
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        counts: Tensor | None = None,
+        body: SoftmaxLoss | None = None,
     ) -> Tensor:
         """Logits (..., V) of x (..., D); with targets (R, N) the sums (R) of the losses of x (R, N, D).
 
@@ -317,7 +321,9 @@ class Classifier(nn.Linear):
         if targets is None:
             return F.linear(x, weight)
         rows = zip(x, targets, counts, strict=True)
-        return torch.stack([cross_entropy_sum(row, weight, *goal, body) for row, *goal in rows])
+        return torch.stack(
+            [cross_entropy_sum(row, weight, *goal, body or softmax_loss) for row, *goal in rows]
+        )
 
 
 class Llama(nn.Module):

@@ -345,17 +345,31 @@ class Llama:
         import numpy as np  # here, because importing it takes longer than opening a model
 
         tokens = token_ids(ids)
+        logits = np.empty((len(tokens), self.config.vocab_size), dtype=np.float32)
+        begin = 0
+        for part in self.logits_in_parts(tokens):
+            logits[begin : begin + len(part)] = part
+            begin += len(part)
+        return logits
+
+    def logits_in_parts(self, ids: Iterable[int]) -> Iterator[np.ndarray]:
+        """The same, of some tokens after another: (n, vocab_size) each, so that a long text takes little
+        memory. No other text goes on meanwhile.
+        """
+        import numpy as np
+
+        tokens = token_ids(ids)
         if len(tokens) > self.context:
             raise UsageError(f"{len(tokens)} tokens do not fit in the context of {self.context} positions")
-        logits = np.empty((len(tokens), self.config.vocab_size), dtype=np.float32)
         with self._reader() as sequence:
             batch = lib.llama_context_options(self._context).batch
             for start in range(0, len(tokens), batch):
                 part = tokens[start : start + batch]
                 rows = [(token, start + i, sequence, 1) for i, token in enumerate(part)]
-                out = ffi.from_buffer("float[]", logits[start : start + len(rows)], require_writable=True)
+                logits = np.empty((len(rows), self.config.vocab_size), dtype=np.float32)
+                out = ffi.from_buffer("float[]", logits, require_writable=True)
                 call(lib.llama_forward, self._context, rows, len(rows), out)
-        return logits
+                yield logits
 
     def score(self, ids: Sequence[int]) -> list[float]:
         """The log-probability, in nats, of each token but the first after those before it: T - 1 of T tokens.

@@ -7,6 +7,10 @@ q is the mean of the teachers' probabilities (Hinton et al., Distilling the Know
 large as its teacher ends better than that (Furlanello et al., Born-Again Networks, 2018). Teachers have the
 vocabulary of the data, and any shape.
 
+A teacher of any other vocabulary is read once for all: dataset.py expect writes what it expects beside the
+data (training/expected.py), the few most likely tokens of each place, and --teachers=stored learns it. What
+q lacks of 1 there is the text's.
+
 Left out on purpose: temperatures, and hidden layers as targets.
 """
 
@@ -19,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from llama.errors import BadFileError
-from model import Llama
+from model import Llama, SoftmaxLoss
 from training.models import open_for
-from training.objectives import LANGUAGE
-from training.options import Options
+from training.objectives import LANGUAGE, Objective
+from training.options import STORED, Options
 from training.weights import model_of
 
 
@@ -78,8 +82,53 @@ class Distillation:
         return torch.stack([logits.softmax(dim=1, dtype=exact) for logits in outputs]).mean(dim=0)
 
 
-def distillation_of(student: Llama, options: Options, device: torch.device) -> Distillation:
+def sparse_loss(
+    hard: SoftmaxLoss, logits: Tensor, goal: Tensor, counts: Tensor, ids: Tensor, q: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the probabilities q (n, top) of ids (n, top) alone, by a softmax_loss.
+
+    -(1 - share sum q) log p(goal) - share sum of q log p(id): what exceeds the loss of the text is
+    share sum of q (logit of the goal - logit of the id).
+    """
+    exact, goals = torch.promote_types(logits.dtype, torch.float32), goal.clamp(min=0)[:, None]
+    counts, q = counts.to(exact), q.to(exact) * share
+    apart = logits.gather(1, goals).to(exact) - logits.gather(1, ids).to(exact)
+    more = (torch.linalg.vecdot(q, apart) * counts).sum()
+    total, gradient, _ = hard(logits, goal, counts)
+    gradient.scatter_add_(1, ids, (-q * counts[:, None]).to(gradient.dtype))
+    return total + more, gradient, gradient.gather(1, goals)[:, 0] - (1 - q.sum(dim=1)) * counts
+
+
+class Stored:
+    """The objective of batches that end with ids (B, T, top) and their probabilities: like Distillation."""
+
+    names = LANGUAGE.names
+
+    def __init__(self, student: Llama, share: float) -> None:
+        self.share, self.hard = share, student.softmax_loss
+        self.expected: tuple[Tensor, ...] = ()  # ids and probabilities of rows to come, (rows, top) each
+        student.softmax_loss = self.softmax_loss
+
+    def __call__(self, model: nn.Module, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        if not model.training:
+            self.expected = ()
+            return LANGUAGE(model, batch)
+        *plain, ids, probabilities = batch
+        self.expected = ids.flatten(0, 1), probabilities.flatten(0, 1)
+        return LANGUAGE(model, tuple(plain))
+
+    def softmax_loss(self, logits: Tensor, goal: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.expected:
+            return self.hard(logits, goal, counts)
+        ids, q = (part[: len(goal)] for part in self.expected)
+        self.expected = tuple(part[len(goal) :] for part in self.expected)
+        return sparse_loss(self.hard, logits, goal, counts, ids, q, self.share)
+
+
+def distillation_of(student: Llama, options: Options, device: torch.device) -> Objective:
     """What is learnt of the teachers that options name. Raises BadFileError for other tokens."""
+    if options.teachers == STORED:
+        return Stored(student, options.teacher_share)
     teachers = []
     for name in options.teachers.split(","):
         source = open_for(options, name, student.config.vocab_size)

@@ -27,6 +27,7 @@ else:
 
 
 LLAMA2_VOCAB_SIZE = 32000
+STORED = "stored"  # in the place of teachers: what one of them expects lies beside the data
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -90,7 +91,7 @@ class Options:
     documents: bool = False  # tokens attend within their document only
 
     # what is learnt of other models (training/distillation.py)
-    teachers: str = ""  # models whose mean probabilities are learnt beside the text, as a,b; empty: none
+    teachers: str = ""  # models with the data's tokens, as a,b; stored: what dataset.py expect wrote
     teacher_share: float = 0.5  # what they count, instead of the text
 
     # of data of pairs (training/objectives.py)

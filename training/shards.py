@@ -51,6 +51,7 @@ class Shard:
     next: Position = (0, 0)  # the document after the last one
     kind: str = "text"  # one of KINDS
     weights: np.ndarray | None = None  # (n_tokens) float16, of each as a target; None: all count 1
+    expected: np.ndarray | None = None  # (n_tokens) rows of training/expected.py, where they are learnt
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Tokens start to end as int64. Raises BadFileError for one outside the vocabulary."""
@@ -58,6 +59,20 @@ class Shard:
         if len(block) and block.max() >= self.vocab_size:
             raise BadFileError(f"{self.path}: token id = {block.max()}, allowed 0 to {self.vocab_size - 1}")
         return block
+
+    def read_expected(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is expected after tokens start to end: ids (n, top), int64, and probabilities, float32.
+
+        Raises BadFileError for an id outside the vocabulary, or what is no probability.
+        """
+        rows = self.expected[start:end]
+        ids, probabilities = rows["ids"].astype(np.int64), rows["probabilities"].astype(np.float32)
+        where = self.path.with_suffix(".expected")
+        if ids.max(initial=0) >= self.vocab_size:
+            raise BadFileError(f"{where}: token id = {ids.max()}, allowed 0 to {self.vocab_size - 1}")
+        if not (probabilities.min(initial=0) >= 0 and probabilities.sum(axis=1).max(initial=0) < 1.01):
+            raise BadFileError(f"{where}: has a row that is no probabilities, allowed 0 to 1 in all")
+        return ids, probabilities
 
 
 def token_type(vocab_size: int) -> np.dtype:

@@ -13,8 +13,9 @@ from torch import Tensor
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from training.batches import Batches, Sequences, Shuffled, in_turn
+from training.expected import open_beside
 from training.mixture import Mixture, parse_mixture
-from training.options import Options
+from training.options import STORED, Options
 from training.packing import Rows
 from training.pairs import Answers
 from training.parallel import Ranks
@@ -41,9 +42,15 @@ def open_parts(options: Options, split: str) -> list[tuple[str, Fraction, list[S
 
     Raises BadFileError for parts that can't be mixed.
     """
+    stored = split == "train" and options.teachers == STORED and not options.eval_only
+
+    def shards_of(folder: str) -> list[Shard]:
+        shards = open_split(folder, split)
+        return [open_beside(shard) for shard in shards] if stored else shards
+
     if not options.mixture:
-        return [(options.data, Fraction(1), open_split(options.data, split))]
-    parts = [(folder, share, open_split(folder, split)) for folder, share in parse_mixture(options.mixture)]
+        return [(options.data, Fraction(1), shards_of(options.data))]
+    parts = [(folder, share, shards_of(folder)) for folder, share in parse_mixture(options.mixture)]
     first = parts[0][2][0]
     for folder, _, (shard, *_) in parts:
         if shard.kind == "pairs":

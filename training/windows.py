@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llama.errors import BadFileError
 from model import IGNORE
+from training.prefetch import Batch
 from training.shards import Shard
 
 ROUNDS = 6  # of the Feistel network
@@ -31,15 +32,22 @@ class Stream:
     def __len__(self) -> int:
         return int(self.begins[-1])
 
-    def read(self, start: int, end: int) -> np.ndarray:
-        """Tokens start to end, int64, across shards."""
-        parts = []
+    def parts(self, start: int, end: int) -> Iterator[tuple[Shard, int, int]]:
+        """The shards that hold tokens start to end, with which of theirs these are."""
         for i in range(int(np.searchsorted(self.begins, start, "right")) - 1, len(self.shards)):
             begin = int(self.begins[i])
             if begin >= end:
                 break
-            parts.append(self.shards[i].read(max(0, start - begin), end - begin))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            yield self.shards[i], max(0, start - begin), min(end - begin, len(self.shards[i].tokens))
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Tokens start to end, int64, across shards."""
+        return np.concatenate([shard.read(*span) for shard, *span in self.parts(start, end)])
+
+    def expected(self, start: int, end: int) -> tuple[np.ndarray, ...]:
+        """The same of what is expected after them, where shards have it: ids and probabilities, (n, top)."""
+        found = (shard.read_expected(*span) for shard, *span in self.parts(start, end))
+        return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def permute(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
@@ -113,19 +121,28 @@ class Windows:
         """How many targets as many windows have."""
         return float(len(index) * self.seq_len)
 
-    def take(self, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+    def begins(self, index: np.ndarray) -> list[int]:
+        """Where in the stream the windows begin that come index-th (B)."""
+        found, epochs = np.empty(len(index), np.int64), index // self.windows
+        for epoch in np.unique(epochs):
+            found[epochs == epoch] = self.starts(int(epoch), index[epochs == epoch] % self.windows)
+        return found.tolist()
+
+    def take(self, index: np.ndarray) -> Batch:
         """The windows that come index-th (B): tokens, targets, doc_ids or None, int64 (B, seq_len) each.
 
-        The target of a document's last token is the BOS of the next: that is how a model learns to end.
+        Where shards have what is expected of their tokens, its ids (B, seq_len, top), int64, and their
+        probabilities, float32, come behind. The target of a document's last token is the BOS of the next:
+        that is how a model learns to end.
         """
-        epochs = index // self.windows
-        block = np.empty((len(index), self.seq_len + 1), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            rows = np.flatnonzero(epochs == epoch)
-            for row, start in zip(rows, self.starts(int(epoch), index[rows] % self.windows), strict=True):
-                block[row] = self.stream.read(int(start), int(start) + self.seq_len + 1)
+        begins = self.begins(index)
+        block = np.stack([self.stream.read(begin, begin + self.seq_len + 1) for begin in begins])
         tokens, targets = (torch.from_numpy(np.ascontiguousarray(b)) for b in (block[:, :-1], block[:, 1:]))
-        return tokens, targets, (tokens == self.bos_id).cumsum(1) if self.documents else None
+        batch = tokens, targets, (tokens == self.bos_id).cumsum(1) if self.documents else None
+        if self.stream.shards[0].expected is None:
+            return batch
+        rows = (self.stream.expected(begin, begin + self.seq_len) for begin in begins)
+        return *batch, *(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
 
 
 def val_windows(
