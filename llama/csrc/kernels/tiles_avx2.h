@@ -9,33 +9,44 @@
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
 
+enum { TILES_ROWS_AVX2 = 3 }; // of activations at once: sums of two halves of a tile take 12 of 16 registers
+
+// Keeps the compiler from adding in an order of its own, for which it moves products to memory and back.
+AVX2_INLINE __m256i kept_avx2(__m256i sum) {
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 // dot + products of 8 rows x 4 columns. maddubs takes unsigned x signed bytes and adds pairs in 16 bits with
-// saturation. Half bytes are small enough for it. Whole bytes are made signed again, and their signs moved over to
-// the activations: |w| <= 128 and |x| <= 127 give at most 2 x 128 x 127 = 32512, so all is exact.
-AVX2_INLINE __m256i dot_avx2(__m256i dot, __m256i w, __m256i x, const int type) {
-    __m256i pairs;
-    if (type == TILES_INT8) {
-        w = _mm256_xor_si256(w, _mm256_set1_epi8((char)128));
-        pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    } else {
-        pairs = _mm256_maddubs_epi16(w, x);
-    }
-    return _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+// saturation. Whole bytes are made signed again, and their signs moved over to the activations: |w| <= 128 and
+// |x| <= 127 give at most 2 x 128 x 127 = 32512, so all is exact.
+AVX2_INLINE __m256i add_int8_avx2(__m256i dot, __m256i w, __m256i magnitude, __m256i x) {
+    __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+    return kept_avx2(_mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+}
+
+// The same of half bytes, in 16 bits: those of a group are at most 8 x 2 x 15 x 127 = 30480.
+AVX2_INLINE __m256i add_int4_avx2(__m256i pairs, __m256i w, __m256i x) {
+    return kept_avx2(_mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, x)));
 }
 
 // Adds the products of one group: the 16 rows of a tile, in two halves, with n rows of activations.
-AVX2_INLINE void group_avx2(__m256i dot[2][2], const uint8_t *weights, const int8_t *x_q, int64_t x_stride,
-                            const int n, const int type) {
+AVX2_INLINE void group_avx2(__m256i dot[2][TILES_ROWS_AVX2], const uint8_t *weights, const int8_t *x_q,
+                            int64_t x_stride, const int n, const int type) {
     const __m256i low = _mm256_set1_epi8(15);
     const int chunks = tile_group_bytes(type) / 64;
+    __m256i pairs[2][TILES_ROWS_AVX2];
+    EACH (h, 2)
+        EACH (i, n) pairs[h][i] = _mm256_setzero_si256();
     EACH (c, chunks) {
         if (n == 1) _mm_prefetch(weights + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
         EACH (h, 2) {
             __m256i bytes = _mm256_loadu_si256((const __m256i *)(weights + c * 64 + h * 32));
             if (type == TILES_INT8) {
+                __m256i w = _mm256_xor_si256(bytes, _mm256_set1_epi8((char)128)), magnitude = _mm256_abs_epi8(w);
                 EACH (i, n) {
                     __m256i x = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 4));
-                    dot[h][i] = dot_avx2(dot[h][i], bytes, x, type);
+                    dot[h][i] = add_int8_avx2(dot[h][i], w, magnitude, x);
                 }
             } else {
                 __m256i first = _mm256_and_si256(bytes, low);
@@ -43,11 +54,14 @@ AVX2_INLINE void group_avx2(__m256i dot[2][2], const uint8_t *weights, const int
                 EACH (i, n) {
                     __m256i x0 = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 8));
                     __m256i x1 = _mm256_set1_epi32(load_i32(x_q + i * x_stride + c * 8 + 4));
-                    dot[h][i] = dot_avx2(dot_avx2(dot[h][i], first, x0, type), second, x1, type);
+                    pairs[h][i] = add_int4_avx2(add_int4_avx2(pairs[h][i], first, x0), second, x1);
                 }
             }
         }
     }
+    if (type == TILES_INT8) return;
+    EACH (h, 2)
+        EACH (i, n) dot[h][i] = _mm256_add_epi32(dot[h][i], _mm256_madd_epi16(pairs[h][i], _mm256_set1_epi16(1)));
 }
 
 // The outputs of a tile, of which `rows` rows exist, for n rows of activations from row i0 on.
@@ -58,11 +72,11 @@ AVX2_INLINE void tile_avx2(float *out, int64_t stride, const Rows *x, int32_t i0
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;
     const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;
     const uint8_t *tile = tensor_tile(w, r);
-    __m256 sum[2][2];
+    __m256 sum[2][TILES_ROWS_AVX2];
     EACH (h, 2)
         EACH (i, n) sum[h][i] = _mm256_setzero_ps();
     for (int32_t g = 0; g < groups; g++, x_q += TILE_GROUP) {
-        __m256i dot[2][2];
+        __m256i dot[2][TILES_ROWS_AVX2];
         EACH (i, n) { // whole bytes are made signed, so only half bytes have a zero to take off
             int32_t zero = type == TILES_INT8 ? 0 : -tile_zero(type) * x_sums[(int64_t)i * x_groups + g];
             dot[0][i] = dot[1][i] = _mm256_set1_epi32(zero);
@@ -88,8 +102,9 @@ AVX2_INLINE void matmul_tiles_avx2(float *out, int64_t stride, const Rows *x, in
                                    int32_t begin, int32_t end, const int type) {
     for (int32_t r = begin; r < end; r += TILE_ROWS) {
         int32_t i = 0, rows = MIN(TILE_ROWS, end - r);
-        for (; i + 2 <= n; i += 2) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 2, type);
-        if (i < n) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 1, type);
+        for (; i + 3 <= n; i += 3) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 3, type);
+        if (i + 2 == n) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 2, type);
+        if (i + 1 == n) tile_avx2(out + i * stride + r, stride, x, i, w, r, rows, 1, type);
     }
 }
 
