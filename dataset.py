@@ -43,7 +43,8 @@ from llama.formats import tokenizers
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.texts import told
 from training.conversations import Encoder, coloured
-from training.expected import check_beside, expect, path_of
+from training.expected import check_beside, path_of
+from training.expecting import expect
 from training.named import open_text
 from training.parts import WHOLE, merge, parse_part
 from training.pretokenize import Chats, Selection, add_writer_options, pretokenize, print_totals, totals
@@ -82,7 +83,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command.add_argument("--model", required=True, help="of any format and vocabulary, or a hub name")
     command.add_argument("--top", type=int, default=16, help="tokens kept at each place (%(default)s)")
     command.add_argument("--dtype", choices=DTYPES, help="of a model to convert (int8; bf16 for a small one)")
-    command.add_argument("--device", default="cpu", help="cpu: by the engine; cuda: by PyTorch (%(default)s)")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="the engine's, or PyTorch's"
+    )
     command = commands.add_parser("merge", help="parts to one folder")
     command.add_argument("folder", type=Path, help="the --output of the parts")
     command = commands.add_parser("reverse", help="the toy task: hello=olleh")

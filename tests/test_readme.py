@@ -83,9 +83,11 @@ def test_models_and_text_as_the_readme_says(tmp_path):
 
 @pytest.mark.slow
 def test_training_as_the_readme_says(checkout):
+    folder_with(checkout / "model", "{{ messages }}")  # another one's tokens, to learn from
     lines = [line for line in commands("Train one") if not line.startswith(SKIPPED)]
     assert len(lines) > 8
     for line in lines:
+        line = line.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "model")
         assert run(line, checkout) or line.startswith("python dataset.py"), line
     for model in (".", "larger", "mine"):
         assert (checkout / "out" / model / "loss.png").stat().st_size > 1000

@@ -8,7 +8,7 @@ large as its teacher ends better than that (Furlanello et al., Born-Again Networ
 vocabulary of the data, and any shape.
 
 A teacher of any other vocabulary is read once for all: dataset.py expect writes what it expects beside the
-data (training/expected.py), the few most likely tokens of each place, and --teachers=stored learns it. What
+data (training/expecting.py), the few most likely tokens of each place, and --teachers=stored learns it. What
 q lacks of 1 there is the text's.
 
 Left out on purpose: temperatures, and hidden layers as targets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,18 +20,10 @@ from llama.errors import BadFileError, UsageError
 from llama.formats import tokenizers
 from llama.native import SHIPPED
 from model import IGNORE, Config, Llama, softmax_loss
-from training import expected, pretokenize
+from training import expecting, pretokenize
 from training.distillation import Stored
-from training.expected import (
-    NONE,
-    Bridge,
-    EngineReader,
-    TorchReader,
-    check_beside,
-    expect,
-    open_beside,
-    path_of,
-)
+from training.expected import check_beside, open_beside, path_of
+from training.expecting import NONE, Bridge, EngineReader, TorchReader, Writer, expect
 from training.shards import HEADER_BYTES, open_split
 from training.tokenizers import train as train_tokenizer
 from training.windows import Windows
@@ -147,7 +140,7 @@ def test_tokens_of_parts_of_characters_and_names_lead_nowhere(folder):
 
 
 def test_beyond_the_models_context_nothing_is_expected(folder, monkeypatch):
-    writer = expected.Writer(EngineReader(str(SHIPPED)), tokenizers.load(folder), 4)
+    writer = Writer(EngineReader(str(SHIPPED)), tokenizers.load(folder), 4)
     ids = [1, *tokenizers.load(folder).encode(STORIES[6] * 2)]
     whole = writer.rows(ids)
     writer.reader.longest = 9
@@ -168,7 +161,7 @@ def test_what_was_stopped_goes_on_and_ends_the_same(folder, monkeypatch):
     whole = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
-    rows, calls = expected.Writer.rows, []
+    rows, calls = Writer.rows, []
 
     def stopped(self, ids):
         calls.append(len(ids))
@@ -176,7 +169,7 @@ def test_what_was_stopped_goes_on_and_ends_the_same(folder, monkeypatch):
             raise KeyboardInterrupt
         return rows(self, ids)
 
-    monkeypatch.setattr(expected.Writer, "rows", stopped)
+    monkeypatch.setattr(Writer, "rows", stopped)
     for _ in range(100):
         try:
             expect(folder, str(SHIPPED), top=3)
@@ -191,6 +184,25 @@ def test_what_was_stopped_goes_on_and_ends_the_same(folder, monkeypatch):
     calls.clear()
     expect(folder, str(SHIPPED), top=3)
     assert not calls  # nothing is done twice
+
+
+def test_another_model_of_the_same_name_is_read_anew(folder, tmp_path):
+    model = tmp_path / "model.bin"
+    model.write_bytes(SHIPPED.read_bytes())
+    expect(folder, str(model), top=1)
+    shard = open_split(folder, "train")[0]
+    first = path_of(shard).stat().st_mtime_ns
+    expect(folder, str(model), top=1)
+    assert path_of(shard).stat().st_mtime_ns == first
+    os.utime(model, (1, 1))
+    expect(folder, str(model), top=1)
+    assert path_of(shard).stat().st_mtime_ns != first
+
+
+def test_texts_that_a_model_can_not_spell_are_said(folder, monkeypatch):
+    monkeypatch.setattr(expecting, "places", lambda ids, pieces, text: None)
+    with pytest.raises(BadFileError, match=r"its texts are none that the tokens of .*stories\.bin spell"):
+        expect(folder, str(SHIPPED), top=5)
 
 
 def test_a_file_that_is_not_what_was_written_is_refused(folder):
@@ -238,12 +250,15 @@ def test_a_file_that_is_not_what_was_written_is_refused(folder):
         open_beside(shard)
 
 
-def test_what_can_not_be_expected_is_refused(folder, tmp_path):
+def test_what_can_not_be_expected_is_refused(folder, tmp_path, monkeypatch):
     for top in (0, 257):
         with pytest.raises(UsageError, match=f"top = {top}, allowed 1 to 256"):
             expect(folder, str(SHIPPED), top=top)
     with pytest.raises(BadFileError, match="holds neither"):
         expect(tmp_path, str(SHIPPED), top=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="device = 'cuda', but PyTorch finds no CUDA device"):
+        expect(folder, str(SHIPPED), top=1, device="cuda")
     with pytest.raises(BadFileError, match="nothing here"):
         expect(folder, str(tmp_path / "nothing here.bin"), top=1)
 
