@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from llama.formats.config import Config, RopeScaling, ffn_hidden_dim
 from llama.formats.rope import rope_frequencies, rope_magnitude
@@ -274,35 +273,10 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.ffn_norm(x)))
 
 
-ATTENTION_OPS = [
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
-KEPT = {  # operations whose results checkpointing keeps, by the name of what they are
-    "nothing": [],
-    "attention": ATTENTION_OPS,
-    "products": [torch.ops.aten.mm.default, *ATTENTION_OPS],
-}
-
-
-def checkpointed(block: nn.Module, x: Tensor, context: Context, keeps: str) -> Tensor:
-    """block(x, context), of which the backward pass computes again what it needs, but for KEPT[keeps]."""
-    if not KEPT[keeps]:
-        return checkpoint(block, x, context, use_reentrant=False)
-    contexts = functools.partial(create_selective_checkpoint_contexts, KEPT[keeps])
-    return checkpoint(block, x, context, use_reentrant=False, context_fn=contexts)
-
-
-def as_it_is(weight: Tensor) -> Tensor:
-    return weight
-
-
 class Classifier(nn.Linear):
     """From the normalised residual stream to logits, or to the loss, which never has all logits at once."""
 
-    weight_as: Callable[[Tensor], Tensor] = staticmethod(as_it_is)  # training/qat.py rounds it
+    weight_as: Callable[[Tensor], Tensor] = nn.Identity()  # training/qat.py rounds it
 
     def forward(
         self,
@@ -329,15 +303,15 @@ class Classifier(nn.Linear):
 class Llama(nn.Module):
     """A Llama of the given shape, with fresh weights.
 
-    checkpointing: do not keep the activations inside the blocks for the backward pass, compute them again,
-    but for what is named by keeps (KEPT).
     On the meta device (`with torch.device("meta")`) nothing is allocated: call to_empty, then init_weights or
     load_state_dict. There are no buffers.
     """
 
-    def __init__(self, config: Config, checkpointing: bool = False, keeps: str = "nothing") -> None:
+    run_block: Callable[..., Tensor] = staticmethod(nn.Module.__call__)  # or as training/recomputing.py does
+
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self.checkpointing, self.keeps = config, checkpointing, keeps
+        self.config = config
         self.compiled = False
         self.softmax_loss: SoftmaxLoss = softmax_loss
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
@@ -383,10 +357,7 @@ class Llama(nn.Module):
         context = self._context(tokens, doc_ids, cache)
         x = self.dropout(self.tok_embeddings(tokens))
         for block in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpointed(block, x, context, self.keeps)
-            else:
-                x = block(x, context)
+            x = self.run_block(block, x, context)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)

@@ -9,7 +9,6 @@ Probabilities of a row may add up to less than 1; a row of zeros says nothing.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from llama.errors import BadFileError
 from llama.files import reading
 from llama.formats.files import parse_json
-from training.shards import HEADER_BYTES, Shard, token_type
+from training.shards import HEADER_BYTES, Shard, checksum, token_type
 
 VERSION = 1
 TOP_MOST = 256
@@ -61,16 +60,6 @@ def read_head(path: Path) -> dict[str, Any]:
         found = f"version = {head['version']}, top = {head['top']}"
         raise BadFileError(f"{path}: {found}, allowed {VERSION}, and 1 to {TOP_MOST}")
     return head
-
-
-def checksum(path: Path) -> int:
-    """The crc32 of all after the header."""
-    crc = 0
-    with reading(path) as file:
-        file.seek(HEADER_BYTES)
-        while data := file.read(1 << 22):
-            crc = zlib.crc32(data, crc)
-    return crc
 
 
 def open_beside(shard: Shard) -> Shard:

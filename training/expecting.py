@@ -36,12 +36,10 @@ from llama.formats.tokenizers import Tokenizer
 from llama.formats.vocabulary import BYTE, TEXT, USER, Vocabulary
 from llama.hub import find
 from llama.names import opened
-from training.expected import TOP_MOST, checksum, head_of, open_beside, path_of, read_head, row_type
+from training.expected import TOP_MOST, head_of, open_beside, path_of, read_head, row_type
 from training.named import open_text
-from training.shards import HEADER_BYTES, Shard, open_split
+from training.shards import HEADER_BYTES, Shard, checksum, open_split
 from training.weights import model_of
-
-NONE = -1
 
 # ---------------------------------------------------------------------------------------------------------
 # From one vocabulary to another
@@ -77,7 +75,7 @@ class Bridge:
     """From the tokens of a model to those of a folder.
 
     first, later (V of the model): the token of the folder that each begins with, where a document begins and
-    behind that; NONE for one without a text. Where both have the same tokens, each is itself.
+    behind that; the folder's vocab_size for one without a text. With the same tokens each is itself.
     """
 
     def __init__(self, model: Tokenizer, folder: Tokenizer) -> None:
@@ -85,16 +83,17 @@ class Bridge:
         self.same = model.vocabulary.unpadded.pieces == folder.vocabulary.unpadded.pieces
         self.pieces, self.ours = printed(model.vocabulary), printed(folder.vocabulary)
         if self.same:
-            self.first = self.later = np.arange(folder.vocab_size)
+            self.first = self.later = np.arange(len(folder.vocabulary.unpadded.pieces))
             return
+        nothing = folder.vocab_size
         spaced = b"".join(self.pieces[i] for i in model.encode("a")) == b" a"  # a space stands in front
         texts = [text_of(piece) for piece in self.pieces]
         begins = [text[1:] if spaced and text[:1] == " " else text for text in texts]
-        self.first = np.array([[*folder.encode(text), NONE][0] if text else NONE for text in begins])
+        self.first = np.array([(folder.encode(text) or [nothing])[0] for text in begins])
         with speller(folder.vocabulary) as spell:
-            self.later = np.array([[*spell(text.encode()), NONE][0] if text else NONE for text in texts])
+            self.later = np.array([[*spell(text.encode()), nothing][0] for text in texts])
         ends = [i for i in (model.bos_id, model.eos_id) if i >= 0]
-        self.first[self.first == folder.vocabulary.unknown] = NONE
+        self.first[self.first == folder.vocabulary.unknown] = nothing
         self.first[ends] = self.later[ends] = folder.bos_id
 
     def rows(self, ids: Sequence[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -110,17 +109,9 @@ class Bridge:
         at, their_at = places(ids, self.ours, spelt), places(theirs, self.pieces, spelt)
         if at is None or their_at is None:
             return nothing
-        _, of_ours, of_theirs = np.intersect1d(last_at(at), last_at(their_at), return_indices=True)
-        return theirs, ends_of(at)[of_ours], ends_of(their_at)[of_theirs]
-
-
-def ends_of(at: np.ndarray) -> np.ndarray:
-    """The last token of those that end at one place, for each place."""
-    return np.flatnonzero(np.append(at[1:] != at[:-1], True))
-
-
-def last_at(at: np.ndarray) -> np.ndarray:
-    return at[ends_of(at)]
+        # Of several tokens that end at one place the last one is meant: the first of the reversed.
+        _, before, their_before = np.intersect1d(at[::-1], their_at[::-1], return_indices=True)
+        return theirs, len(at) - 1 - before, len(their_at) - 1 - their_before
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -195,28 +186,23 @@ def mark_of(name: str) -> str:
 def most_likely(logits: Tensor, where: Tensor, n: int, top: int) -> tuple[Tensor, Tensor]:
     """Of logits (m, V of the model) the ids (m, top) of n, and their probabilities, the greatest first.
 
-    where (V of the model): the id that each token counts for, n for none.
+    where: the id that each token of the model counts for, n for none; there may be more logits than tokens.
     """
     probabilities = logits.T.softmax(dim=0)  # tokens first: rows are added as they lie
     of_ours = torch.zeros(n + 1, logits.shape[0], device=logits.device)
-    of_ours.index_add_(0, where, probabilities)
+    of_ours.index_add_(0, where.to(logits.device), probabilities[: len(where)])
     found = of_ours[:n].T.topk(top, dim=1)
     return found.indices, found.values
 
 
 class Writer:
-    """Writes the rows of documents. where: of a Bridge, on the device of the logits."""
+    """Writes the rows of documents."""
 
     def __init__(self, reader: Reader, folder: Tokenizer, top: int) -> None:
         self.reader, self.bridge, self.top = reader, Bridge(reader.tokenizer, folder), top
+        self.first, self.later = map(torch.from_numpy, (self.bridge.first, self.bridge.later))
         self.n = folder.vocab_size
         self.kind = row_type(self.n, top)
-
-    def _where(self, table: np.ndarray, logits: Tensor) -> Tensor:
-        """For each of the model's logits, which may be more than it has tokens."""
-        where = np.full(logits.shape[1], self.n)
-        where[: len(table)] = np.where(table == NONE, self.n, table)
-        return torch.from_numpy(where).to(logits.device)
 
     def rows(self, ids: Sequence[int]) -> np.ndarray:
         """What is expected after each token of a document (T)."""
@@ -225,13 +211,13 @@ class Writer:
         within = of_theirs < self.reader.longest
         of_ours, of_theirs, begin = of_ours[within], of_theirs[within], 0
         for logits in self.reader.logits(theirs[: self.reader.longest]) if len(of_theirs) else ():
-            for table, begins in ((self.bridge.first, True), (self.bridge.later, False)):
+            for where, begins in ((self.first, True), (self.later, False)):
                 here = (of_theirs >= begin) & (of_theirs < begin + len(logits))
                 here &= (of_ours == 0) == begins
                 if not here.any():
                     continue
                 part = logits[torch.from_numpy(of_theirs[here] - begin).to(logits.device)]
-                likely, values = most_likely(part, self._where(table, part), self.n, self.top)
+                likely, values = most_likely(part, where, self.n, self.top)
                 found["ids"][of_ours[here]] = likely.cpu()
                 found["probabilities"][of_ours[here]] = values.cpu()
             begin += len(logits)

@@ -23,6 +23,7 @@ from training.named import open_named
 from training.options import Options
 from training.parallel import Ranks
 from training.qat import add_qat
+from training.recomputing import recompute
 from training.shards import check_tokens, read_meta
 from training.weights import to_torch
 
@@ -122,7 +123,9 @@ def make_model(options: Options, ranks: Ranks, config: Config, lora: Lora | None
     if lora and ranks.cut.tensor > 1:
         raise UsageError(f"lora_rank = {lora.rank}, allowed 0 with tensor_parallel = {ranks.cut.tensor}")
     with torch.device("meta"):
-        model = Llama(config, options.checkpointing, options.checkpointing_keeps)
+        model = Llama(config)
+        if options.checkpointing:
+            recompute(model, options.checkpointing_keeps)
         if options.qlora:
             add_nf4(model, parallel.DTYPES[options.dtype])
         if lora:

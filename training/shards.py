@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.files import write_aside
+from llama.files import reading, write_aside
 from llama.formats import tokenizers
 from llama.formats.files import parse_json
 from llama.formats.kinds import whole
@@ -144,16 +144,21 @@ def documents(shards: Iterable[Shard]) -> Iterator[tuple[np.ndarray, np.ndarray]
             yield ids, np.ones(len(ids), np.float32) if weights is None else weights[begin:end].astype("f4")
 
 
+def checksum(path: Path) -> int:
+    """The crc32 of all after the header."""
+    crc = 0
+    with reading(path) as file:
+        file.seek(HEADER_BYTES)
+        while data := file.read(1 << 22):
+            crc = zlib.crc32(data, crc)
+    return crc
+
+
 def check_shard(shard: Shard) -> None:
     """Reads a whole shard. Raises BadFileError where it is not what was written."""
     for start in range(0, len(shard.tokens), 1 << 22):
         shard.read(start, start + (1 << 22))
-    crc = 0
-    with shard.path.open("rb") as file:
-        file.seek(HEADER_BYTES)
-        while data := file.read(1 << 22):
-            crc = zlib.crc32(data, crc)
-    if shard.crc32 is not None and crc != shard.crc32:
+    if shard.crc32 is not None and (crc := checksum(shard.path)) != shard.crc32:
         raise BadFileError(f"{shard.path}: crc32 = {crc}, allowed {shard.crc32} by its header")
 
 

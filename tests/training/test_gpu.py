@@ -28,6 +28,7 @@ from training import checkpoints, models, toy
 from training.checkpoints import About
 from training.options import Options
 from training.parallel import Ranks
+from training.recomputing import recompute
 from training.saving import Saver
 from training.step import Run, make_run, train_step
 from training.weights import TorchWeights
@@ -75,7 +76,9 @@ def begin(ranks: Ranks | None = None, documents: bool = False, dropout: float = 
     ranks = ranks or Ranks(0, 1, torch.device(DEVICE), "none")
     sizes = {"batch_size": BATCH, "max_seq_len": SHAPE.max_seq_len, "warmup_steps": 5, "max_steps": 1000}
     options = Options(**sizes | {"learning_rate": 3e-3} | values)
-    model = Llama(Config(**{**SHAPE.to_dict(), "dropout": dropout}), options.checkpointing)
+    model = Llama(Config(**{**SHAPE.to_dict(), "dropout": dropout}))
+    if options.checkpointing:
+        recompute(model, options.checkpointing_keeps)
     return make_run(model.to(ranks.device), options, ranks, batches(documents))
 
 

@@ -17,6 +17,7 @@ import model as module
 from llama.formats.huggingface_rope import rope_json
 from llama.formats.rope import rope_frequencies, rope_magnitude
 from model import IGNORE, Cache, Config, Llama, RopeScaling, ffn_hidden_dim
+from training.recomputing import recompute
 
 TINY = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 101, "max_seq_len": 128}
 FAMILIES = {
@@ -53,10 +54,10 @@ def tokens(batch: int = 2, length: int = 96, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 101, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def fresh(config: Config, seed: int = 0, **options) -> Llama:
+def fresh(config: Config, seed: int = 0) -> Llama:
     """A model whose logits and attention are not near zero, as they are after initialisation."""
     torch.manual_seed(seed)
-    model = Llama(config, **options)
+    model = Llama(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -230,7 +231,7 @@ def test_the_chunked_loss_passes_a_gradient_check():
 
 def test_checkpointing_changes_no_gradient():
     config, text, targets = Config(**TINY), tokens(), tokens(seed=1)
-    plain, again = fresh(config), fresh(config, checkpointing=True)
+    plain, again = fresh(config), recompute(fresh(config))
     first, second = gradients(plain, text, targets), gradients(again, text, targets)
     assert first[0] == second[0]
     for name, gradient in first[2].items():
@@ -251,7 +252,7 @@ def test_what_checkpointing_keeps_is_not_computed_again():
     config, text = Config(**TINY), tokens()
     counted, found = {}, {}
     for keeps in ("", "nothing", "attention", "products"):
-        model = fresh(config, checkpointing=bool(keeps), keeps=keeps or "nothing")
+        model = recompute(fresh(config), keeps) if keeps else fresh(config)
         with Products() as products:
             found[keeps] = gradients(model, text, text)
         counted[keeps] = products.n
