@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +409,12 @@ def test_a_flipped_bit_is_found_by_check(folder, tmp_path):
         shards.check_shard(open_split(bad, "train")[0])
     for shard in open_split(folder, "train"):
         shards.check_shard(shard)
+
+
+def test_the_checksum_of_a_large_shard_is_of_all_after_the_header(tmp_path):
+    data = np.arange(1 << 20, dtype=np.uint64).tobytes()  # 8 MiB, read in parts
+    (tmp_path / "large").write_bytes(bytes(shards.HEADER_BYTES) + data)
+    assert shards.checksum(tmp_path / "large") == zlib.crc32(data)
 
 
 def test_an_id_past_the_vocabulary_is_refused_when_it_is_read(tmp_path):

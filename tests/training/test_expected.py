@@ -114,13 +114,18 @@ def test_a_model_with_the_tokens_of_the_folder_is_told_as_it_is(data, train_here
     assert (rows["ids"] == found.numpy()).mean() > 0.9  # but for ties
 
 
-def test_pytorch_says_what_the_engine_does(data, train_here, tmp_path):
+def test_pytorch_says_what_the_engine_does_also_in_parts(data, train_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(TorchReader, "PART", 7)
     train_here(f"--data={data}", f"--out_dir={tmp_path}", "--max_steps=3")
-    name, ids = str(tmp_path / "model.bin"), [1, *range(259, 285)]
+    name, ids, folder = str(tmp_path / "model.bin"), [1, *range(259, 285)], tokenizers.load(data)
     readers = EngineReader(name), TorchReader(name, torch.device("cpu"))
     assert readers[0].longest == readers[1].longest == 32
     first, second = (torch.cat(list(reader.logits(ids))) for reader in readers)
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+    first, second = (Writer(reader, folder, 9).rows(ids)["probabilities"] for reader in readers)
+    assert len(first) == len(ids)
+    assert first.all()
+    np.testing.assert_allclose(first, second, rtol=2e-3)
 
 
 def test_tokens_of_parts_of_characters_and_names_lead_nowhere(folder):
