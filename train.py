@@ -317,6 +317,11 @@ def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: 
         f"peak {peak / 1e12:.2f} TFLOP/s ({source}), {flops / 1e6:.1f} MFLOP a token",
         flush=True,
     )
+    if parallel.is_emulated(o.dtype, run.ranks.device):
+        print(
+            f"note: PyTorch has no fast {o.dtype} on this CPU; --dtype=float32 is many times as fast",
+            flush=True,
+        )
 
 
 def refer(run: Run, resumed: bool) -> None:

@@ -156,6 +156,15 @@ def start(device: str, parallel: str, cut: Cut = Cut()) -> Ranks:
     return Ranks(rank, world_size, torch.device(device), parallel, *new_groups(), cut)
 
 
+def is_emulated(dtype: str, device: torch.device) -> bool:
+    """Whether a CPU has no units for products of that type: they take many times as long as of float32."""
+    has = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return device.type == "cpu" and dtype in has and not has[dtype]()
+
+
 def stop(ranks: Ranks, failed: bool = False) -> None:
     """Leaves the process group once all ranks want to: gloo aborts where one breaks off what others wait for.
 

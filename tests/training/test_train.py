@@ -178,6 +178,14 @@ def test_every_way_to_train_learns(data, tmp_path, options):
     assert loss[60] < loss[1] - 0.5
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_type_without_units_is_said_to_be_slow(data, tmp_path, train_here, monkeypatch, capsys, fast):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    train_here(f"--data={data}", f"--out_dir={tmp_path / 'out'}", "--max_steps=1", "--dtype=bfloat16")
+    said = "note: PyTorch has no fast bfloat16 on this CPU; --dtype=float32" in capsys.readouterr().out
+    assert said == (not fast)
+
+
 def test_the_validation_loss_masks_documents_when_training_does(data):
     torch.manual_seed(1)
     shards = open_split(data, "val")
