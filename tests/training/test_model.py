@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ranks import alone
 from torch.nn.attention import flex_attention as flex
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -17,6 +18,8 @@ import model as module
 from llama.formats.huggingface_rope import rope_json
 from llama.formats.rope import rope_frequencies, rope_magnitude
 from model import IGNORE, Cache, Config, Llama, RopeScaling, ffn_hidden_dim
+from training.models import make_model
+from training.options import Options
 from training.recomputing import recompute
 
 TINY = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 101, "max_seq_len": 128}
@@ -236,6 +239,13 @@ def test_checkpointing_changes_no_gradient():
     assert first[0] == second[0]
     for name, gradient in first[2].items():
         assert torch.equal(gradient, second[2][name])
+
+
+def test_a_run_computes_again_what_its_options_say():
+    options = Options(checkpointing=True, checkpointing_keeps="attention")
+    again, plain = (make_model(o, alone(), Config(**TINY), None) for o in (options, Options()))
+    assert again.run_block.keywords == {"keeps": "attention"}
+    assert plain.run_block == torch.nn.Module.__call__
 
 
 class Products(TorchDispatchMode):
