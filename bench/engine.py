@@ -4,17 +4,19 @@
     python -m bench.engine --shapes 15M --repeats 3 --peers       # us alone: two minutes
     python -m bench.engine --parts decode --threads 2 --json today.json --plot today.png
     python -m bench.engine --llama2c ../llama2.c/run --llama2c-int8 ../llama2.c/runq
+    python -m bench.engine --ik-llama ../ik_llama.cpp/build/bin/llama-batched-bench --types int8 int4
     python -m bench.engine --shapes 7B 8B --types int8 --parts machine decode
     python -m bench.engine --models smollm2.bin,smollm2-q8_0.gguf --depths 0 4096 --parts decode prefill
 
 Models have random weights, which cost the same as real ones, and are written to a temporary folder, or are
 the files that --models names: ours and, behind a comma, llama.cpp's. --depths puts so many positions into the
 cache before what is measured. Others are llama.cpp (pip install llama-cpp-python gguf), transformers, and
-llama2.c where its programs are named; what is not there is left out. Each runs in a process of its own and
-they take turns, so that a bad spell of the machine meets all of them. Tables show medians of the repeats and
-their range, in tokens per second of all sequences together; a ratio above 1 means that we are faster (of
-memory: that we need more). The floor is that of a program that reads the weights once in every pass at the
-bandwidth measured, or multiplies by them at the arithmetic measured, whichever is slower; it reads no cache.
+ik_llama.cpp and llama2.c where their programs are named; what is not there is left out. Each runs in a
+process of its own and they take turns, so that a bad spell of the machine meets all of them. Tables show
+medians of the repeats and their range, in tokens per second of all sequences together; a ratio above 1 means
+that we are faster (of memory: that we need more). The floor is that of a program that reads the weights once
+in every pass at the bandwidth measured, or multiplies by them at the arithmetic measured, whichever is
+slower; it reads no cache.
 
 The cache is fp16, as llama.cpp has it, or what --kv says, for both. No token is drawn while a model is
 measured, but llama2.c's speed is its own word and holds the cost of taking the likeliest token. Peak memory
@@ -56,8 +58,11 @@ STEADY = 1.3  # ratio of two measurements of the machine
 PEERS = {  # what they need: modules, and how to get them
     "llama.cpp": (("llama_cpp", "gguf"), "pip install llama-cpp-python gguf"),
     "transformers": (("transformers",), "pip install transformers"),
+    "ik_llama.cpp": ((), "--ik-llama names its llama-batched-bench, built"),
     "llama2.c": ((), "--llama2c and --llama2c-int8 name its programs, built"),
 }
+READ_GGUF = ("llama.cpp", "ik_llama.cpp")
+NAMED = {"ik_llama.cpp": ("ik_llama",), "llama2.c": ("llama2c", "llama2c_int8")}  # options that name programs
 KV_TYPES = ("fp32", "fp16", "bf16", "int8")
 ABOUT = {"llama.cpp": "bench.programs.llamacpp:about", "transformers": "bench.programs.hf:about"}
 
@@ -74,8 +79,8 @@ class Bench:
     def _is_there(self, peer: str) -> bool:
         modules, advice = PEERS[peer]
         there = all(importlib.util.find_spec(module) for module in modules)
-        if peer == "llama2.c":
-            there = bool(self.options.llama2c or self.options.llama2c_int8)
+        if peer in NAMED:
+            there = any(getattr(self.options, option) for option in NAMED[peer])
         if not there:
             self.note(f"{peer} is left out: {advice}")
         return there
@@ -144,7 +149,8 @@ def has_type(bench: Bench, program: str, name: str, kind: str) -> bool:
     if not whole_groups(SHAPES[name], weights) and (program != OURS or weights.version < 3):
         return False
     program_c = weights.llama2c and getattr(bench.options, weights.llama2c[0])
-    theirs = {OURS: True, "llama.cpp": weights.gguf, "transformers": weights.torch, "llama2.c": program_c}
+    theirs = {OURS: True, "transformers": weights.torch, "llama2.c": program_c}
+    theirs |= dict.fromkeys(READ_GGUF, weights.gguf)
     return bool(theirs[program])
 
 
@@ -175,8 +181,8 @@ def write_files(folder: Path, name: str, kind: str, who: Sequence[str]) -> dict[
         files[OURS] = apart("bench.models:write_bin", folder, SHAPES[name], kind)
     if "llama2.c" in who and (format_c := TYPES[kind].llama2c):
         files["llama2.c"] = apart("bench.models:write_bin", folder, SHAPES[name], format_c[1])
-    if "llama.cpp" in who:
-        files["llama.cpp"] = apart("bench.gguf_models:write_gguf", folder, SHAPES[name], kind)
+    if gguf := [program for program in READ_GGUF if program in who]:
+        files |= dict.fromkeys(gguf, apart("bench.gguf_models:write_gguf", folder, SHAPES[name], kind))
     return files
 
 
@@ -198,6 +204,9 @@ def programs(bench: Bench, subject: Subject, threads: int) -> Programs:
         yield OURS, "bench.programs.cria:Model", (files[OURS], threads, kv)
     if "llama.cpp" in who:
         yield "llama.cpp", "bench.programs.llamacpp:Model", (files["llama.cpp"], threads, kv)
+    if "ik_llama.cpp" in who:
+        program = bench.options.ik_llama
+        yield "ik_llama.cpp", "bench.programs.ik:Model", (program, files["ik_llama.cpp"], threads, kv)
     if "transformers" in who:
         yield "transformers", "bench.programs.hf:Model", (subject.shape, kind.torch, threads)
     if "llama2.c" in who and (format_c := kind.llama2c):
@@ -252,7 +261,7 @@ def run_random(bench: Bench, name: str, kind: str) -> None:
 def run_real(bench: Bench, paths: Sequence[Path]) -> None:
     """A model in files. Raises BadFileError."""
     shape, kind = apart("bench.programs.cria:about_file", paths[0])
-    files = dict(zip((OURS, "llama.cpp"), paths, strict=False))
+    files = {OURS: paths[0]} | {program: path for program in READ_GGUF for path in paths[1:]}
     who = [name for name in files if name in (OURS, *bench.peers)]
     run_subject(bench, Subject(paths[0].stem, kind, shape, files, who))
 
@@ -373,6 +382,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--llama2c", type=Path, metavar="RUN", help="llama2.c's run, built")
     parser.add_argument("--llama2c-int8", type=Path, metavar="RUNQ", help="llama2.c's runq, built")
+    parser.add_argument(
+        "--ik-llama", type=Path, metavar="BENCH", help="ik_llama.cpp's llama-batched-bench, built"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them, as bench/plot.py does")
     options = parser.parse_args(arguments)
@@ -393,7 +405,7 @@ def check(options: argparse.Namespace) -> None:
         positions, most = options.prompt + options.tokens, SHAPES[name]["max_seq_len"]
         if positions > most:
             raise UsageError(f"--prompt and --tokens make {positions} positions, {name} has {most}")
-    for option in ("llama2c", "llama2c_int8"):
+    for option in (option for options_of in NAMED.values() for option in options_of):
         if program := getattr(options, option):
             if not program.is_file():
                 raise UsageError(f"--{option.replace('_', '-')} = {program}: no such file")

@@ -9,17 +9,27 @@
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
 
-// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. The first ones to meet these
-// weights get them from memory, and may fetch what is read soon.
+// What is fetched beside weights by the first rows of activations to meet them, which get them from memory: nothing,
+// what they read soon, or what lies a whole number of tiles behind, which other rows leave time for.
+enum { FETCH_NONE, FETCH_SOON, FETCH_NEXT };
+
+AVX512_INLINE void fetch_tile_avx512(const uint8_t *weights, int64_t next, const int fetch) {
+    if (fetch == FETCH_SOON) _mm_prefetch(weights + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+    if (fetch == FETCH_NEXT) _mm_prefetch(weights + next, _MM_HINT_T1);
+}
+
+// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. next: bytes to the tiles that
+// come after these.
 AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[2], const int8_t *x_q,
-                                int64_t x_stride, const int tiles, const int n, const int type, const bool fetch) {
+                                int64_t x_stride, int64_t next, const int tiles, const int n, const int type,
+                                const int fetch) {
     const __m512i low = _mm512_set1_epi8(15);
     const int chunks = tile_group_bytes(type) / 64;
     EACH (c, chunks) {
         __m512i bytes[2];
         EACH (t, tiles) {
             bytes[t] = _mm512_loadu_si512(weights[t] + c * 64);
-            if (fetch) _mm_prefetch(weights[t] + c * 64 + TILE_AHEAD, _MM_HINT_T0); // past the end does no harm
+            fetch_tile_avx512(weights[t] + c * 64, next, fetch);
         }
         if (type == TILES_INT8) {
             EACH (i, n) {
@@ -42,12 +52,13 @@ AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[
 
 // The outputs of `tiles` tiles for n rows of activations from row i0 on; the last tile has `rows` rows.
 AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32_t i0, const Tensor *w, int32_t r0,
-                                int32_t rows, const int tiles, const int n, const int type, const bool fetch) {
+                                int32_t rows, const int tiles, const int n, const int type, const int fetch) {
     int32_t groups = tile_groups(w), x_groups = x->groups;
     const int8_t *x_q = x->quants + (int64_t)i0 * x->cols;
     const float *x_scales = x->scales + (int64_t)i0 * x_groups;
     const int32_t *x_sums = x->sums + (int64_t)i0 * x_groups;
     const uint8_t *tile[2] = {tensor_tile(w, r0), tensor_tile(w, r0 + (tiles - 1) * TILE_ROWS)};
+    int64_t next = fetch == FETCH_NEXT ? tiles * (int64_t)tile_bytes(w) : 0;
     __m512 sum[2][6];
     EACH (t, tiles)
         EACH (i, n) sum[t][i] = _mm512_setzero_ps();
@@ -58,7 +69,7 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
             weights[t] = group_weights(tile[t], g, type);
             EACH (i, n) dot[t][i] = _mm512_set1_epi32(-tile_zero(type) * x_sums[(int64_t)i * x_groups + g]);
         }
-        group_avx512(dot, weights, x_q, x->cols, tiles, n, type, fetch);
+        group_avx512(dot, weights, x_q, x->cols, next, tiles, n, type, fetch);
         EACH (t, tiles) {
             const __m256i *halves = (const __m256i *)group_scales(tile[t], g, type);
             __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
@@ -77,7 +88,7 @@ AVX512_INLINE void tiles_avx512(float *out, int64_t stride, const Rows *x, int32
 // Rows [i, i + n) of activations with `tiles` tiles from row r on.
 AVX512_INLINE void some_rows_avx512(float *out, int64_t stride, const Rows *x, int32_t i, int32_t n,
                                     const Tensor *w, int32_t r, int32_t rows, const int tiles, const int type,
-                                    const bool fetch) {
+                                    const int fetch) {
     out += i * stride + r;
     switch (n) {
     case 6: tiles_avx512(out, stride, x, i, w, r, rows, tiles, 6, type, fetch); break;
@@ -94,18 +105,18 @@ AVX512_INLINE void all_rows_avx512(float *out, int64_t stride, const Rows *x, in
                                    int32_t rows, const int tiles, const int type) {
     int32_t i = even_part(n, 6);
     if (fetches_ahead())
-        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, true);
+        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, FETCH_SOON);
     else
-        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, false);
+        some_rows_avx512(out, stride, x, 0, i, w, r, rows, tiles, type, FETCH_NEXT);
     for (int32_t step; i < n; i += step) {
         step = even_part(n - i, 6);
-        some_rows_avx512(out, stride, x, i, step, w, r, rows, tiles, type, false);
+        some_rows_avx512(out, stride, x, i, step, w, r, rows, tiles, type, FETCH_NONE);
     }
 }
 
 // A single row, tile by tile. fetch is a constant at every call: to ask for each vector would cost what it saves.
 AVX512_INLINE void one_row_avx512(float *out, const Rows *x, const Tensor *w, int32_t begin, int32_t end,
-                                  const int type, const bool fetch) {
+                                  const int type, const int fetch) {
     for (int32_t r = begin; r < end; r += TILE_ROWS)
         tiles_avx512(out + r, 0, x, 0, w, r, MIN(TILE_ROWS, end - r), 1, 1, type, fetch);
 }
@@ -114,9 +125,9 @@ AVX512_INLINE void matmul_tiles_avx512(float *out, int64_t stride, const Rows *x
                                        int32_t begin, int32_t end, const int type) {
     if (n == 1) {
         if (fetches_ahead())
-            one_row_avx512(out, x, w, begin, end, type, true);
+            one_row_avx512(out, x, w, begin, end, type, FETCH_SOON);
         else
-            one_row_avx512(out, x, w, begin, end, type, false);
+            one_row_avx512(out, x, w, begin, end, type, FETCH_NONE);
         return;
     }
     int32_t r = begin;
