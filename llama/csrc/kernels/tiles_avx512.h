@@ -9,8 +9,8 @@
 #define AVX512 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define AVX512_INLINE AVX512 __attribute__((always_inline)) static inline
 
-// What is fetched beside weights by the first rows of activations to meet them, which get them from memory: nothing,
-// what they read soon, or what lies a whole number of tiles behind, which other rows leave time for.
+// What is fetched beside weights by the first rows of activations to meet them, which get them from memory:
+// nothing, what they read soon, or what lies a whole number of tiles behind, which other rows leave time for.
 enum { FETCH_NONE, FETCH_SOON, FETCH_NEXT };
 
 AVX512_INLINE void fetch_tile_avx512(const uint8_t *weights, int64_t next, const int fetch) {
@@ -18,8 +18,8 @@ AVX512_INLINE void fetch_tile_avx512(const uint8_t *weights, int64_t next, const
     if (fetch == FETCH_NEXT) _mm_prefetch(weights + next, _MM_HINT_T1);
 }
 
-// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. next: bytes to the tiles that
-// come after these.
+// Adds the products of one group: 16 rows of `tiles` tiles with n rows of activations. next: bytes to the tiles
+// that come after these.
 AVX512_INLINE void group_avx512(__m512i dot[2][6], const uint8_t *const weights[2], const int8_t *x_q,
                                 int64_t x_stride, int64_t next, const int tiles, const int n, const int type,
                                 const int fetch) {

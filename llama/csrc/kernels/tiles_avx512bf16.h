@@ -12,9 +12,11 @@
 #define AVX512BF16 __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")))
 #define AVX512BF16_INLINE AVX512BF16 __attribute__((always_inline)) static inline
 
-// The outputs of `tiles` tiles for n rows of activations from x on; the last tile has `rows` rows.
+// The outputs of `tiles` tiles for n rows of activations from x on; the last tile has `rows` rows. fetch: as in
+// tiles_avx512.h.
 AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint16_t *x, int64_t x_stride,
-                                         const Tensor *w, int32_t r0, int32_t rows, const int tiles, const int n) {
+                                         const Tensor *w, int32_t r0, int32_t rows, const int tiles, const int n,
+                                         const int fetch) {
     const uint8_t *tile = tensor_tile(w, r0);
     int64_t bytes = (int64_t)tile_bytes(w);
     __m512 sum[4][8];
@@ -22,7 +24,10 @@ AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint1
         EACH (i, n) sum[t][i] = _mm512_setzero_ps();
     for (int32_t k = 0; k < w->cols; k += 2, tile += 64) {
         __m512bh weights[4];
-        EACH (t, tiles) { weights[t] = (__m512bh)_mm512_loadu_si512(tile + t * bytes); }
+        EACH (t, tiles) {
+            weights[t] = (__m512bh)_mm512_loadu_si512(tile + t * bytes);
+            fetch_tile_avx512(tile + t * bytes, tiles * bytes, fetch);
+        }
         EACH (i, n) {
             __m512bh pair = (__m512bh)_mm512_set1_epi32(load_i32(x + i * x_stride + k));
             EACH (t, tiles) sum[t][i] = _mm512_dpbf16_ps(sum[t][i], weights[t], pair);
@@ -36,19 +41,20 @@ AVX512BF16_INLINE void halves_avx512bf16(float *out, int64_t stride, const uint1
 
 // Rows [i, i + n) of activations, at most eight, with `tiles` tiles from row r on.
 AVX512BF16_INLINE void some_halves_avx512bf16(float *out, int64_t stride, const Rows *rows_x, int32_t i, int32_t n,
-                                              const Tensor *w, int32_t r, int32_t rows, const int tiles) {
+                                              const Tensor *w, int32_t r, int32_t rows, const int tiles,
+                                              const int fetch) {
     const uint16_t *x = rows_x->halves + (int64_t)i * rows_x->cols;
     int64_t x_stride = rows_x->cols;
     out += i * stride + r;
     switch (n) {
-    case 8: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 8); break;
-    case 7: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 7); break;
-    case 6: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 6); break;
-    case 5: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 5); break;
-    case 4: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 4); break;
-    case 3: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 3); break;
-    case 2: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 2); break;
-    default: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 1);
+    case 8: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 8, fetch); break;
+    case 7: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 7, fetch); break;
+    case 6: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 6, fetch); break;
+    case 5: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 5, fetch); break;
+    case 4: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 4, fetch); break;
+    case 3: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 3, fetch); break;
+    case 2: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 2, fetch); break;
+    default: halves_avx512bf16(out, stride, x, x_stride, w, r, rows, tiles, 1, fetch);
     }
 }
 
@@ -56,7 +62,10 @@ AVX512BF16_INLINE void all_halves_avx512bf16(float *out, int64_t stride, const R
                                              int32_t r, int32_t rows, const int tiles) {
     for (int32_t i = 0, step; i < n; i += step) {
         step = even_part(n - i, 8);
-        some_halves_avx512bf16(out, stride, x, i, step, w, r, rows, tiles);
+        if (i == 0)
+            some_halves_avx512bf16(out, stride, x, i, step, w, r, rows, tiles, FETCH_NEXT);
+        else
+            some_halves_avx512bf16(out, stride, x, i, step, w, r, rows, tiles, FETCH_NONE);
     }
 }
 
@@ -64,7 +73,7 @@ AVX512BF16 static void matmul_tiles_bf16_avx512bf16(float *out, int64_t stride, 
                                                     const Tensor *w, int32_t begin, int32_t end) {
     int32_t r = begin;
     for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
-        halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, TILE_ROWS, 4, 1);
+        halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, TILE_ROWS, 4, 1, FETCH_NONE);
     for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
         all_halves_avx512bf16(out, stride, x, n, w, r, TILE_ROWS, 3);
     for (; r < end; r += TILE_ROWS) all_halves_avx512bf16(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1);
