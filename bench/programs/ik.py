@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench.shapes import Case
 from bench.turns import Refused, Work
@@ -40,7 +41,8 @@ class Model:
         command += ["-npp", ",".join([str(before)] * times), "-ntg", str(after)]
 
         def step() -> float:
-            result = subprocess.run(command, capture_output=True, check=False)
+            with TemporaryDirectory() as folder:  # where it writes a log
+                result = subprocess.run(command, cwd=folder, capture_output=True, check=False)
             found = seconds(result.stdout.decode() + result.stderr.decode(), case.what)
             if len(found) != times:
                 raise Refused(f"{command[0]} ended with {result.returncode} and shows no table")

@@ -14,6 +14,7 @@ from torch_formats import AsTorch
 import llama
 from bench import engine, machine, report, shapes, turns
 from bench.models import RandomWeights, write_bin
+from bench.programs import ik
 from bench.shapes import TYPES, Case
 from model import Config, Llama
 
@@ -168,6 +169,45 @@ def test_programs_take_turns_and_one_that_fails_is_left_out(tmp_path):
     assert len((good / "turns").read_text().splitlines()) == 4  # one to warm up
     assert [note.split(":")[0] for note in notes] == ["missing", "bad"]
     assert "says no speed" in notes[1]
+
+
+IK_TABLE = """llama_init_from_model: graph splits = 1
+|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |
+|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|
+"""
+IK_ROW = (
+    "|     8 |      4 |    2 |     24 |    0.{pp} |   556.50 |    0.{tg} |   120.18 |    0.561 |   142.54 |\n"
+)
+
+
+def fake_ik_llama(folder: Path, rows: list[str]) -> Path:
+    """What prints a table as llama-batched-bench does, and keeps the options that it was given."""
+    program = folder / "llama-batched-bench"
+    program.write_text(
+        f"#!/bin/sh\necho \"$@\" > {folder}/options\ncat <<'.' >&2\n{IK_TABLE}{''.join(rows)}.\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def test_the_times_of_ik_llama_cpp_are_those_of_its_table(tmp_path):
+    rows = [IK_ROW.format(pp=pp, tg=500) for pp in (800, 200, 400)]
+    prompts = ik.Model(fake_ik_llama(tmp_path, rows), tmp_path / "m.gguf", 3, "int8").work(Case("prefill", 8))
+    assert turns.speed(prompts, 0) == pytest.approx(8 / 0.2)  # of its three the best
+    options = (tmp_path / "options").read_text()
+    assert f"-m {tmp_path / 'm.gguf'} -t 3 -rtr -ctk q8_0 -ctv q8_0 -c 9 " in options
+    assert "-npl 1 -npp 8,8,8 -ntg 1" in options
+
+    batch = ik.Model(fake_ik_llama(tmp_path, rows[:1]), tmp_path / "m.gguf", 1, "fp16")
+    assert turns.speed(batch.work(Case("decode", 4, sequences=2, prompt=8)), 0) == pytest.approx(2 * 4 / 0.5)
+    assert "-c 24 -b 512 -npl 2 -npp 8 -ntg 4" in (tmp_path / "options").read_text()
+
+
+def test_ik_llama_cpp_without_a_table_is_refused(tmp_path):
+    model = ik.Model(fake_ik_llama(tmp_path, []), tmp_path / "m.gguf", 1, "fp32")
+    with pytest.raises(turns.Refused, match="ended with 0 and shows no table"):
+        model.work(Case("decode", 4)).step()
+    assert model.work(Case("prefill", 4, prompt=2)) is None
 
 
 def test_what_a_function_apart_raises_comes_back():

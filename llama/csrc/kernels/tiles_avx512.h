@@ -209,9 +209,10 @@ AVX512_INLINE void all_floats_avx512(float *out, int64_t stride, const Rows *x, 
 AVX512_INLINE void matmul_floats_avx512(float *out, int64_t stride, const Rows *x, int32_t n, const Tensor *w,
                                         int32_t begin, int32_t end, const int type) {
     int32_t r = begin;
-    for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
+    bool several = n > 1 || rows_at_once(w);
+    for (; n == 1 && several && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
         floats_avx512(out + r, stride, x->values, x->cols, w, r, TILE_ROWS, 4, 1, type);
-    for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
+    for (; several && r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
         all_floats_avx512(out, stride, x, n, w, r, TILE_ROWS, 3, type);
     for (; r < end; r += TILE_ROWS) all_floats_avx512(out, stride, x, n, w, r, MIN(TILE_ROWS, end - r), 1, type);
 }

@@ -72,6 +72,11 @@ AVX512BF16_INLINE void all_halves_avx512bf16(float *out, int64_t stride, const R
 AVX512BF16 static void matmul_tiles_bf16_avx512bf16(float *out, int64_t stride, const Rows *x, int32_t n,
                                                     const Tensor *w, int32_t begin, int32_t end) {
     int32_t r = begin;
+    if (n == 1 && !rows_at_once(w)) {
+        for (; r < end; r += TILE_ROWS)
+            halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, MIN(TILE_ROWS, end - r), 1, 1, FETCH_NONE);
+        return;
+    }
     for (; n == 1 && r + 4 * TILE_ROWS <= end; r += 4 * TILE_ROWS)
         halves_avx512bf16(out + r, stride, x->halves, x->cols, w, r, TILE_ROWS, 4, 1, FETCH_NONE);
     for (; r + 3 * TILE_ROWS <= end; r += 3 * TILE_ROWS)
