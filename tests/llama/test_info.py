@@ -11,16 +11,18 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+import torch
 from checkpoints import Shape
 from helpers import PIECES, ROOT, assert_refused, run, write_pieces, write_ranked
 from sentencepiece import SentencePieceTrainer
 from test_export import random_model
-from torch_formats import export_v3
+from torch_formats import export_bin, export_v3
 
 import llama
 from llama import headers, info
 from llama._engine import ffi, lib
 from llama.formats.chat_templates import Chat
+from llama.formats.source import tensor_shapes
 from llama.formats.v3 import Extras
 from llama.headers import Tensor
 from llama.native import call, context_init, model_open
@@ -289,6 +291,15 @@ def test_what_a_token_reads_and_what_int8_would_save(tmp_path):
     offer = "python -m llama.convert --dtype int8 makes that 18.3 MB"
     assert said[0].endswith(f"tokens        read 68.9 MB of weights each; {offer}\n")
     assert said[1].endswith("tokens        read 18.3 MB of weights each\n")
+
+
+def test_a_large_file_of_rows_is_told_of_tiles(tmp_path):
+    config = Config(dim=256, n_layers=1, n_heads=2, hidden_dim=88_064, vocab_size=300)
+    weights = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}
+    export_bin(tmp_path / "v2.bin", config, weights, 2, group_size=64)
+    said = run("native", "v2.bin", "--info", cwd=tmp_path).stdout.decode()
+    offer = "python -m llama.convert makes v3 of them, which reads prompts in half the time"
+    assert said.endswith(f"tokens        read 72.2 MB of weights each; {offer}\n")
 
 
 def test_both_programs_say_how_rope_is_scaled(tmp_path):

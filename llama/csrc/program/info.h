@@ -208,7 +208,8 @@ static void say_memory(Lines *lines, const LlamaMemory *memory) {
 
 enum { FEW_BYTES = 64 << 20 }; // that a token reads: below, no other type is felt
 
-// What a token costs, as decoding is as fast as its weights are read, and what it would cost in fewer bits.
+// What a token costs, as decoding is as fast as its weights are read, and what it would cost in fewer bits or in
+// tiles.
 static void say_reads(Lines *lines, const LlamaModel *m) {
     uint64_t reads = llama_token_bytes(m);
     uint32_t width = m->config.weight_type == LLAMA_FP32 ? 4 : m->config.weight_type == LLAMA_BF16 ? 2 : 1;
@@ -218,6 +219,8 @@ static void say_reads(Lines *lines, const LlamaModel *m) {
     if (width > 1 && reads > FEW_BYTES) {
         say(lines, "; python -m llama.convert --dtype int8 makes that ");
         say_bytes(lines, reads / width * (TILE_GROUP + 2) / TILE_GROUP);
+    } else if (m->config.version == 2 && reads > FEW_BYTES) {
+        say(lines, "; python -m llama.convert makes v3 of them, which reads prompts in half the time");
     }
     say(lines, "\n");
 }
