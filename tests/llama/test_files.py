@@ -31,6 +31,14 @@ WRITERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def hangups_end_programs():
+    """Also where the tests were started by nohup, under which they are ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_signal_leaves_nothing_and_is_the_exit_code(tmp_path, writer, number):
