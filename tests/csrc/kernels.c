@@ -296,6 +296,7 @@ static void check_all_matmul(const Kernels *kernels) {
             check_matmul_int8(kernels, rows[i], 1000 / groups[j] * groups[j], groups[j]);
         }
     }
+    check_matmul_tiles_bf16(kernels, 70, 2000); // 280 KB, which AMD's CPUs read tile by tile
 }
 
 // ---------------------------------------------------------------------------------------------------------
