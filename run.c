@@ -650,12 +650,19 @@ static int find_shipped(const char *program, LlamaRunOptions *options, char **pa
     return LLAMA_OK;
 }
 
+// What only a host that converts can do.
+static int refuse_dtype(const LlamaRunOptions *options, LlamaError *error) {
+    if (options->dtype < 0) return LLAMA_OK;
+    return fail(error, LLAMA_ERROR_USAGE, "--dtype: a model runs here as it is; python -m llama.run converts it");
+}
+
 int main(int argc, char **argv) {
     LlamaRunOptions options;
     LlamaError error = {0};
     char *shipped = NULL;
     signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of standard output
     int code = llama_run_parse(argc, argv, &options, &error);
+    if (code == LLAMA_OK && !options.help) code = refuse_dtype(&options, &error);
     if (code == LLAMA_OK) code = find_shipped(argv[0], &options, &shipped, &error);
     if (code == LLAMA_OK) code = llama_run(&options, NULL, &error);
     if (code != LLAMA_OK && code != LLAMA_ERROR_CLOSED) fprintf(stderr, "error: %s\n", error.text);

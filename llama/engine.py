@@ -54,12 +54,12 @@ T = TypeVar("T")
 
 
 def engine_file(path: str, dtype: str | None) -> str:
-    """The .bin of a model: the path itself, or the converted file of one in another format."""
-    if path.endswith(".bin"):
+    """The .bin of a model: the path itself, or the converted file of one in another format or type."""
+    if path.endswith(".bin") and dtype is None:
         return path
     from llama import cache  # what reads other formats takes longer to import than a story
 
-    return os.fspath(cache.converted(path, dtype)) if cache.is_foreign(path) else path
+    return os.fspath(cache.converted(path, dtype)) if cache.is_to_convert(path, dtype) else path
 
 
 def adapter_of(model: Any, path: str, lora: str) -> Any:
@@ -82,8 +82,8 @@ class Llama:
     exact: keep activations in fp32 where int8 or int4 weights would have them as int8: slower.
     rope_theta: base of RoPE's angles; None: the file's. v0, v1 and v2 files can't say it: 1e6 for Code Llama.
     kv: type of the keys and values that are kept: "fp32", or "fp16" or "bf16" for half the memory.
-    dtype: of the weights of a model that has to be converted: "int8", "int4", "bf16" or "fp32". None: int8,
-        or bf16 for a small one (llama.cache).
+    dtype: of the weights, "int8", "int4", "bf16" or "fp32": a model that has others is converted
+        (llama.cache). None: the file's; of one that has to be converted int8, or bf16 for a small one.
     lora: an adapter that runs beside the model, whose weights stay as they are: a .lora.bin, a folder of
         PEFT or train.py, or its name on the hub (llama.adapters); NAME:0.5 counts half.
     sequences: texts that may be written at once, and that are remembered: a prompt that begins as one of them

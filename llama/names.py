@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama.cache import DTYPES, converted, converted_for_now, is_foreign, note
+from llama.cache import DTYPES, converted, converted_for_now, is_slow_to_serve, is_to_convert, note
 from llama.files import temporary_folder
 from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
@@ -46,15 +46,19 @@ def opened(
     tokenizer: str | None = None,
     dtype: str | None = None,
     cache: bool = True,
+    served: bool = False,
 ) -> Iterator[Files]:
     """The files of a model of any name, good until the end of the block.
 
-    dtype: of one that has to be converted (cache.converted). cache: False: convert it for this block alone.
+    dtype: of its weights; a model that has others is converted (cache.converted). cache: False: convert it
+    for this block alone. served: convert it, too, where that pays when many texts go through it at once.
     Raises UsageError, BadFileError, ResourceError, OSError.
     """
     files = find(os.fspath(model), tokenizer)
+    if served and dtype is None and is_slow_to_serve(files.model):
+        dtype = "int8"
     with tokenizer_bin(files.tokenizer) as engines:
-        if not is_foreign(files.model):
+        if not is_to_convert(files.model, dtype):
             yield Files(files.model, engines)
         elif cache:
             yield Files(os.fspath(converted(files.model, dtype, note)), engines)
@@ -83,5 +87,9 @@ def add_lora_option(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """--dtype and --no-cache, for a program that opens a model."""
-    parser.add_argument("--dtype", choices=DTYPES, help="of a model to convert (int8; bf16 for a small one)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="a model of another type or format is converted (int8; bf16 a small one)",
+    )
     parser.add_argument("--no-cache", action="store_true", help="convert it for this run alone")

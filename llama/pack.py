@@ -33,13 +33,13 @@ def packed_bytes(dtype: str, rows: int, cols: int) -> int:
 
 
 def pack(
-    out: Any, values: Any, dtype: str, *, first_row: int = 0, threads: int | None = None
+    out: Any, values: Any, dtype: str, *, first_row: int = 0, scale_cols: int = 0, threads: int | None = None
 ) -> tuple[float, float]:
     """Packs a strip of rows of a matrix; all but its last strip have a multiple of 16 rows.
 
     out: a writable buffer of packed_bytes. values: a contiguous buffer of shape (rows, cols), of float32, of
     float16, or of 16-bit integers that are the bits of bfloat16. first_row: the number that messages give the
-    first row.
+    first row. scale_cols: neighbouring columns, a multiple of 32, that had one scale and get one in int8.
     threads: None: the processors at hand. The result depends neither on them nor on the CPU.
 
     Returns the sum of the squares of values, and that of what packing changed in them. Raises UsageError, and
@@ -53,7 +53,7 @@ def pack(
     if memoryview(out).nbytes != packed_bytes(dtype, rows, cols):
         raise UsageError(f"out has {memoryview(out).nbytes} bytes, allowed {packed_bytes(dtype, rows, cols)}")
     data, target = ffi.from_buffer(view), ffi.from_buffer("uint8_t[]", out, require_writable=True)
-    shape = {"rows": rows, "cols": cols, "first_row": first_row}
+    shape = {"rows": rows, "cols": cols, "first_row": first_row, "scale_cols": scale_cols}
     strip = struct("LlamaStrip", values=data, values_type=FORMATS[view.format], **shape)
     packed = ffi.new("LlamaPacked *")
     call(lib.llama_pack, strip, type_number(dtype), threads or 0, target, packed)

@@ -82,7 +82,9 @@ def start(options: Any) -> None:
     model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
     given = (options.tokenizer, options.lora)
     tokenizer, lora = (None if text == ffi.NULL else ffi.string(text) for text in given)
-    is_ours = model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
+    is_ours = (
+        options.dtype < 0 and model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
+    )
     is_ours &= b"pytorch_model" not in model  # which other programs call their files
     is_ours &= lora is None or lora.endswith(b".bin")
     if options.help or (is_ours and os.access(model, os.F_OK)):

@@ -196,7 +196,7 @@ class BinTensors(Mapping[str, Tensor]):
             values = quants[begin:end] * scales[begin:end].astype(np.float32)
             return values.reshape(end - begin, *shape[1:])
 
-        return Tensor("fp32", shape, rows)
+        return Tensor("fp32", shape, rows, group_size)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

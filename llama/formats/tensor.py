@@ -22,11 +22,13 @@ class Tensor:
     """dtype: a key of NUMPY, or the name of a type that nothing here reads. shape: (rows, ...).
 
     rows: a function of begin and end that gives the rows in between, (end - begin, ...) in NUMPY[dtype].
+    scale_cols: columns that share a scale, of which they are whole multiples; 0 where that is not said.
     """
 
     dtype: str
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray]
+    scale_cols: int = 0
 
     @classmethod
     def of(cls, values: np.ndarray, dtype: str | None = None) -> Tensor:

@@ -53,15 +53,20 @@ def packed_bytes(dtype: str, rows: int, cols: int) -> int:
     return engine().packed_bytes(dtype, rows, cols)
 
 
-def pack(values: np.ndarray, dtype: str, errors: Errors, first_row: int = 0) -> np.ndarray:
+def pack(
+    values: np.ndarray, dtype: str, errors: Errors, first_row: int = 0, scale_cols: int = 0
+) -> np.ndarray:
     """The bytes of rows of a matrix, of float32, float16 or the bits of bfloat16, in tiles; adds to errors
-    what they cost. first_row: the number of the first of them in the matrix, a multiple of 16. It takes one
-    thread: who has many strips gives each to another, which saves waiting for each other.
+    what they cost. first_row: the number of the first of them in the matrix, a multiple of 16. scale_cols:
+    columns that shared a scale where they come from (Tensor.scale_cols). It takes one thread: who has many
+    strips gives each to another, which saves waiting for each other.
 
     Raises ValueError for values that are not finite or too large, with their row.
     """
     out = np.empty(packed_bytes(dtype, *values.shape), np.uint8)
-    squares, error_squares = engine().pack(out, values, dtype, first_row=first_row, threads=1)
+    scale_cols = 0 if scale_cols % GROUP else scale_cols  # of fewer, or others, each group gets its own
+    place = {"first_row": first_row, "scale_cols": scale_cols}
+    squares, error_squares = engine().pack(out, values, dtype, **place, threads=1)
     errors.total += squares
     errors.error += error_squares
     return out

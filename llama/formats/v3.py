@@ -179,7 +179,7 @@ def packed(strip: Strip[Entry]) -> np.ndarray:
     """The bytes of a strip in the file. Raises ValueError for values that its type can't hold."""
     entry = strip.entry
     if entry.rows > 1:
-        return tiles.pack(strip.values, entry.dtype, strip.errors, strip.begin)
+        return tiles.pack(strip.values, entry.dtype, strip.errors, strip.begin, strip.tensor.scale_cols)
     norm = to_floats(strip.values, strip.dtype)
     if not is_finite(norm, "fp32"):
         raise ValueError("has values too large for fp32")

@@ -180,7 +180,9 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     check(options)
     with (
-        names.opened(options.model, options.tokenizer, options.dtype, not options.no_cache) as files,
+        names.opened(
+            options.model, options.tokenizer, options.dtype, not options.no_cache, served=True
+        ) as files,
         names.opened_adapter(options.lora, files.model, not options.no_cache) as lora,
         Llama(*files, options.threads, options.context, kv=options.kv, lora=lora) as llama,
         draft_of(options, llama) as draft,

@@ -247,6 +247,11 @@ def test_a_wrong_command_line_is_refused_in_one_line(noise, options, message):
     assert result.stdout == b""
 
 
+def test_the_binary_refuses_to_convert(noise):
+    message = "--dtype: a model runs here as it is; python -m llama.run converts it"
+    assert_refused(run("native", "v0.bin", "--dtype", "int8", cwd=noise), 2, message)
+
+
 def test_a_value_of_any_length_is_refused_in_one_line(noise):
     for options in (
         ["-t", "9" * 100_000],

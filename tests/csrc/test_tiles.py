@@ -285,6 +285,20 @@ def test_other_buffers_are_refused(values, message):
         pack(bytearray(), values, "int8")
 
 
+@pytest.mark.parametrize("shape", [(17, 192), (16, 160), (5, 100)], ids=str)
+@pytest.mark.parametrize("scale_cols", [64, 96])
+def test_int8_of_larger_groups_keeps_its_whole_numbers(isa, shape, scale_cols):
+    rng = np.random.default_rng(3)
+    q = rng.integers(-60, 61, shape)  # most groups of 32 have nothing near 127
+    q[:, ::scale_cols] = -127  # but all that share a scale do
+    scales = np.repeat(rng.uniform(1e-3, 1e-2, (shape[0], -(-shape[1] // scale_cols))), scale_cols, 1)
+    scales = scales[:, : shape[1]].astype(np.float32)
+    data = packed(q.astype(np.float32) * scales, "int8", scale_cols=scale_cols)[0]
+    expected = q * scales.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(tiles.unpack(np.frombuffer(data, np.uint8), "int8", *shape), expected)
+    assert packed(q.astype(np.float32) * scales, "int8")[0] != data
+
+
 def test_other_arguments_are_refused():
     values = np.zeros((16, 64), np.float32)
     with pytest.raises(llama.UsageError, match="out has 1087 bytes, allowed 1088"):
@@ -293,6 +307,9 @@ def test_other_arguments_are_refused():
         pack(bytearray(1088), values, "fp16")
     with pytest.raises(llama.UsageError, match="threads = -1, allowed 0 or more"):
         pack(bytearray(1088), values, "int8", threads=-1)
+    for scale_cols in (-32, 16, 33):
+        with pytest.raises(llama.UsageError, match=f"scale_cols = {scale_cols}, allowed multiples of 32"):
+            pack(bytearray(1088), values, "int8", scale_cols=scale_cols)
     with pytest.raises((TypeError, BufferError, llama.UsageError)):
         pack(bytes(1088), values, "int8")
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
+import numpy as np
 import pytest
 from helpers import assert_refused, environment, finish
 
 import llama
-from llama import cache, convert
+from llama import cache, convert, names
 from llama.files import written_aside
 from llama.native import SHIPPED
 
@@ -111,6 +113,48 @@ def test_the_command_line_says_which_type_and_whether_to_keep_it(source, home):
     assert result.stderr.startswith(f"converting {source} to int4, for this run\n")
     assert " M parameters, int4, " in result.stderr
     assert not home.exists()
+
+
+def test_a_bin_of_another_type_is_converted_and_one_of_that_type_is_not(tmp_path, home):
+    model = tmp_path / "stories.bin"
+    model.write_bytes(SHIPPED.read_bytes())
+    result = run(model, "--dtype", "bf16", "--stats")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith(f"converting {model} to bf16, kept as {home}/")
+    assert " M parameters, bf16, " in result.stderr
+    assert "converting" not in run(model, "--dtype", "int8").stderr
+    with llama.Llama(model, dtype="int4") as made, llama.Llama(model, dtype="int8") as same:
+        assert (made.config.weight_type, same.config.weight_type, same.path) == ("int4", "int8", str(model))
+
+
+@pytest.mark.parametrize(("version", "dtype"), [(0, "fp32"), (1, "fp32"), (2, "int8")])
+def test_rows_are_converted_where_their_own_type_is_asked_for(tmp_path, version, dtype):
+    model = tmp_path / "model.bin"
+    checkpoints.write(model, checkpoints.Shape(), version)
+    assert not cache.is_to_convert(model, None)
+    assert cache.is_to_convert(model, dtype)
+    path = cache.converted(model, dtype)
+    assert not cache.is_to_convert(path, dtype)
+    ids, bound = list(range(30)), 1e-4 if dtype == "fp32" else 1e-2  # scales are in half precision
+    with llama.Llama(model, exact=True) as rows, llama.Llama(path, exact=True) as tiles:
+        np.testing.assert_allclose(tiles.logits(ids), rows.logits(ids), rtol=0, atol=bound)
+
+
+def test_what_is_served_is_converted_where_it_is_large_and_int8_in_rows(tmp_path, monkeypatch):
+    for version in (0, 2):
+        checkpoints.write(tmp_path / f"v{version}.bin", checkpoints.Shape(), version)
+    v2, small = tmp_path / "v2.bin", {"v0.bin": False, "v2.bin": False}
+    serving = {name: cache.is_slow_to_serve(tmp_path / name) for name in small}
+    assert serving == small
+    monkeypatch.setattr(cache, "LARGE_ROWS", v2.stat().st_size)
+    assert {name: cache.is_slow_to_serve(tmp_path / name) for name in small} == small | {"v2.bin": True}
+    assert not cache.is_slow_to_serve(SHIPPED)
+    assert not cache.is_slow_to_serve(tmp_path / "nothing.bin")
+    with names.opened(v2) as files:
+        assert files.model == str(v2)
+    with names.opened(v2, served=True) as files:
+        assert not cache.is_to_convert(files.model, "int8")
+        assert files.model != str(v2)
 
 
 def test_the_command_line_says_in_a_line_what_it_can_not_convert(source, home):

@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkpoints import Shape, write_zeros
 from helpers import (
     assert_refused,
     both,
@@ -28,6 +30,7 @@ from helpers import (
     run,
     without_times,
     write_pieces,
+    write_ranked,
 )
 from references import SHARED, STORIES260K, needs_stories260k
 from tiny_models import SPECIAL, VOCABULARY, write_chain
@@ -175,6 +178,21 @@ def test_each_option_of_sampling_reaches_the_field_of_its_name(noise, sampling):
         == text + "\n"
     )
     assert output("native", model, "-s", "9", "-n", "99", "-i", "the", "--no-echo").decode() != text + "\n"
+
+
+def test_fp32_that_takes_long_to_read_is_said_to_have_an_alternative(tmp_path):
+    shape = Shape(2048, 5632, n_heads=32, n_kv_heads=32, vocab_size=len(VOCABULARY))
+    write_ranked(tmp_path / "tokenizer.bin", VOCABULARY)
+    for layers, said in (
+        (5, b""),
+        (6, b"big.bin: 1.2 GB of fp32 are read for each token; python -m llama.run big.bin "),
+    ):
+        write_zeros(tmp_path / "big.bin", replace(shape, n_layers=layers))
+        result = run(
+            "native", "big.bin", "-n", "1", "-i", "abc", cwd=tmp_path
+        )  # too long, so nothing is read
+        assert result.returncode == 2
+        assert result.stderr.startswith(said or b"error: ")
 
 
 def test_a_seed_gives_its_text_again_and_another_seed_another(noise):

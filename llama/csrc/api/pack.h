@@ -12,6 +12,9 @@ typedef struct {
     int32_t values_type; // LLAMA_FP32, LLAMA_BF16 or LLAMA_FP16
     int32_t rows, cols;
     int64_t first_row; // the number that messages give the first row
+    // int8: neighbouring columns that get one scale, that of the largest of them, because they had one where the
+    // values come from; a multiple of 32. 0: 32, as any other number of them
+    int32_t scale_cols;
 } LlamaStrip;
 
 typedef struct {

@@ -3,6 +3,7 @@
 #define LLAMA_PROGRAM_RUN_H
 
 #include "../weights/model.h" // LlamaModel
+#include "../weights/tiles.h" // TILE_GROUP
 #include "console.h"          // Console
 #include "llama_run.h"        // LlamaRunOptions
 
@@ -59,6 +60,20 @@ static int run_sampler(Run *run, LlamaError *error) {
     return llama_sampler_init(run->model->config.vocab_size, &sampling, &run->sampler, error);
 }
 
+enum { MANY_BYTES = 1 << 30 }; // of a token: from here on a type of fewer bits is offered
+
+// Says what fp32 costs where it is felt: a token takes as long as its weights take to be read.
+static void note_reads(const Run *run) {
+    const char *model = run->options->model;
+    double reads = (double)llama_token_bytes(run->model);
+    if (run->model->config.weight_type != LLAMA_FP32 || reads < MANY_BYTES) return;
+    console_note(
+        &run->console,
+        "%s: %.1f GB of fp32 are read for each token; python -m llama.run %s --dtype int8 converts it once, "
+        "to %.1f GB\n",
+        model, reads / 1e9, model, reads / 4e9 * (TILE_GROUP + 2) / TILE_GROUP);
+}
+
 // Opens all that a text needs. What was opened before an error is closed with the rest.
 static int run_open(Run *run, LlamaError *error) {
     const LlamaRunOptions *o = run->options;
@@ -74,6 +89,7 @@ static int run_open(Run *run, LlamaError *error) {
         code = llama_generation_init(run->ctx, run->tokenizer, run->sampler, 0, stops, o->n_stops, &run->generation,
                                      error);
     run->open_seconds = seconds() - start;
+    if (code == LLAMA_OK) note_reads(run);
     return code;
 }
 

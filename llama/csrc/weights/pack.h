@@ -45,24 +45,44 @@ PASS void pack_group(PackGroup *g, uint8_t *tile, int32_t group, int32_t cols, i
     }
 }
 
+// Takes the group of up to 32 columns that begins at one.
+PASS void pack_take(PackGroup *g, const LlamaStrip *strip, int32_t row, int32_t begin) {
+    int32_t rows = MIN(TILE_ROWS, strip->rows - row), cols = MIN(TILE_GROUP, strip->cols - begin);
+    int64_t at = (int64_t)row * strip->cols + begin;
+    if (strip->values_type == LLAMA_BF16)
+        pack_load(g, strip, at, rows, cols, LLAMA_BF16);
+    else if (strip->values_type == LLAMA_FP16)
+        pack_load(g, strip, at, rows, cols, LLAMA_FP16);
+    else
+        pack_load(g, strip, at, rows, cols, LLAMA_FP32);
+    pack_largest(g);
+}
+
+// The largest magnitudes of the columns that share their scale with the one at begin, which is the first of them.
+PASS void pack_largest_of_all(PackLanes largest, const LlamaStrip *strip, int32_t row, int32_t begin) {
+    PackGroup g;
+    memset(largest, 0, sizeof(PackLanes));
+    for (int32_t at = begin; at < MIN(begin + strip->scale_cols, strip->cols); at += TILE_GROUP) {
+        pack_take(&g, strip, row, at);
+        for (int32_t r = 0; r < TILE_ROWS; r++) largest[r] = MAX(largest[r], fabsf(g.largest[r]));
+    }
+}
+
 // Packs the up to 16 rows of a strip that begin at `row`, and adds to the sums.
 PASS void pack_tile(uint8_t *tile, const LlamaStrip *strip, int32_t row, int32_t type, PackSums *sums) {
     PackGroup g;
+    PackLanes shared;
     double squares[TILE_ROWS] = {0}, error_squares[TILE_ROWS] = {0};
-    int32_t rows = MIN(TILE_ROWS, strip->rows - row), groups = (strip->cols + TILE_GROUP - 1) / TILE_GROUP;
+    int32_t groups = (strip->cols + TILE_GROUP - 1) / TILE_GROUP;
+    bool share = type == TILES_INT8 && strip->scale_cols > TILE_GROUP;
     for (int32_t i = 0; i < groups; i++) {
-        int32_t begin = i * TILE_GROUP, cols = MIN(TILE_GROUP, strip->cols - begin);
-        int64_t at = (int64_t)row * strip->cols + begin;
-        if (strip->values_type == LLAMA_BF16)
-            pack_load(&g, strip, at, rows, cols, LLAMA_BF16);
-        else if (strip->values_type == LLAMA_FP16)
-            pack_load(&g, strip, at, rows, cols, LLAMA_FP16);
-        else
-            pack_load(&g, strip, at, rows, cols, LLAMA_FP32);
-        pack_largest(&g);
+        int32_t begin = i * TILE_GROUP;
+        pack_take(&g, strip, row, begin);
         for (int32_t r = TILE_ROWS; r-- > 0;)
             if (!(fabsf(g.largest[r]) <= pack_limit(type))) sums->bad_row = MIN(sums->bad_row, row + r);
-        pack_group(&g, tile, i, cols, type);
+        if (share && begin % strip->scale_cols == 0) pack_largest_of_all(shared, strip, row, begin);
+        if (share) memcpy(g.largest, shared, sizeof shared);
+        pack_group(&g, tile, i, MIN(TILE_GROUP, strip->cols - begin), type);
         pack_count(&g, squares, error_squares);
     }
     if (type_is_quantised(type) && groups % 2)
@@ -133,6 +153,9 @@ static int strip_check(const LlamaStrip *s, int32_t type, int32_t threads, Llama
     if (s->rows < 1 || s->cols < 1)
         return fail(error, LLAMA_ERROR_USAGE, "a strip of %d rows and %d columns, allowed 1 or more", s->rows,
                     s->cols);
+    if (s->scale_cols < 0 || s->scale_cols % TILE_GROUP)
+        return fail(error, LLAMA_ERROR_USAGE, "scale_cols = %d, allowed multiples of %d", s->scale_cols,
+                    TILE_GROUP);
     if (threads < 0) return fail(error, LLAMA_ERROR_USAGE, "threads = %d, allowed 0 or more", threads);
     return LLAMA_OK;
 }

@@ -29,6 +29,7 @@ from llama.formats import llama2c, source, tensor
 from llama.formats.checkpoint import open_checkpoint, read_config
 from llama.formats.export import export_v3
 from llama.formats.llama2c import quantise
+from llama.formats.models import open_source
 from llama.formats.pipeline import processors
 from model import Config, Llama, RopeScaling
 from training.weights import load_model, save_weights
@@ -190,6 +191,20 @@ def test_a_group_of_zeros_or_nearly_so_is_stored_as_zeros(value):
     values, scales, _ = quantise(weight, 8)
     assert values.tolist() == [[127] * 8, [0] * 8]
     assert scales.tolist() == [np.float32(1 / 127), 0]
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_int8_in_rows_becomes_tiles_of_the_same_whole_numbers(path, tmp_path, group_size):
+    shape = Shape(group_size=group_size)
+    weights = checkpoints.write(path, shape, 2)
+    export_v3(tmp_path / "v3.bin", config_of(shape), open_source(path).tensors, "int8", None)
+    found = open_source(tmp_path / "v3.bin").tensors
+    for name, values in named(shape, weights).items():
+        if values.ndim < 2:
+            continue
+        q, scales = checkpoints.quantise(values.numpy(), group_size)
+        expected = q * scales[:, None].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(found[name].floats(), expected.reshape(values.shape))
 
 
 def test_a_model_of_zeros_has_no_error(path):
