@@ -194,11 +194,9 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor
     return whole.to(q.dtype).unflatten(1, (q.shape[0], -1)).transpose(0, 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
+def attend_where(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention of q (B, H, T, d) to k, v (B, K, T, d) where a mask allows it: (B, H, T, d)."""
     grouped = k.shape[1] != q.shape[1]
-    if mask is None:
-        return attend_causally(q, k, v)
     if isinstance(mask, list):
         return attend_within(q, k, v, mask)
     if isinstance(mask, Tensor):
@@ -207,6 +205,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask | None) -> Tensor:
 
 
 class Attention(nn.Module):
+    attend: Callable[..., Tensor] = staticmethod(attend_causally)  # or as training/attention.py does
+
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
@@ -223,7 +223,7 @@ class Attention(nn.Module):
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, T, d)
-        out = attend(q, k, v, context.mask)
+        out = self.attend(q, k, v) if context.mask is None else attend_where(q, k, v, context.mask)
         return self.wo(out.transpose(1, 2).flatten(-2))
 
 
@@ -422,9 +422,9 @@ class Llama(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 # The loss. Logits of a whole batch are the largest tensor of a small model by far (2048 tokens x 32,000 x 4
 # bytes = 262 MB, several times over in the backward pass), so they are made, used and dropped a chunk at a
-# time; the gradients are computed right there, on a CPU while the chunk is in the cache.
+# time; the gradients are computed right there.
 
-CHUNK_VALUES = 1 << 22  # logits alive at once
+CHUNK_VALUES = 1 << 24  # logits alive at once: the gradient of the classifier is added up once for each chunk
 CHUNK_VALUES_GPU = 1 << 27  # more of them, so that starting kernels costs nothing
 
 

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from bench.report import cell
-from model import Config, Llama
-from training import parallel
+from model import Config
+from training import models, parallel
 from training.options import Options
 from training.step import make_run, train_step
 
@@ -56,10 +56,11 @@ class Same:
 
 
 def our_step(config: Config, options: Options, batches: Same) -> Step:
-    model = Llama(config)
-    parallel.keep_memory(model)
     ranks = parallel.start("cpu", "ddp")
+    model = models.make_model(options, ranks, config, None)
+    parallel.keep_memory(model)
     run = make_run(model, options, ranks, batches)
+    models.fill_weights(model, None)
     return lambda: train_step(run)
 
 

@@ -15,6 +15,7 @@ from llama.formats.source import Source, checked_tensors
 from llama.formats.texts import told
 from model import Config, Llama
 from training import parallel
+from training.attention import use_blocks
 from training.context import stretched
 from training.few_bits import add_nf4, pack
 from training.freezing import freeze
@@ -132,6 +133,9 @@ def make_model(options: Options, ranks: Ranks, config: Config, lora: Lora | None
             add_lora(model, lora)
         if options.qat:
             add_qat(model, options.qat)
+    on_cpu = ranks.device.type == "cpu"
+    if on_cpu and options.dtype == "bfloat16" and not parallel.is_emulated("bfloat16", ranks.device):
+        use_blocks(model)
     freeze(model, options.train, options.freeze)
     if lora:
         narrow(model, parallel.DTYPES[options.dtype])
