@@ -27,6 +27,7 @@ FUZZ = build/fuzz
 FUZZERS = model adapter restore tokenizer encode stream sampler options
 GUIDED = gguf safetensors config pickle tokenizer_json template
 FUZZ_SECONDS = 120
+FUZZ_RUNS = -1
 FUZZ_SEED := $(shell date +%s)
 AUDIT = build/audit
 AUDITORS = pip-audit==2.10.1 cyclonedx-bom==7.5.0
@@ -217,8 +218,8 @@ fuzz: $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) ## look for inputs t
 
 $(FUZZERS:%=fuzz-%): fuzz-%: $(FUZZ)/fuzz $(FUZZ)/seeds
 	mkdir -p $(FUZZ)/corpus/$*
-	FUZZ=$* $(FUZZ)/fuzz -seed=$(FUZZ_SEED) -max_total_time=$$(($(FUZZ_SECONDS) / 12)) -timeout=60 -verbosity=0 -print_final_stats=1 \
-		-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* $(FUZZ)/seeds/$* 2> $(FUZZ)/$*.log || { cat $(FUZZ)/$*.log; exit 1; }
+	FUZZ=$* $(FUZZ)/fuzz -seed=$(FUZZ_SEED) -runs=$(FUZZ_RUNS) -max_total_time=$$(($(FUZZ_SECONDS) / 12)) -timeout=60 -verbosity=0 \
+		-print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* $(FUZZ)/seeds/$* 2> $(FUZZ)/$*.log || { cat $(FUZZ)/$*.log; exit 1; }
 	@echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"
 
 fuzz-readers: $(VENV)/installed
