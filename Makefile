@@ -213,7 +213,8 @@ valgrind: $(VENV)/installed ## run the tests of ./run under valgrind
 # installed; -j2 runs two entries at once. libFuzzer keeps what reaches new code in build/fuzz/corpus, and goes on from
 # there the next time. A finding is a file build/fuzz/crash-..., which the entry takes as its argument:
 # FUZZ=model build/fuzz/fuzz build/fuzz/crash-...
-# Each time begins with another seed; CI with the same, so that what it finds comes from what was changed.
+# Each time begins with another seed; CI with the same, so that what it finds comes from what was changed. FUZZ_RUNS
+# bounds the executions of an entry: make fuzz-stream FUZZ_RUNS=10000000 FUZZ_SECONDS=72000
 fuzz: $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) ## look for inputs that break the engine or the readers of files (FUZZ_SECONDS=120, in all; FUZZ_SEED=1)
 
 $(FUZZERS:%=fuzz-%): fuzz-%: $(FUZZ)/fuzz $(FUZZ)/seeds
