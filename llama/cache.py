@@ -25,21 +25,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from llama.command import Parser, counted, note, run_command, started_as
 from llama.config import Config, model_config
-from llama.errors import BadFileError, LlamaError, UsageError, one_line
+from llama.errors import BadFileError, LlamaError, ResourceError, UsageError, one_line
 from llama.files import ended_in_order, lock_file, remove_left_over, temporary_folder, write_aside
 from llama.formats.kinds import LONGEST, TORCH, is_of_folder
 from llama.hub import STORIES, has_quant, is_name, parse
 from llama.native import model_open
+from llama.tokenizer import Tokenizer
 
 VERSION = 3  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
 SMALL = 500_000_000  # parameters below which a model is kept in bf16
+LONGEST_NAME = 160  # bytes of a source's name in that of the converted file, which systems cut at 255
 LARGE_ROWS = 64 << 20  # bytes of a v2 file from which on it is converted to be served
 LOGGER = logging.getLogger("llama")
 Say = Callable[[str], object]
@@ -76,6 +78,26 @@ def config_of(path: str | os.PathLike[str]) -> Config | None:
         return None
 
 
+def is_old_bin(path: str | os.PathLike[str]) -> bool:
+    """Whether a model is a .bin of v0 to v2, llama2.c's."""
+    return not is_foreign(path) and (config := config_of(path)) is not None and config.version < 3
+
+
+def tokenizer_beside(model: str | os.PathLike[str]) -> str | None:
+    """The tokenizer.bin or tok<vocabulary>.bin that the engine would find beside a .bin of llama2.c.
+
+    None for another model, and where there is none.
+    """
+    if not is_old_bin(model) or (config := config_of(model)) is None:
+        return None
+    for name in ("tokenizer.bin", f"tok{config.vocab_size}.bin"):
+        path = Path(model).with_name(name)
+        with suppress(LlamaError):
+            if Tokenizer(path).vocab_size == config.vocab_size:
+                return os.fspath(path)
+    return None
+
+
 def is_to_convert(path: str | os.PathLike[str], dtype: str | None) -> bool:
     """Whether a model can't run as it is: one of another format, or a .bin that is no v3 of a type."""
     if dtype is None or is_foreign(path):
@@ -96,14 +118,22 @@ def is_slow_to_serve(path: str | os.PathLike[str]) -> bool:
 
 
 def usual_folder() -> Path:
-    """Where converted models are kept, unless something else is there."""
+    """Where converted models are kept, unless something else is there. Raises ResourceError."""
     if said := os.environ.get("CRIA_CACHE"):
         return Path(said)
+    own, ours = "", ("cria",)  # a variable that may name the system's one of caches, and ours in it
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local", "cria", "cache")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cria"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "cria")
+        own, usual, ours = "LOCALAPPDATA", ("AppData", "Local"), ("cria", "cache")
+    elif sys.platform == "darwin":
+        usual = ("Library", "Caches")
+    else:
+        own, usual = "XDG_CACHE_HOME", (".cache",)
+    try:
+        return Path(os.environ.get(own) or Path.home().joinpath(*usual), *ours)
+    except RuntimeError:  # a user without a home
+        raise ResourceError(
+            "no folder for converted models: $CRIA_CACHE names none, nor is there a home"
+        ) from None
 
 
 def folder() -> Path:
@@ -184,27 +214,35 @@ def place(source: Path, asked: str | None, has_jinja: bool) -> Path:
     source = absolute(source)
     facts = [VERSION, str(source), asked, has_jinja, *files_of(source)]
     key = hashlib.sha256(json.dumps(facts).encode(errors="surrogateescape")).hexdigest()[:12]
-    return folder() / f"{source.name.removesuffix('.gguf')}-{asked or 'usual'}-{key}.bin"
+    name = source.name.removesuffix(".gguf").encode(errors="surrogateescape")[:LONGEST_NAME]
+    return folder() / f"{name.decode(errors='ignore')}-{asked or 'usual'}-{key}.bin"
 
 
 def convert(source: Path, out: Path, dtype: str | None, say: Say, fate: str) -> str:
     """Writes a v3 file of a model in any format, with its tokenizer and template, and returns its type.
 
+    That of a .bin of llama2.c gets no tokenizer, as it has none: who opens it does (tokenizer_beside).
+
     dtype: None for the one that suits it. say: is told so once the source turned out to be a model. fate:
     what becomes of the file, in words.
     Raises BadFileError, UsageError, OSError; nothing is left then.
     """
+    from llama.formats.chat_templates import Chat
     from llama.formats.export import export_v3  # numpy and what reads files: not for a model that is there
     from llama.formats.models import open_source
     from llama.formats.source import tensor_shapes
     from llama.formats.text import with_text
     from llama.formats.v3 import extras_of
 
-    found, vocabulary = with_text(open_source(source), source if source.is_dir() else source.parent)
+    found, is_rows = open_source(source), is_old_bin(source)
+    if is_rows:  # the engine looks for their tokenizer, and takes their template to be Llama 2's
+        found, vocabulary = replace(found, chat=Chat("llama2")), None
+    else:
+        found, vocabulary = with_text(found, source if source.is_dir() else source.parent)
     extras = extras_of(found, vocabulary)
     for assumed in found.notes:
         LOGGER.warning("%s: %s", one_line(found.name), assumed)
-    if vocabulary is None:
+    if vocabulary is None and not is_rows:
         LOGGER.warning("%s: has no tokenizer: texts take one of yours (-z)", one_line(found.name))
     if dtype is None:
         small = sum(math.prod(shape) for shape in tensor_shapes(found.config).values()) < SMALL

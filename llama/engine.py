@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from llama._engine import ffi, lib
 from llama.batch import Batch, Request
 from llama.config import Config, model_config
-from llama.errors import ClosedError, UsageError
+from llama.errors import ERRORS, ClosedError, LlamaError, UsageError
 from llama.forks import OPEN
 from llama.generation import Generation
 from llama.native import (
@@ -53,13 +53,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def engine_file(path: str, dtype: str | None) -> str:
-    """The .bin of a model: the path itself, or the converted file of one in another format or type."""
-    if path.endswith(".bin") and dtype is None:
-        return path
-    from llama import cache  # what reads other formats takes longer to import than a story
+def engine_files(path: str, dtype: str | None) -> tuple[str, str | None]:
+    """The .bin of a model, and its tokenizer unless the engine finds it.
 
-    return os.fspath(cache.converted(path, dtype)) if cache.is_to_convert(path, dtype) else path
+    That is the path itself, or the converted file of a model in another format or type. Raises LlamaError.
+    """
+    if path.endswith(".bin") and dtype is None:
+        return path, None
+    from llama import cache  # what reads other formats takes longer to import than a story
+    from llama.command import explained
+
+    if not cache.is_to_convert(path, dtype):
+        return path, None
+    try:
+        return os.fspath(cache.converted(path, dtype)), cache.tokenizer_beside(path)
+    except LlamaError:  # some are errors of the system, too
+        raise
+    except OSError as error:
+        message, code = explained(error)
+        raise ERRORS[code](message) from None
 
 
 def adapter_of(model: Any, path: str, lora: str) -> Any:
@@ -109,13 +121,13 @@ class Llama:
         lora: str | None = None,
     ) -> None:
         self.path = os.fspath(SHIPPED if path is None else path)
-        file = engine_file(self.path, dtype)
+        file, beside = engine_files(self.path, dtype)
         self._model: Any = model_open(file)
         self._adapter: Any = None if lora is None else adapter_of(self._model, file, lora)
         self.config: Config = model_config(self._model)
         self._tokenizer: Tokenizer | None = None
-        if tokenizer is not None:
-            self._tokenizer = self._checked(tokenizer)
+        if tokenizer is not None or beside:
+            self._tokenizer = self._checked(tokenizer or beside)
         special = {"kv": kv, "exact": int(exact), "rope_theta": rope_theta or 0.0, "adapter": self._adapter}
         self._context: Any = context_init(self._model, context or 0, threads or 0, sequences, **special)
         options = lib.llama_context_options(self._context)

@@ -17,7 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama.cache import DTYPES, converted, converted_for_now, is_slow_to_serve, is_to_convert, note
+from llama.cache import (
+    DTYPES,
+    converted,
+    converted_for_now,
+    is_slow_to_serve,
+    is_to_convert,
+    note,
+    tokenizer_beside,
+)
+from llama.errors import LlamaError
 from llama.files import temporary_folder
 from llama.formats import tokenizer_kinds
 from llama.hub import Files, find
@@ -41,6 +50,27 @@ def tokenizer_bin(path: str | None) -> Iterator[str | None]:
 
 
 @contextmanager
+def converted_model(model: str, dtype: str | None, cache: bool) -> Iterator[str]:
+    """The .bin of a model that is converted, kept or good until the end of the block. Raises as opened."""
+    if cache:
+        yield os.fspath(converted(model, dtype, note))
+    else:
+        with converted_for_now(model, dtype, note) as path:
+            yield os.fspath(path)
+
+
+def fit_to_serve(model: str) -> str:
+    """The .bin of a model to serve: of a large v2 the one in tiles, unless the cache refuses it."""
+    if not is_slow_to_serve(model):
+        return model
+    try:
+        return os.fspath(converted(model, "int8", note))
+    except (LlamaError, OSError) as error:
+        note(f"note: {model}: runs as it is, which takes twice as long: {error}")
+        return model
+
+
+@contextmanager
 def opened(
     model: str | bytes | os.PathLike[str],
     tokenizer: str | None = None,
@@ -55,16 +85,15 @@ def opened(
     Raises UsageError, BadFileError, ResourceError, OSError.
     """
     files = find(os.fspath(model), tokenizer)
-    if served and dtype is None and is_slow_to_serve(files.model):
-        dtype = "int8"
-    with tokenizer_bin(files.tokenizer) as engines:
-        if not is_to_convert(files.model, dtype):
-            yield Files(files.model, engines)
-        elif cache:
-            yield Files(os.fspath(converted(files.model, dtype, note)), engines)
-        else:
-            with converted_for_now(files.model, dtype, note) as path:
-                yield Files(os.fspath(path), engines)
+    to_convert = is_to_convert(files.model, dtype)
+    fit = fit_to_serve(files.model) if served and cache and not to_convert else files.model
+    beside = tokenizer_beside(files.model) if to_convert or fit != files.model else None
+    with tokenizer_bin(files.tokenizer or beside) as engines:
+        if not to_convert:
+            yield Files(fit, engines)
+            return
+        with converted_model(files.model, dtype, cache) as path:
+            yield Files(path, engines)
 
 
 @contextmanager
@@ -92,4 +121,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="a model of another type or format is converted (int8; bf16 a small one)",
     )
-    parser.add_argument("--no-cache", action="store_true", help="convert it for this run alone")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="convert it for this run alone, a v2 to serve not at all"
+    )

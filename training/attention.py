@@ -3,9 +3,12 @@
 PyTorch's CPU kernel works in float32 inside, and takes longer for the backward pass of bfloat16 than for that
 of float32. Here attention is written out, softmax(q k^T / sqrt(d)) v, in blocks whose scores fit the cache:
 products take the processor's bfloat16, no query meets a key beyond its block, and the backward pass makes
-scores again instead of keeping them (Dao et al., FlashAttention, 2022). Scores and probabilities are rounded
-to bfloat16, as q, k and v are before: gradients are as near to those of float32 as with the kernel, and
-nearer where they are small, as its own come from an output that was rounded (docs/log.md).
+scores again instead of keeping them (Dao et al., FlashAttention, 2022).
+
+Scores and probabilities are rounded to bfloat16, as q, k and v are before: gradients of trained models are as
+near to those of float32 as with the kernel, and nearer where they are small, as its own come from an output
+that was rounded. What scores lose grows with them; of scores in the tens gradients are ten times as far from
+the formula's as with the kernel (docs/log.md).
 
 B sequences, T tokens, H = n_heads, K = n_kv_heads, d = head_dim, N = B H.
 """

@@ -12,6 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 from helpers import assert_refused, environment, finish
+from tiny_models import write_chain
 
 import llama
 from llama import cache, convert, names
@@ -138,6 +139,60 @@ def test_rows_are_converted_where_their_own_type_is_asked_for(tmp_path, version,
     ids, bound = list(range(30)), 1e-4 if dtype == "fp32" else 1e-2  # scales are in half precision
     with llama.Llama(model, exact=True) as rows, llama.Llama(path, exact=True) as tiles:
         np.testing.assert_allclose(tiles.logits(ids), rows.logits(ids), rtol=0, atol=bound)
+
+
+def test_a_converted_bin_of_llama2c_keeps_its_template_and_its_tokenizer(tmp_path):
+    model = write_chain(tmp_path, [" x"], {"<s>": " x"})
+    assert cache.tokenizer_beside(model) == str(tmp_path / "tokenizer.bin")
+    for dtype in (None, "int8"):
+        with llama.Llama(model, dtype=dtype) as opened:
+            assert opened.encode_chat([{"role": "user", "content": "x"}])
+            assert "".join(opened.generate("x", temperature=0, max_tokens=3)) == " x x x"
+    (tmp_path / "tokenizer.bin").rename(tmp_path / "mine.bin")
+    (tmp_path / "tokenizer.json").write_text("{")  # which the engine does not look at
+    assert cache.tokenizer_beside(model) is None
+    mine = tmp_path / "mine.bin"
+    result = run(model, "--dtype", "int8", "-z", str(mine), "-i", "x")
+    assert result.returncode == 0, result.stderr
+    assert "has no tokenizer" not in result.stderr
+    with names.opened(model, str(mine), "int8") as files:
+        assert files.tokenizer == str(mine)
+
+
+def test_what_is_served_runs_as_it_is_where_the_cache_can_not_have_it(tmp_path, monkeypatch, home, capsys):
+    v2 = tmp_path / "v2.bin"
+    checkpoints.write(v2, checkpoints.Shape(), 2)
+    monkeypatch.setattr(cache, "LARGE_ROWS", 1)
+    with names.opened(v2, cache=False, served=True) as files:
+        assert files.model == str(v2)
+    assert not capsys.readouterr().err
+    home.write_text("a file where the folder of the cache should be")
+    with names.opened(v2, served=True) as files:
+        assert files.model == str(v2)
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {v2}: runs as it is, which takes twice as long: {home}: is a file")
+    assert said.count("\n") == 1
+    with pytest.raises(llama.BadFileError, match="is a file, allowed is a folder"):
+        llama.Llama(v2, dtype="int8")
+
+
+def test_without_a_home_a_line_says_what_to_set(monkeypatch):
+    for name in ("CRIA_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody at all").expanduser())
+    with pytest.raises(llama.ResourceError, match=r"\$CRIA_CACHE names none, nor is there a home"):
+        cache.folder()
+
+
+def test_a_long_name_is_cut(source):
+    path = source.rename(source.with_name("é" * 120))
+    assert cache.converted(path).name.startswith("é" * 80 + "-usual-")
+
+
+def test_an_error_of_the_system_is_one_of_ours_in_python(source, monkeypatch):
+    monkeypatch.setenv("CRIA_CACHE", "/dev/null/cache")
+    with pytest.raises(llama.LlamaError, match="/dev/null/cache"):
+        llama.Llama(source)
 
 
 def test_what_is_served_is_converted_where_it_is_large_and_int8_in_rows(tmp_path, monkeypatch):

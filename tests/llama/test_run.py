@@ -185,7 +185,7 @@ def test_fp32_that_takes_long_to_read_is_said_to_have_an_alternative(tmp_path):
     write_ranked(tmp_path / "tokenizer.bin", VOCABULARY)
     for layers, said in (
         (5, b""),
-        (6, b"big.bin: 1.2 GB of fp32 are read for each token; python -m llama.run big.bin "),
+        (6, b"1.2 GB of fp32 are read for each token; --dtype int8 "),
     ):
         write_zeros(tmp_path / "big.bin", replace(shape, n_layers=layers))
         result = run(

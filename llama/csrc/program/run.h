@@ -64,14 +64,15 @@ enum { MANY_BYTES = 1 << 30 }; // of a token: from here on a type of fewer bits 
 
 // Says what fp32 costs where it is felt: a token takes as long as its weights take to be read.
 static void note_reads(const Run *run) {
-    const char *model = run->options->model;
+    const LlamaRunOptions *o = run->options;
     double reads = (double)llama_token_bytes(run->model);
-    if (run->model->config.weight_type != LLAMA_FP32 || reads < MANY_BYTES) return;
+    if (run->model->config.weight_type != LLAMA_FP32 || reads < MANY_BYTES || o->dtype >= 0 || o->perplexity)
+        return;
     console_note(
         &run->console,
-        "%s: %.1f GB of fp32 are read for each token; python -m llama.run %s --dtype int8 converts it once, "
-        "to %.1f GB\n",
-        model, reads / 1e9, model, reads / 4e9 * (TILE_GROUP + 2) / TILE_GROUP);
+        "%.1f GB of fp32 are read for each token; --dtype int8 with python -m llama.run converts the model "
+        "once, to %.1f GB\n",
+        reads / 1e9, reads / 4e9 * (TILE_GROUP + 2) / TILE_GROUP);
 }
 
 // Opens all that a text needs. What was opened before an error is closed with the rest.
