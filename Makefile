@@ -266,7 +266,8 @@ kills: $(VENV)/installed ## kill training 200 times, end it 50 times, fill its d
 COVERAGE = build/coverage
 COUNTED = (run\.c|(base|generation|program|sampling|text|weights)/[a-z0-9_]*\.h)$$
 COUNT = -O0 --coverage -fprofile-update=prefer-atomic "-fprofile-filter-files=$(COUNTED)"
-GCOVR = $(BIN)/gcovr --root . --filter run.c --filter llama/csrc/
+# Loops of kernels are passed through billions of times, which gcovr takes for a fault of gcov.
+GCOVR = $(BIN)/gcovr --root . --filter run.c --filter llama/csrc/ --gcov-suspicious-hits-threshold 0
 BRANCH_TESTS = $(ENGINE_TESTS) $(patsubst %,tests/llama/formats/test_%.py,special_tokens split_patterns added_tokens)
 
 .PHONY: coverage branches lines mutants
@@ -288,10 +289,15 @@ branches: $(VENV)/ready ## count the branches of C that the tests of the engine 
 	$(GCOVR) --json $(COVERAGE)/tests.branches.json $(COVERAGE)/tests
 	$(BIN)/python tests/covered.py branches $(COVERAGE)/*.branches.json
 
+# Without the tests that counting breaks: it takes SIGTERM for itself, has a file of its own to write where none may be
+# larger, and puts a function in the place of os._exit that no process can be sent.
+UNCOUNTED = --ignore tests/test_hostile.py --deselect tests/llama/test_files.py::test_a_signal_leaves_nothing_and_is_the_exit_code \
+	--deselect tests/training/test_dataset.py::test_a_disk_that_fills_is_one_line_and_loses_nothing
+
 lines: $(VENV)/installed runfast ## count the lines of Python that the tests reach (30 minutes)
 	mkdir -p $(COVERAGE)
 	rm -f $(COVERAGE)/lines $(COVERAGE)/lines.*
-	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage run --source=$(CURDIR) -m pytest -q $(PROCESSES) $(TESTS)
+	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage run --source=$(CURDIR) -m pytest -q $(PROCESSES) $(UNCOUNTED) $(TESTS)
 	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage combine --quiet
 	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage json --quiet -o $(COVERAGE)/lines.json
 	$(BIN)/python tests/covered.py lines $(COVERAGE)/lines.json
