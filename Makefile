@@ -103,7 +103,7 @@ lint: $(VENV)/ready ## check the style, and that C compiles without a warning
 		$$compiler -O2 -fsyntax-only $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) $$source || exit 1; done; done
 
 # Those for AMX with its instructions in C too, for CPUs without it (but with AVX-512 and bf16).
-kernels: ## compare the kernels of this machine's CPU with the scalar ones
+kernels: ## compare the kernels of this machine's CPU with the scalar ones (minutes)
 	mkdir -p build
 	$(CC) -O3 $(WARNINGS) -Wno-unknown-pragmas $(C_FLAGS) tests/csrc/kernels.c -o build/kernels -lm
 	build/kernels
@@ -138,7 +138,7 @@ reverse: $(VENV)/installed ## train the toy task, reversing a string, and count 
 	$(BIN)/python train.py configs/reverse.toml
 	$(BIN)/python -m bench.reverse out/reverse/model.bin
 
-bench: $(VENV)/installed runfast ## measure the engine beside its peers (BENCH="--shapes 15M --repeats 3" is quick)
+bench: $(VENV)/installed runfast ## measure the engine beside its peers (an hour or two; BENCH="--shapes 15M --repeats 3 --peers" is two minutes, us alone)
 	$(BIN)/python -m bench.engine $(BENCH)
 
 # Their packages lie in a virtual environment of their own, over the one that the tests have.
@@ -272,7 +272,7 @@ BRANCH_TESTS = $(ENGINE_TESTS) $(patsubst %,tests/llama/formats/test_%.py,specia
 
 .PHONY: coverage branches lines mutants
 
-coverage: branches lines ## both of these (40 minutes)
+coverage: branches lines ## count the branches of C and the lines of Python that the tests reach (an hour)
 
 branches: $(VENV)/ready ## count the branches of C that the tests of the engine reach (minutes)
 	rm -rf $(COVERAGE)/native $(COVERAGE)/temp* $(COVERAGE)/lib

@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -144,6 +145,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (%(default)s)")
     parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c")
     options = parser.parse_args()
+    peer = options.llama2c or "left out, --llama2c names a checkout"
+    print(f"{options.threads} threads; llama2.c: {peer}", file=sys.stderr, flush=True)
     print("| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", sep="\n")
     for shape in options.shapes:
         for dtype in options.dtypes:
