@@ -144,6 +144,8 @@ def test_rows_are_converted_where_their_own_type_is_asked_for(tmp_path, version,
 def test_a_converted_bin_of_llama2c_keeps_its_template_and_its_tokenizer(tmp_path):
     model = write_chain(tmp_path, [" x"], {"<s>": " x"})
     assert cache.tokenizer_beside(model) == str(tmp_path / "tokenizer.bin")
+    with names.opened(model, None, "int8") as files:
+        assert files.tokenizer == str(tmp_path / "tokenizer.bin")
     for dtype in (None, "int8"):
         with llama.Llama(model, dtype=dtype) as opened:
             assert opened.encode_chat([{"role": "user", "content": "x"}])

@@ -67,6 +67,17 @@ def test_in_bfloat16_it_is_as_near_as_the_kernel(length, heads, kv_heads, head_d
         assert of_blocks < 2 * of_kernel  # which does not round scores
 
 
+def test_gradients_of_keys_and_values_are_added_up_in_float32():
+    inputs = randoms(*[(1, 2, 2048, 32)] * 3, dtype=torch.bfloat16)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    found = torch.autograd.grad(attention.attend_in_blocks(*inputs).sum(), inputs)
+    expected = torch.autograd.grad(formula(*exact).sum(), exact)
+    for bound, a, b in zip(
+        (0.006, 0.0035, 0.0025), found, expected, strict=True
+    ):  # 0.0042, 0.0034 in bfloat16
+        assert (a.double() - b).norm() < bound * b.norm()
+
+
 @pytest.mark.parametrize(("length", "dtype"), [(127, torch.bfloat16), (300, torch.float32)])
 def test_short_texts_and_other_types_are_the_kernels(length, dtype):
     inputs = randoms(*[(1, 2, length, 8)] * 3, dtype=dtype)
