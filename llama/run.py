@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -77,14 +78,25 @@ def run(options: Any, model: bytes, tokenizer: bytes | None, lora: bytes | None)
     check(code, error)
 
 
+def holds_model(path: bytes) -> bool:
+    """Whether a .bin is a model of v1 to v3, which may hold a tokenizer, by its magic number."""
+    file = Path(os.fsdecode(path))
+    try:
+        if not file.is_file():  # to open a pipe is to wait for who writes to it
+            return False
+        with file.open("rb") as data:
+            return data.read(4) == b"24ka"
+    except OSError:
+        return False  # whoever opens it says what is wrong
+
+
 def start(options: Any) -> None:
     """Runs a checkpoint as it is, any other model as the checkpoint that its name comes to. Raises as run."""
     model = os.fsencode(SHIPPED) if options.model == ffi.NULL else ffi.string(options.model)
     given = (options.tokenizer, options.lora)
     tokenizer, lora = (None if text == ffi.NULL else ffi.string(text) for text in given)
-    is_ours = (
-        options.dtype < 0 and model.endswith(b".bin") and (tokenizer is None or tokenizer.endswith(b".bin"))
-    )
+    is_ours = options.dtype < 0 and model.endswith(b".bin")
+    is_ours &= tokenizer is None or (tokenizer.endswith(b".bin") and not holds_model(tokenizer))
     is_ours &= b"pytorch_model" not in model  # which other programs call their files
     is_ours &= lora is None or lora.endswith(b".bin")
     if options.help or (is_ours and os.access(model, os.F_OK)):

@@ -161,6 +161,13 @@ def test_a_converted_bin_of_llama2c_keeps_its_template_and_its_tokenizer(tmp_pat
         assert files.tokenizer == str(mine)
 
 
+def test_the_command_line_takes_the_tokenizer_in_another_model(tmp_path):
+    shape = checkpoints.Shape(vocab_size=4096)
+    checkpoints.write(tmp_path / "v0.bin", shape)
+    result = run(tmp_path / "v0.bin", "-z", str(SHIPPED), "-i", "Once")
+    assert (result.returncode, result.stdout[:4]) == (0, "Once"), result.stderr
+
+
 def test_what_is_served_runs_as_it_is_where_the_cache_can_not_have_it(tmp_path, monkeypatch, home, capsys):
     v2 = tmp_path / "v2.bin"
     checkpoints.write(v2, checkpoints.Shape(), 2)
