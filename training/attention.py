@@ -83,6 +83,9 @@ attend.register_autograd(
 )
 
 
+ATTEND = torch.ops.cria.attend.default  # as who looks at the operators of a pass sees it
+
+
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q (B, H, T, d) to k, v (B, K, T, d) up to each position: (B, H, T, d).
 

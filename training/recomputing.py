@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from model import Context, Llama
-from training import attention  # noqa: F401 - cria.attend
+from training.attention import ATTEND
 
 ATTENTION_OPS = [
-    torch.ops.cria.attend.default,
+    ATTEND,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

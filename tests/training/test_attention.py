@@ -1,4 +1,4 @@
-"""Attention in blocks equals the formula, with its gradients, and is what trains in bfloat16 on a CPU."""
+"""Attention on a CPU equals the formula, with its gradients; in bfloat16 blocks are what trains."""
 
 from __future__ import annotations
 
@@ -27,19 +27,28 @@ def randoms(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
+def assert_same(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    """Two results of the same inputs, and their gradients."""
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(out.sin().sum(), inputs) for out in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("scores", [1, 1 << 16, 1 << 21])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_blocks_are_the_formula_with_its_gradients(shape, scores, monkeypatch):
     monkeypatch.setattr(attention, "SCORES", scores)
     inputs = randoms(shape, shape, shape, dtype=torch.float64)
-    found, expected = attention.attend(*inputs), formula(*inputs)
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(
-        torch.autograd.grad(found.sin().sum(), inputs),
-        torch.autograd.grad(expected.sin().sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
+    assert_same(attention.attend(*inputs), formula(*inputs), inputs)
+
+
+@pytest.mark.parametrize("length", [255, 256, 301, 512])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_of_narrow_heads_equals_the_formula_with_its_gradients(length, kv_heads):
+    inputs = randoms(*((2, heads, length, 8) for heads in (4, kv_heads, kv_heads)), dtype=torch.float64)
+    q, k, v = inputs[0], *(t.repeat_interleave(4 // kv_heads, dim=1) for t in inputs[1:])
+    assert_same(attend_causally(*inputs), formula(q, k, v), inputs)
 
 
 def test_the_operators_are_what_pytorch_asks_of_them():
@@ -112,7 +121,7 @@ class Attended(TorchDispatchMode):
     n = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.n += function is torch.ops.cria.attend.default
+        self.n += function is attention.ATTEND
         return function(*args, **kwargs or {})
 
 

@@ -426,23 +426,3 @@ def test_a_bad_configuration_is_refused(values, message):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_configuration_survives_as_a_dictionary(family):
     assert Config.from_dict(FAMILIES[family].to_dict()) == FAMILIES[family]
-
-
-@pytest.mark.parametrize("length", [255, 256, 301, 512])
-@pytest.mark.parametrize("kv_heads", [2, 4])
-def test_attention_of_narrow_heads_equals_the_formula_with_its_gradients(length, kv_heads):
-    torch.manual_seed(0)
-    shapes = [(2, 4, length, 8), (2, kv_heads, length, 8), (2, kv_heads, length, 8)]
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    q, k, v = inputs[0], *(t.repeat_interleave(4 // kv_heads, dim=1) for t in inputs[1:])
-    scores = (q @ k.transpose(2, 3)) / 8**0.5
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    expected = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
-    found = module.attend_causally(*inputs)
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(
-        torch.autograd.grad(found.sin().sum(), inputs),
-        torch.autograd.grad(expected.sin().sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
