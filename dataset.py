@@ -39,6 +39,7 @@ from typing import Any
 from llama.cache import DTYPES
 from llama.command import Parser, run_command
 from llama.errors import BadFileError
+from llama.files import reading
 from llama.formats import tokenizers
 from llama.formats.chat_templates import BUILT_IN
 from llama.formats.texts import told
@@ -122,7 +123,7 @@ def pretokenize_command(options: argparse.Namespace) -> dict[str, Any]:
 def first_record(files: list[Path]) -> str:
     """The first record of the files. Raises BadFileError if there is none."""
     for path in files:
-        with path.open("rb") as file:
+        with reading(path) as file:
             for record in read_documents(file, RECORDS):
                 return record
     raise BadFileError(f"{files[0]}: records = 0, allowed 1 or more")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama import files
 from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
 from llama.formats.files import parse_json
@@ -87,12 +88,13 @@ class Conversation:
 
     def save(self, path: str) -> None:
         """Writes all that was said. Raises OSError."""
-        Path(path).write_text(json.dumps(self.messages, indent=1) + "\n", encoding="utf-8")
+        with files.write_aside(Path(path)) as file:
+            file.write((json.dumps(self.messages, indent=1) + "\n").encode())
 
     def load(self, path: str) -> None:
         """Goes on from what was saved. Raises OSError, BadFileError."""
         try:
-            messages = list(checked(parse_json(Path(path).read_bytes())))
+            messages = list(checked(parse_json(files.read(Path(path)))))
         except ValueError as error:
             raise BadFileError(f"{path}: {error}") from None
         self.system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""

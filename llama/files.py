@@ -37,10 +37,15 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def read(path: Path) -> bytes:
+    """All that is in a file, which is named in every OSError, one of a read included."""
+    with reading(path) as file:
+        return file.read()
+
+
 def copy(source: Path, path: Path) -> None:
     """Copies a small file. An OSError names the one of the two that it is of, which shutil's does not."""
-    with reading(source) as file:
-        data = file.read()
+    data = read(source)
     with named(path):
         path.write_bytes(data)
 

@@ -41,6 +41,7 @@ from urllib.parse import unquote
 from llama._engine import lib
 from llama.command import run_command
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
+from llama.files import read
 from llama.native import model_open
 
 PREFIX = "hf:"
@@ -168,7 +169,7 @@ def write_tokenizer(model: Path, path: Path) -> None:
     """Makes a tokenizer.bin of a sentencepiece model. Raises BadFileError."""
     from llama.formats.sentencepiece_model import opened
 
-    if (sp := opened(model.read_bytes())) is None:
+    if (sp := opened(read(model))) is None:
         raise BadFileError(f"{model}: is not a sentencepiece model; export.py reads others")
     names = {sp.bos_id(): "\n<s>\n", sp.eos_id(): "\n</s>\n"}
     texts = (names.get(i, sp.id_to_piece(i)).replace("\u2581", " ") for i in range(sp.vocab_size()))

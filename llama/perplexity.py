@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama import names
+from llama import files, names
 from llama.command import Parser, counted, run_command, started_as
 from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
@@ -91,7 +91,7 @@ def text_of(record: Any, field: str | None, place: str) -> str:
 
 def read(path: str) -> Any:
     """The records of a file. Raises OSError, and ValueError for what is not JSON or UTF-8."""
-    text = Path(path).read_bytes().decode()
+    text = files.read(Path(path)).decode()
     if path.endswith(".json"):
         return parse_json(text)
     if path.endswith(".jsonl"):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llama.errors import BadFileError
-from llama.files import copy, named, sync
+from llama.files import copy, named, reading, sync
 from llama.formats.adapters import is_adapter
 from llama.formats.checkpoint import read_config
 from model import Config
@@ -80,7 +80,7 @@ class About:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with reading(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

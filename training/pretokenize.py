@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llama.errors import BadFileError
-from llama.files import lock_folder, write_aside
+from llama.files import lock_folder, reading, write_aside
 from llama.formats import tokenizers
 from llama.formats.tokenizers import Tokenizer, well_formed
 from training.parts import WHOLE, Part
@@ -111,7 +111,7 @@ def read_selected(selection: Selection, form: Format, start: Position) -> Iterat
         at_once = path.suffix == ".parquet"  # is read here and there: where a document ends can't be seen
         most = before if at_once else before + size
         if n >= start[0] and first <= most and before < last:
-            with path.open("rb") as file:
+            with reading(path) as file:
                 for document, text in enumerate(read_documents(file, form)):
                     read = before + file.tell()
                     if (end := min(read, most)) >= last:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llama.errors import UsageError
+from llama.errors import BadFileError, UsageError
 from llama.files import named, written_aside
 from model import Config
 from training.objectives import Preference
@@ -122,12 +122,39 @@ def is_of(row: dict[str, str], step: int) -> bool:
     return int(row["step"]) < step or (int(row["step"]) == step and not row["val_loss"])
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a log, but for a last one that was cut off, as when the power fails.
+
+    Raises BadFileError where it is none, as one that a spreadsheet has saved.
+    """
+    rows: list[dict[str, str]] = []
+    cut = False
+    try:
+        with named(path), path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if cut:
+                    raise ValueError("it is not whole")
+                if not row.keys() <= set(COLUMNS):
+                    raise ValueError("it has other columns")
+                if cut := None in row.values():
+                    continue
+                int(row["step"])
+                for value in filter(None, row.values()):
+                    float(value)
+                rows.append(dict.fromkeys(COLUMNS, "") | row)
+    except (csv.Error, KeyError, ValueError) as error:
+        where = f"{path}: row {len(rows) + 1} is not one of a run"
+        raise BadFileError(f"{where}: {error}; move the file away to go on without it") from None
+    return rows
+
+
 class Report:
     """The log of a run, on its main rank. Rows after the checkpoint that a run resumes from are dropped."""
 
     def __init__(self, out_dir: Path, options: Options, step: int) -> None:
         self.path, self.out_dir = out_dir / "log.csv", out_dir
-        self.rows = [row for row in self._read() if is_of(row, step)] if step else []
+        earlier = read_rows(self.path) if step and self.path.exists() else []
+        self.rows = [row for row in earlier if is_of(row, step)]
         self._rewrite()
         self.tensorboard: Any = None
         self.wandb: Any = None
@@ -139,12 +166,6 @@ class Report:
             import wandb
 
             self.wandb = wandb.init(project=options.wandb, name=out_dir.name, config=to_dict(options))
-
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
 
     def _rewrite(self) -> None:
         with written_aside(self.path) as scratch, scratch.open("w", newline="") as file:
@@ -182,10 +203,11 @@ class Report:
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        aside = self.out_dir / ".loss.png"
-        figure.savefig(aside, format="png", dpi=120)
-        pyplot.close(figure)
-        aside.replace(self.out_dir / "loss.png")
+        try:
+            with written_aside(self.out_dir / "loss.png") as scratch:
+                figure.savefig(scratch, format="png", dpi=120)
+        finally:
+            pyplot.close(figure)
 
     def close(self) -> None:
         if self.tensorboard:

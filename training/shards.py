@@ -109,7 +109,7 @@ def open_shard(path: Path) -> Shard:
     """Maps a shard. Raises BadFileError if its header or its size is wrong; `check_shard` reads the rest."""
     if not path.is_file():
         raise BadFileError(f"{path}: is missing")
-    with path.open("rb") as file:
+    with reading(path) as file:
         header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     try:
         head = read_head(header)

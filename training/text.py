@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama.errors import BadFileError
+from llama.files import reading
 from llama.formats.files import parse_json
 from llama.formats.tokenizers import well_formed
 
@@ -190,7 +191,7 @@ def text_files(inputs: Iterable[str | Path]) -> list[Path]:
 def sample(files: Iterable[Path], form: Format, max_bytes: int) -> Iterator[str]:
     """Documents from the start of files, up to about max_bytes: sentencepiece keeps them all in memory."""
     for path in files:
-        with path.open("rb") as file:
+        with reading(path) as file:
             for text in read_documents(file, form):
                 if max_bytes <= 0:
                     return

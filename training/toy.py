@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.files import write_aside
+from llama.files import read, write_aside
 from training import tokenizers
 from training.pretokenize import Selection, pretokenize
 from training.shards import SPLITS
@@ -38,7 +38,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
     Raises BadFileError if there are others, which a folder of tokens was made from.
     """
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    if path.exists() and path.read_bytes() != data:
+    if path.exists() and read(path) != data:
         raise BadFileError(f"{path}: was made with other options; name another folder or delete it")
     with write_aside(path) as file:
         file.write(data)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
+from llama.files import named
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, is_file_name, read_json
@@ -143,7 +144,8 @@ def read_chat(folder: Path) -> Chat:
     """The chat template of a folder: beside the configuration, or in that of its tokenizer."""
     if (path := folder / "chat_template.jinja").exists():
         checked_start(path)
-        return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
+        with named(path):
+            return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
     for name in (SETTINGS, "chat_template.json"):
         said = read_json(path).values if (path := folder / name).exists() else {}
         if text := named_default(said.get("chat_template")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from helpers import environment, finish
@@ -84,6 +86,21 @@ def test_what_is_saved_is_loaded(conversation, tmp_path):
     other = Conversation(conversation.llama)
     other.load(tmp_path / "said.json")
     assert (other.messages, other.system) == (conversation.messages, "b")
+
+
+def test_what_was_saved_is_kept_where_the_disk_takes_no_more(conversation, tmp_path, monkeypatch):
+    conversation.save(tmp_path / "said.json")
+    before = (tmp_path / "said.json").read_bytes()
+    say(conversation, "r")
+
+    def refuse(_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+        conversation.save(tmp_path / "said.json")
+    assert caught.value.filename == str(tmp_path / "said.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"said.json": before}
 
 
 @pytest.mark.parametrize(

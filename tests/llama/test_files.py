@@ -119,3 +119,10 @@ def test_a_copy_is_the_same_and_what_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
         files.copy(source, path)
     assert caught.value.filename == str(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that opens and whose first byte can't be read")
+def test_a_read_that_fails_is_named():
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
+        files.read(Path("/proc/self/mem"))
+    assert caught.value.filename == "/proc/self/mem"
