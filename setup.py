@@ -10,5 +10,5 @@ from setuptools import setup
 
 setup(
     cffi_modules=["llama/build_engine.py:builder"],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # one wheel for Python 3.10 and later
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for Python 3.11 and later
 )

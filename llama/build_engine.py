@@ -3,7 +3,7 @@
 Run by setup.py (`pip install .`, `python setup.py build_ext --inplace`), never by hand. cffi in API mode
 compiles run.c with its main left out; the declarations are cut from the headers that llama/csrc/llama.h
 includes and from llama_run.h, so they cannot drift from the code. The limited ABI makes one binary serve
-every Python from 3.10 on.
+every Python from 3.11 on.
 
 Left out on purpose: -march=native (a wheel must run on the next machine, so the engine picks its kernels when
 it starts) and compilers that are neither gcc nor clang.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import sys
+import tomllib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,6 @@ from model import Config, ffn_hidden_dim
 from training.defaults import recipe_for
 from training.llama2c_options import our_name
 from training.mixture import parse_mixture
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 LLAMA2_VOCAB_SIZE = 32000
 STORED = "stored"  # in the place of teachers: what one of them expects lies beside the data

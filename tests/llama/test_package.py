@@ -224,7 +224,7 @@ def test_wheel_from_the_sdist_works_in_a_fresh_environment(noise, tmp_path):
     result = subprocess.run(build, env=with_it, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name.startswith(f"cria-{llama.__version__}-cp310-abi3-")
+    assert wheel.name.startswith(f"cria-{llama.__version__}-cp311-abi3-")
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     interpreter = tmp_path / "venv" / "bin" / "python"
