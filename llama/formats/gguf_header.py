@@ -59,6 +59,7 @@ BLOCKS = {name: (values, size) for name, values, size in TYPES.values()}
 ALIGNMENT = 32  # of tensors, where a file does not say
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 MAX_PARTS = 9999
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,12 @@ class Cursor:
     def number(self, form: str) -> Any:
         return self.numbers(form)[0]
 
+    def length(self) -> int:
+        """Of a text: as number("Q"), for lists of hundreds of thousands of them."""
+        return LENGTH.unpack_from(self.data, self.skip(8))[0]
+
     def text(self) -> str:
-        n = self.number("Q")
+        n = self.length()
         begin = self.skip(n)
         try:
             return str(self.data[begin : begin + n], "utf-8")
@@ -119,7 +124,7 @@ class Cursor:
             return [self.text() for _ in range(n)]
         if kind == TEXT:
             for _ in range(n):
-                self.skip(self.number("Q"))
+                self.skip(self.length())
             return range(n)
         form = self.scalar(kind)
         if whole and n * struct.calcsize(form) <= len(self.data) - self.at:

@@ -27,7 +27,8 @@ class Tensor:
 
 def printable(text: object, limit: int = 200) -> str:
     """What a file says, fit for a line of a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:limit])
+    said = str(text)[:limit]
+    return said if said.isprintable() else "".join(c if c.isprintable() else "?" for c in said)
 
 
 def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:

@@ -30,8 +30,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import torch
-from gguf_files import SMALL as GGUF_SMALL
-from gguf_files import random_source, tokenizer_bin
+from gguf_files import PIECES, random_source, tokenizer_bin
 from safetensors.numpy import save_file
 from seeds import SMALL, TEXTS
 from test_export import config_of, named
@@ -61,6 +60,7 @@ NUMBERS = (
     b"[]",
     b"{}",
 )
+TINY = {"n_layers": 1, "n_heads": 2, "max_seq_len": 128, "tied": True}  # most of a file is its header then
 INTEGERS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 20)
 
 
@@ -106,7 +106,7 @@ def gguf(folder: Path) -> Kind:
     tokenizer_bin(folder)
     export_gguf(
         path,
-        random_source(Config(**GGUF_SMALL)),
+        random_source(Config(**TINY, dim=32, hidden_dim=32, vocab_size=len(PIECES))),
         "int8",
         vocabulary=tokenizers.load(folder / "tokenizer.bin").vocabulary,
     )
@@ -114,7 +114,7 @@ def gguf(folder: Path) -> Kind:
 
 
 def huggingface(folder: Path) -> Kind:
-    export_folder(folder / "hf", random_source(Config(**GGUF_SMALL)))
+    export_folder(folder / "hf", random_source(Config(**TINY, dim=8, hidden_dim=8, vocab_size=16)))
     files = sorted(path for path in (folder / "hf").iterdir() if path.suffix in (".json", ".safetensors"))
     return Kind(folder / "hf", tuple(files), read_model)
 
