@@ -234,8 +234,15 @@ YARN = RopeScaling("yarn", 4.0, original_max_seq_len=32)
             rope_theta=500.0,
             rope_scaling=RopeScaling("yarn", 2.5, 1, 4, 48, 4.0, 0.5, 1.3, truncate=False),
         ),
+        Config(  # whose ramp would end behind the last pair
+            dim=64,
+            n_heads=2,
+            vocab_size=50,
+            rope_theta=1.5,
+            rope_scaling=RopeScaling("yarn", 3.0, original_max_seq_len=210, attention_factor=0.7),
+        ),
     ],
-    ids=["head_dim", "theta and eps", "linear", "llama3", "factor 32", "yarn", "yarn, all said"],
+    ids=["head_dim", "theta and eps", "linear", "llama3", "factor 32", "yarn", "yarn, all said", "no room"],
 )
 def test_every_field_of_the_configuration_reaches_the_engine(path, config):
     torch.manual_seed(1)

@@ -78,9 +78,11 @@ def test_the_last_byte_of_the_file_may_be_a_tensors(tmp_path):
 
 def test_a_file_without_texts_of_chats_points_to_none(tmp_path):
     write(tmp_path / "m.bin", SMALL, "fp32", Extras(chat=Chat("chatml", "", "", "z")))
-    chat = lib.llama_chat_of(model_open(tmp_path / "m.bin"))
+    model = model_open(tmp_path / "m.bin")
+    chat = lib.llama_chat_of(model)
     assert (chat.text, chat.system) == (ffi.NULL, ffi.NULL)
     assert (chat.text_length, chat.system_length, chat.preamble_length) == (0, 0, 1)
+    assert ffi.string(chat.preamble, 1) == b"z"
 
 
 def scaled(path: Path, scaling: RopeScaling) -> Path:
