@@ -249,6 +249,14 @@ def test_bos_and_eos_are_put_around_the_text(pair):
     assert pair.tokenizer.encode("", bos=False) == []
 
 
+@pytest.mark.parametrize("pieces", [[b"</s>", b"a", b"<s>", b"<unk>"], [b"<s>", b"a", b"</s>", b"<unk>"]])
+def test_the_first_token_may_be_special(tmp_path, pieces):
+    path = tmp_path / "tok.bin"
+    path.write_bytes(vocabulary(pieces))
+    ids = Tokenizer(path).encode("<s>a</s>", bos=False, special=True)
+    assert [i for i in ids if i in (0, 2)] == [pieces.index(b"<s>"), pieces.index(b"</s>")]
+
+
 def test_special_ids_come_from_the_file(tmp_path):
     pieces = [b" ", b"a", b"</s>", b"<0x41>", b"<s>", b"<unk>", b"\n<s>\n"]
     path = tmp_path / "tok.bin"
