@@ -20,6 +20,8 @@ SANITIZE = build/sanitize
 TSAN = build/tsan
 VALGRIND = build/valgrind
 MEMCHECK = -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
+COVERAGE = build/coverage
+COUNT_LINES = COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage
 TEST_FOLDERS = . tests tests/csrc tests/llama tests/llama/formats tests/training tests/llama/server
 EMPTY =
 TEST_PATH = PYTHONPATH=$(subst $(EMPTY) ,:,$(TEST_FOLDERS))
@@ -103,8 +105,17 @@ $(VENV)/installed: $(VENV)/ready $(C_SOURCES) llama/build_engine.py setup.py pyp
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own
+test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own (COUNT=1 counts the lines that they reach)
+ifdef COUNT
+	mkdir -p $(COVERAGE)
+	rm -f $(COVERAGE)/lines $(COVERAGE)/lines.*
+	$(COUNT_LINES) run --source=$(CURDIR) -m pytest $(PROCESSES) $(TESTS)
+	$(COUNT_LINES) combine --quiet
+	$(COUNT_LINES) json --quiet -o $(COVERAGE)/lines.json
+	$(BIN)/python tests/covered.py lines $(COVERAGE)/lines.json
+else
 	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
+endif
 
 # clang, where it is there, warns of other things than gcc.
 lint: $(VENV)/ready ## check the style, and that C compiles without a warning
@@ -278,7 +289,6 @@ kills: $(VENV)/installed ## kill training 200 times, end it 50 times, fill its d
 # Coverage. Branches of C: without optimisation, so that each in the source is one; not of the kernels, which would
 # be slow, and which `make kernels` compares number by number. Programs that tests start count, in both, and those that
 # they build: their folders lie where gcovr looks.
-COVERAGE = build/coverage
 COUNTED = (run\.c|(base|generation|program|sampling|text|weights)/[a-z0-9_]*\.h)$$
 COUNT = -O0 --coverage -fprofile-update=prefer-atomic "-fprofile-filter-files=$(COUNTED)"
 # Loops of kernels are passed through billions of times, which gcovr takes for a fault of gcov.
@@ -304,18 +314,8 @@ branches: $(VENV)/ready ## count the branches of C that the tests of the engine 
 	$(GCOVR) --json $(COVERAGE)/tests.branches.json $(COVERAGE)/tests
 	$(BIN)/python tests/covered.py branches $(COVERAGE)/*.branches.json
 
-# Without the tests that counting breaks: it takes SIGTERM for itself, has a file of its own to write where none may be
-# larger, and puts a function in the place of os._exit that no process can be sent.
-UNCOUNTED = --ignore tests/test_hostile.py --deselect tests/llama/test_files.py::test_a_signal_leaves_nothing_and_is_the_exit_code \
-	--deselect tests/training/test_dataset.py::test_a_disk_that_fills_is_one_line_and_loses_nothing
-
-lines: $(VENV)/installed runfast ## count the lines of Python that the tests reach (30 minutes)
-	mkdir -p $(COVERAGE)
-	rm -f $(COVERAGE)/lines $(COVERAGE)/lines.*
-	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage run --source=$(CURDIR) -m pytest -q $(PROCESSES) $(UNCOUNTED) $(TESTS)
-	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage combine --quiet
-	COVERAGE_FILE=$(CURDIR)/$(COVERAGE)/lines $(BIN)/python -m coverage json --quiet -o $(COVERAGE)/lines.json
-	$(BIN)/python tests/covered.py lines $(COVERAGE)/lines.json
+lines: ## count the lines of Python that the tests reach (20 minutes)
+	$(MAKE) test COUNT=1
 
 mutants: $(VENV)/installed ## change the core in small ways, and count what the tests notice (MUTANTS="sampler --minutes 20")
 	$(BIN)/python tests/mutants/mutate.py $(MUTANTS)

@@ -88,6 +88,11 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)} | changes
 
 
+def uncounted() -> dict[str, str]:
+    """The environment of this process, for a program that may not write what make lines has it write."""
+    return {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
+
+
 def run(
     program: str, *arguments: str | bytes | Path, cwd: Path, stdin: bytes = b"", **changes: str
 ) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, cpu_of, finish
+from helpers import ROOT, cpu_of, finish, uncounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -282,6 +282,7 @@ def run(*arguments, limit: int = 0) -> subprocess.CompletedProcess:
         command,
         capture_output=True,
         text=True,
+        env=uncounted() if limit else None,
         preexec_fn=refuse if limit else None,
     )
 

@@ -85,6 +85,12 @@ def test_an_epoch_has_each_row_once_and_steps_of_all_ranks_are_one_batch():
     assert tokens.shape == (4, 16)
 
 
+def test_how_many_are_cut_off_is_said():
+    assert str(Rows([chats()], 16)) == "25 conversations in 11 rows of 16"
+    long = sum(len(ids) > 8 + 1 for ids, _ in documents([chats()]))
+    assert str(Rows([chats()], 8)) == f"25 conversations in 20 rows of 8, {long} of them cut off"
+
+
 def test_conversations_without_a_target_are_left_out():
     shard = chats()
     shard.weights[: int(shard.ends[2])] = 0

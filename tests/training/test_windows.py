@@ -47,6 +47,9 @@ def test_an_order_is_the_same_in_every_version(n, expected):
 
 def test_epochs_are_the_same_in_every_version():
     assert shuffled(np.arange(8), 5, 1).tolist() == [1, 4, 0, 3, 2, 0, 1, 3]
+    windows = Windows([shard([50])], 4, seed=1)
+    starts = [windows.starts(epoch, np.arange(len(windows))).tolist() for epoch in range(2)]
+    assert starts == [[35, 23, 7, 39, 43, 11, 27, 31, 15, 19, 3], [5, 41, 21, 9, 13, 29, 37, 1, 25, 33, 17]]
 
 
 def test_a_document_without_a_target_is_left_out():
@@ -59,10 +62,15 @@ def test_a_document_without_a_target_is_left_out():
 
 
 def test_a_window_needs_a_token_more_than_it_is_long():
-    assert len(Windows([shard([9])], 8, 1)) == 1
+    assert [len(Windows([shard([9])], seq_len, 1)) for seq_len in (1, 8)] == [8, 1]
     for seq_len in (0, 9):
         with pytest.raises(BadFileError, match=f"seq_len = {seq_len}, allowed 1 to 8"):
             Windows([shard([9])], seq_len, 1)
+
+
+def test_epochs_are_whole_steps_and_at_least_one():
+    batches = Batches(Windows([shard([50])], 4, seed=1), 4)  # of 11
+    assert [batches.steps_of(epochs) for epochs in (0.001, 0.5, 1, 2.5)] == [1, 2, 3, 7]
 
 
 @pytest.mark.parametrize(("size", "rank", "ranks"), [(0, 0, 1), (3, 0, 2), (4, 2, 2), (4, -1, 2), (-2, 0, 2)])
