@@ -297,7 +297,7 @@ BRANCH_TESTS = $(ENGINE_TESTS) $(patsubst %,tests/llama/formats/test_%.py,specia
 
 .PHONY: coverage branches lines mutants
 
-coverage: branches lines ## count the branches of C and the lines of Python that the tests reach (an hour)
+coverage: branches lines ## count the branches of C and the lines of Python that the tests reach (half an hour)
 
 branches: $(VENV)/ready ## count the branches of C that the tests of the engine reach (minutes)
 	rm -rf $(COVERAGE)/native $(COVERAGE)/temp* $(COVERAGE)/lib
