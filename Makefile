@@ -81,7 +81,7 @@ demo: runfast ## build ./run and tell a story
 
 # The virtual environment, made again when what it holds changes. pip takes each file by its hash; PyTorch, of which
 # there are several builds of one version, and what it alone needs, by its version.
-$(VENV)/ready: tests/requirements.lock
+$(VENV)/ready: tests/requirements.lock requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/requirements.lock
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
@@ -105,8 +105,8 @@ $(VENV)/installed: $(VENV)/ready $(C_SOURCES) llama/build_engine.py setup.py pyp
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own (COUNT=1 counts the lines that they reach)
-ifdef COUNT
+test: $(VENV)/installed runfast ## run the tests in a virtual environment of their own (COVER=1 counts the lines that they reach)
+ifdef COVER
 	mkdir -p $(COVERAGE)
 	rm -f $(COVERAGE)/lines $(COVERAGE)/lines.*
 	$(COUNT_LINES) run --source=$(CURDIR) -m pytest $(PROCESSES) $(TESTS)
@@ -314,25 +314,25 @@ branches: $(VENV)/ready ## count the branches of C that the tests of the engine 
 	$(GCOVR) --json $(COVERAGE)/tests.branches.json $(COVERAGE)/tests
 	$(BIN)/python tests/covered.py branches $(COVERAGE)/*.branches.json
 
-lines: ## count the lines of Python that the tests reach (20 minutes)
-	$(MAKE) test COUNT=1
+lines: $(VENV)/installed runfast ## count the lines of Python that the tests reach (20 minutes)
+	$(MAKE) test COVER=1
 
 mutants: $(VENV)/installed ## change the core in small ways, and count what the tests notice (MUTANTS="sampler --minutes 20")
 	$(BIN)/python tests/mutants/mutate.py $(MUTANTS)
 
-# What pip installs with the package, torch left out, is listed; it and what the tests install, torch too, are looked
-# up at pypi.org, or with AUDIT="--vulnerability-service osv" at osv.dev. What is not found there fails.
-audit: ## list all that the package depends on (build/audit/cria.cdx.json), and look for known holes in it
+# What pip installs with the package, torch left out, is listed; it and all that the tests have installed, torch too,
+# are looked up at pypi.org, or with AUDIT="--vulnerability-service osv" at osv.dev. What is not found there fails.
+audit: $(VENV)/ready ## list all that the package depends on (build/audit/cria.cdx.json), and look for known holes in it
 	rm -rf build/audit
 	$(PYTHON) -m venv build/audit/package
 	$(PYTHON) -m venv build/audit/tools
 	build/audit/package/bin/python -m pip install --quiet ".[hub,chat,serve,gguf]"
 	build/audit/tools/bin/python -m pip install --quiet $(AUDITORS)
 	build/audit/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/audit/cria.cdx.json build/audit/package
-	build/audit/package/bin/python -m pip freeze --exclude cria --exclude setuptools > build/audit/installed.txt
-	grep '^torch==' requirements-dev.txt >> build/audit/installed.txt
-	build/audit/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement build/audit/installed.txt $(AUDIT)
-	build/audit/tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement tests/requirements.lock $(AUDIT)
+	build/audit/package/bin/python -m pip freeze --exclude cria > build/audit/installed.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude cria | sed 's/+cpu$$//' > build/audit/tests.txt
+	for name in installed tests; do build/audit/tools/bin/pip-audit --strict --no-deps --disable-pip \
+		--requirement build/audit/$$name.txt $(AUDIT) || exit 1; done
 
 # What is too long for every change, and is run before a release.
 soak: ## do all of the long checks, one after the other (hours)

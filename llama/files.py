@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -77,6 +79,8 @@ def lock_file(file: IO[str]) -> None:
 def remove_left_over(target: Path) -> None:
     """Removes what killed programs wrote aside for a file. What is being written now is locked."""
     for scratch in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if not scratch.name[len(target.name) + 2 : -4].isdecimal():  # of no process
+            continue
         try:
             with scratch.open("r+") as file:
                 lock_file(file)
@@ -124,11 +128,15 @@ def written_aside(path: Path) -> Iterator[Path]:
     """A new file beside path, to write to; at the end of the block it takes the place of path.
 
     If the block raises, or a signal ends it, the new file is removed and the old one is as it was. Raises
-    OSError, with the path, when the disk is full or the like; UsageError if path is a folder or a device.
+    OSError, with the path, when the disk is full or the like, or the old file is write-protected, whose mode
+    the new one gets; UsageError if path is a folder or a device.
     """
-    target = path.resolve()  # through a link: what it points to is replaced, not the link
-    if target.exists() and not target.is_file():
+    if path.exists() and not path.is_file():
         raise UsageError(f"{path}: is not a regular file")
+    target = path.resolve()  # through a link: what it points to is replaced, not the link
+    old = target.stat().st_mode if target.exists() else None
+    if old and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_left_over(target)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -136,9 +144,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         try:
             with scratch.open("w") as lock:
                 lock_file(lock)
-                mode = scratch.stat().st_mode
+                mode = old or scratch.stat().st_mode
                 yield scratch
-                scratch.chmod(mode)  # safetensors makes files that their owner alone can read
+                scratch.chmod(stat.S_IMODE(mode))  # safetensors makes files that their owner alone can read
                 sync(scratch)
             scratch.replace(target)
             sync(target.parent)
@@ -148,7 +156,8 @@ def written_aside(path: Path) -> Iterator[Path]:
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         finally:
-            scratch.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a name that is too long, which was said
+                scratch.unlink(missing_ok=True)
 
 
 def check_room(path: Path, needed: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.files import reading
+from llama.files import named, reading
 from llama.formats.files import parse_json
 from training.shards import HEADER_BYTES, Shard, checksum, token_type
 
@@ -75,7 +75,8 @@ def open_beside(shard: Shard) -> Shard:
     kind, n = row_type(shard.vocab_size, head["top"]), len(shard.tokens)
     if (size := path.stat().st_size) != (allowed := HEADER_BYTES + n * kind.itemsize):
         raise BadFileError(f"{path}: size = {size} bytes, allowed {allowed} by its header")
-    return replace(shard, expected=np.memmap(path, kind, "r", HEADER_BYTES, (n,)))
+    with named(path):
+        return replace(shard, expected=np.memmap(path, kind, "r", HEADER_BYTES, (n,)))
 
 
 def check_beside(shard: Shard) -> None:

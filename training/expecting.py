@@ -28,7 +28,7 @@ from tqdm import tqdm
 import llama
 from llama.cache import files_of
 from llama.errors import BadFileError, UsageError
-from llama.files import lock_folder, sync
+from llama.files import lock_folder, named, sync
 from llama.formats import tokenizers
 from llama.formats.files import parse_json
 from llama.formats.surgery import speller
@@ -226,13 +226,17 @@ class Writer:
 
 def part_to_go_on(path: Path, head: dict[str, Any], shard: Shard, size: int) -> int:
     """How many documents an earlier run has written to a file, which is cut behind the last whole one."""
-    with contextlib.suppress(OSError, ValueError), path.open("r+b") as file:
-        if parse_json(file.read(HEADER_BYTES).decode(errors="replace")) == head:
-            n_rows = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // size
-            done = int(np.searchsorted(shard.ends, n_rows, "right"))
-            file.truncate(HEADER_BYTES + size * int(shard.ends[done - 1] if done else 0))
-            return done
-    path.write_bytes(json.dumps(head).encode().ljust(HEADER_BYTES))
+    with named(path), path.open("r+b" if path.exists() else "w+b") as file:
+        start = file.read(HEADER_BYTES).decode(errors="replace")
+        with contextlib.suppress(ValueError):
+            if parse_json(start) == head:
+                n_rows = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // size
+                done = int(np.searchsorted(shard.ends, n_rows, "right"))
+                file.truncate(HEADER_BYTES + size * int(shard.ends[done - 1] if done else 0))
+                return done
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(head).encode().ljust(HEADER_BYTES))
     return 0
 
 
@@ -243,12 +247,12 @@ def write_beside(shard: Shard, writer: Writer, mark: str, bar: tqdm) -> None:
     done = part_to_go_on(part, head, shard, writer.kind.itemsize)
     begins = [0, *shard.ends.tolist()]
     bar.update(begins[done])
-    with part.open("ab") as file:
+    with named(part), part.open("ab") as file:
         for begin, end in itertools.pairwise(begins[done:]):
             file.write(writer.rows(shard.read(begin, end).tolist()).tobytes())
             bar.update(end - begin)
     head["crc32"] = checksum(part)
-    with part.open("r+b") as file:
+    with named(part), part.open("r+b") as file:
         file.write(json.dumps(head).encode().ljust(HEADER_BYTES))
     sync(part)
     part.replace(path)

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llama.errors import BadFileError
-from llama.files import written_aside
+from llama.files import named, written_aside
 from model import IGNORE
 from training.batches import in_turn
 from training.objectives import log_probabilities
@@ -109,7 +110,11 @@ def load_reference(folder: Path, splits: Mapping[str, Answers]) -> None:
     path = folder / REFERENCE
     if not path.exists():
         raise BadFileError(f"{path}: is missing, and with it what the model said before it was tuned")
-    found = load_file(path)
+    try:
+        with named(path):
+            found = load_file(path)
+    except SafetensorError as error:
+        raise BadFileError(f"{path}: is not what was written: {error}") from None
     for name, answers in splits.items():
         if (count := len(found.get(name, ()))) != len(answers):
             raise BadFileError(f"{path}: has {count} pairs for {name}, the data has {len(answers)}")

@@ -8,12 +8,12 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from llama.errors import BadFileError, UsageError
-from llama.files import named, written_aside
+from llama.files import named, read, written_aside
 from model import Config
 from training.objectives import Preference
 from training.options import Options, to_dict
@@ -123,28 +123,30 @@ def is_of(row: dict[str, str], step: int) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log, but for a last one that was cut off, as when the power fails.
+    """The rows of a log, but for a last line that was cut off, as when the power fails.
 
-    Raises BadFileError where it is none, as one that a spreadsheet has saved.
+    A log of an earlier version may have fewer columns. Raises BadFileError where it is no log.
     """
-    rows: list[dict[str, str]] = []
-    cut = False
-    try:
-        with named(path), path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if cut:
-                    raise ValueError("it is not whole")
-                if not row.keys() <= set(COLUMNS):
-                    raise ValueError("it has other columns")
-                if cut := None in row.values():
-                    continue
-                int(row["step"])
-                for value in filter(None, row.values()):
-                    float(value)
-                rows.append(dict.fromkeys(COLUMNS, "") | row)
-    except (csv.Error, KeyError, ValueError) as error:
-        where = f"{path}: row {len(rows) + 1} is not one of a run"
-        raise BadFileError(f"{where}: {error}; move the file away to go on without it") from None
+
+    def refuse(found: str, allowed: str) -> NoReturn:
+        raise BadFileError(f"{path}: {found}, allowed {allowed}; move the file away to go on without it")
+
+    *lines, cut = read(path).decode(errors="replace").split("\n")
+    table, rows = csv.DictReader(lines, restval="", quoting=csv.QUOTE_NONE), []
+    columns = table.fieldnames or []
+    for name in columns:
+        if name not in COLUMNS:
+            refuse(f"column {name!r:.40}", f"are {', '.join(COLUMNS)}")
+    if (lines or cut) and "step" not in columns:
+        refuse("no column 'step'", "is a log of a run")
+    for row in table:
+        for name, value in row.items():
+            try:
+                _ = int(value) if name == "step" else float(value or 0)
+            except (TypeError, ValueError):
+                place = name or "behind the last column"
+                refuse(f"row {len(rows) + 1}: {place} = {value!r:.40}", "are numbers")
+        rows.append(dict.fromkeys(COLUMNS, "") | row)
     return rows
 
 
@@ -203,10 +205,13 @@ class Report:
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
+        picture, aside = self.out_dir / "loss.png", self.out_dir / ".loss.png"
         try:
-            with written_aside(self.out_dir / "loss.png") as scratch:
-                figure.savefig(scratch, format="png", dpi=120)
+            with named(picture):
+                figure.savefig(aside, format="png", dpi=120)
+            aside.replace(picture)
         finally:
+            aside.unlink(missing_ok=True)
             pyplot.close(figure)
 
     def close(self) -> None:

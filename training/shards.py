@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from llama.errors import BadFileError
-from llama.files import reading, write_aside
+from llama.files import named, reading, write_aside
 from llama.formats import tokenizers
 from llama.formats.files import parse_json
 from llama.formats.kinds import whole
@@ -128,9 +128,10 @@ def open_shard(path: Path) -> Shard:
     allowed = weights_at + (WEIGHT.itemsize * n_tokens if kind != "text" else 0)
     if size != allowed:
         raise BadFileError(f"{path}: size = {size} bytes, allowed {allowed} by its header")
-    weights = np.memmap(path, WEIGHT, "r", weights_at, (n_tokens,)) if kind != "text" else None
-    tokens = np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
-    ends = np.memmap(path, "<u8", "r", ends_at, (n_documents,))
+    with named(path):
+        weights = np.memmap(path, WEIGHT, "r", weights_at, (n_tokens,)) if kind != "text" else None
+        tokens = np.memmap(path, dtype, "r", HEADER_BYTES, (n_tokens,))
+        ends = np.memmap(path, "<u8", "r", ends_at, (n_documents,))
     if ends[-1] != n_tokens:
         raise BadFileError(f"{path}: last document end = {ends[-1]}, allowed {n_tokens}")
     return Shard(path, tokens, ends, **facts, next=position, kind=kind, weights=weights)

@@ -158,7 +158,10 @@ def slot_action(service: Service, slot: int, action: str, name: str) -> Callable
     def restore(batch: Batch) -> dict[str, Any]:
         if not path.is_file():
             raise ApiError(404, f"{name}: is not there", "filename")
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ApiError(500, f"{name}: {error.strerror}", "filename") from None
         try:
             batch.restore(data, slot)
         except BadFileError as error:

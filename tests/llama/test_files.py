@@ -15,6 +15,7 @@ import pytest
 from helpers import environment, finish
 
 from llama import files
+from llama.errors import UsageError
 
 WAITS = """
 import sys
@@ -119,6 +120,47 @@ def test_a_copy_is_the_same_and_what_fails_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
         files.copy(source, path)
     assert caught.value.filename == str(path)
+
+
+def test_a_file_keeps_its_mode_and_a_protected_one_its_bytes(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    with files.write_aside(path) as file:
+        file.write(b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # which is never so for root
+    with pytest.raises(PermissionError) as caught, files.write_aside(path) as file:
+        file.write(b"lost")
+    assert caught.value.filename == str(path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
+
+def test_only_what_a_program_has_left_over_is_removed(tmp_path):
+    theirs, left = tmp_path / ".x.backup.tmp", tmp_path / ".x.123.tmp"
+    theirs.touch()
+    left.touch()
+    with files.write_aside(tmp_path / "x"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"x", theirs.name}
+
+
+@pytest.mark.parametrize("name", ["n" * 251, "n" * 300])
+def test_a_name_that_is_too_long_is_said_as_it_was_given(tmp_path, name):
+    said = os.strerror(errno.ENAMETOOLONG)
+    with pytest.raises(OSError, match=said) as caught, files.written_aside(tmp_path / name):
+        pass
+    assert caught.value.filename == str(tmp_path / name)
+
+
+def test_a_pipe_is_no_place_for_a_file(tmp_path):
+    read, write = os.pipe()
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/null"), Path(f"/dev/fd/{write}")):
+        with pytest.raises(UsageError, match=f"^{path}: is not a regular file$"), files.written_aside(path):
+            pass
+    os.close(read)
+    os.close(write)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file that opens and whose first byte can't be read")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from serving import serving
 
@@ -148,6 +150,10 @@ def test_a_saved_slot_is_not_run_again(tiny, tmp_path):
                 answer = server.post(f"/slots/0?action={action}", {"filename": name})
                 assert (answer.status, answer.json["error"]["param"]) == (400, "filename")
         assert server.post("/slots/0?action=restore", {"filename": "b.bin"}).status == 404
+        if sys.platform == "linux":  # a file that opens and whose first byte can't be read
+            (tmp_path / "c.bin").symlink_to("/proc/self/mem")
+            answer = server.post("/slots/0?action=restore", {"filename": "c.bin"})
+            assert (answer.status, answer.json["error"]["message"]) == (500, "c.bin: Input/output error")
         assert server.post("/slots/9?action=erase").status == 400
         assert server.post("/slots/0?action=burn").status == 400
         (tmp_path / "broken.bin").write_bytes(b"x" * 100)
