@@ -12,7 +12,7 @@ from checkpoints import Shape
 from checkpoints import write as write_checkpoint
 from helpers import TEXTS
 
-import llama
+import llama.native
 from llama import UsageError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
@@ -91,3 +91,21 @@ def test_a_tokenizer_without_the_tokens_is_refused_by_name(trained, missing):
     message = f"^the tokenizer has no ▁<{NAMES[missing]}>: only Code Llama fills in$"
     with pytest.raises(UsageError, match=message):
         llama.native.encode_infill(tokenizer.handle, b"a", b"b")
+
+
+def test_the_first_token_may_be_one_of_them(trained):
+    v = with_infill(trained.vocabulary, [f"▁<{name}>".encode() for name in NAMES])
+    first = len(trained.vocabulary)
+    order = [first, *range(first), *range(first + 1, len(v))]
+    moved = replace(
+        v,
+        pieces=[v.pieces[i] for i in order],
+        scores=[v.scores[i] for i in order],
+        types=[v.types[i] for i in order],
+        **{name: order.index(getattr(v, name)) for name in ("bos", "eos", "unknown")},
+    )
+    ids = [
+        llama.native.encode_infill(llama.Tokenizer.from_bytes(each.indexed).handle, b"a", b"b")
+        for each in (v, moved)
+    ]
+    assert [order[i] for i in ids[1]] == ids[0]
