@@ -22,11 +22,28 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llama
 from llama import headers, info
 from llama.command import run_command
+from llama.errors import BadFileError
+from llama.formats.safetensors import read_header
 from llama.headers import Tensor
 from model import Config, Llama, RopeScaling
 from training.weights import save_weights
 
 # --- Hugging Face
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (struct.pack("<Q", 1000) + b'{"a": {}', "has 16 bytes and a header of 1000"),  # cut off
+        (struct.pack("<Q", 1 << 60) + b'{"a": {}', f"has 16 bytes and a header of {1 << 60}"),
+        (b"<!DOCTYPE html>" * 3, "an HTML page"),
+        (b"abc", "has 3 bytes and a header of 0"),
+    ],
+)
+def test_what_is_no_whole_safetensors_file_is_called_what_it_is(tmp_path, data, found):
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(BadFileError, match=f": is no whole safetensors file: {found}$"):
+        read_header(tmp_path / "model.safetensors")
 
 
 def save_hugging_face(folder: Path, **options) -> LlamaForCausalLM:
