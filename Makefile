@@ -27,7 +27,7 @@ EMPTY =
 TEST_PATH = PYTHONPATH=$(subst $(EMPTY) ,:,$(TEST_FOLDERS))
 FUZZ = build/fuzz
 FUZZERS = model adapter restore tokenizer encode stream sampler options
-GUIDED = gguf safetensors config pickle tokenizer_json template
+GUIDED = gguf_header safetensors_header gguf safetensors config pickle tokenizer_json template
 FUZZ_SECONDS = 120
 FUZZ_RUNS = -1
 FUZZ_SEED := $(shell date +%s)
@@ -255,8 +255,8 @@ fuzz-readers: $(VENV)/installed
 $(GUIDED:%=guided-%): guided-%: $(VENV)/installed
 	mkdir -p $(FUZZ)/corpus/$*
 	@if ! $(BIN)/python -c "import atheris" 2> /dev/null; then echo "$*: left out, for which pip install atheris"; else \
-		$(TEST_PATH) $(BIN)/python tests/fuzz/guided.py $* -seed=$(FUZZ_SEED) -max_total_time=$$(($(FUZZ_SECONDS) / 36)) -timeout=60 \
-			-verbosity=0 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* 2> $(FUZZ)/$*.log || \
+		$(TEST_PATH) $(BIN)/python tests/fuzz/guided.py $* -seed=$(FUZZ_SEED) -runs=$(FUZZ_RUNS) -max_total_time=$$(($(FUZZ_SECONDS) / 48)) \
+			-timeout=60 -verbosity=0 -print_final_stats=1 -artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus/$* 2> $(FUZZ)/$*.log || \
 			{ cat $(FUZZ)/$*.log; exit 1; }; \
 		echo "$*: $$(sed -n 's/.*executed_units: *//p' $(FUZZ)/$*.log) executions"; fi
 

@@ -278,6 +278,7 @@ def read_sentencepiece(file: GgufFile) -> Vocabulary:
         raise file.wrong(Keys.ADD_PREFIX, "True and False")
     n = len(token_names(file))
     scores = [0.0] * n if file.get(Keys.SCORES) is None else file.many(Keys.SCORES, float, n)
+    tokens.checked_scores(file.path, Keys.SCORES, scores)
     pieces, types = read_pieces(file, False)
     flags = (tokens.SENTENCEPIECE if prefix else 0) | (tokens.USER_FIRST if tokens.USER in types else 0)
     usual = types.index(tokens.UNKNOWN) if tokens.UNKNOWN in types else -1

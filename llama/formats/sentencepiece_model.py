@@ -113,6 +113,7 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
         for name, of in zip(names, types, strict=True)
     ]
     flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
-    scores, ends = [sp.get_score(i) for i in range(n)], (sp.bos_id(), sp.eos_id(), sp.unk_id())
+    scores = tokens.checked_scores(path, "score", [sp.get_score(i) for i in range(n)])
+    ends = (sp.bos_id(), sp.eos_id(), sp.unk_id())
     rest = {"flags": flags, "notes": (KEEPS_SPACES,) if sp.normalize("a  b") == sp.normalize("a b") else ()}
     return Vocabulary(KINDS[kind], pieces, scores, [TYPES[of] for of in types], *ends, **rest)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -174,11 +175,15 @@ def refuse_some_bytes(path: Path, pieces: Sequence[bytes], types: Sequence[int],
 
 def count_ids(path: Path, vocab: dict[str, int], added: Sequence[dict[str, Any]]) -> int:
     """The number of ids, those between that no token has among them. Raises BadFileError."""
-    listed = {token["content"]: token["id"] for token in added}
-    for name in listed.keys() & vocab.keys():
-        if listed[name] != vocab[name]:
-            refuse(path, "added_tokens.id", listed[name], f"{vocab[name]} for {name!r}, as in model.vocab")
-    ids = sorted((vocab | listed).values())
+    known = dict(vocab)
+    for token in added:
+        name, i = token["content"], token["id"]
+        if type(i) is not int or i != known.setdefault(name, i):
+            wanted = f"{known[name]} for {name!r:.80}" if name in known else "integers"
+            refuse(path, "added_tokens.id", i, wanted)
+    if strange := [i for i in known.values() if type(i) is not int]:
+        refuse(path, "model.vocab", strange[0], "integers as ids")
+    ids = sorted(known.values())
     if twice := [i for i, following in itertools.pairwise(ids) if i == following]:
         refuse(path, "model.vocab, added_tokens", f"id {twice[0]} twice", "each id once")
     if not ids or ids[0] < 0 or ids[-1] >= tokens.VOCABULARY_MAX:
@@ -455,12 +460,17 @@ def read_unigram(path: Path, data: dict[str, Any]) -> Vocabulary:
     vocab = {piece: i for i, (piece, _) in reversed([*enumerate(listed)])}
     if len(vocab) != len(listed):
         refuse(path, "model.vocab", f"{len(listed) - len(vocab)} pieces twice", "each piece once")
+    for piece, score in listed:
+        if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
+            refuse(path, f"model.vocab: score of {piece!r:.80}", score, "finite numbers")
     v = read_vocabulary(path, data, vocab, tokens.UNIGRAM)
     scores = [float(score) for _, score in listed] + [0.0] * (len(v) - len(listed))
     v = replace(v, scores=scores, flags=v.flags | tokens.DOUBLES)
     if unknown is None and bytes_missing(v.pieces, v.types, tokens.BYTE):
         refuse(path, "model.unk_id", unknown, "a token where there are none for bytes")
-    return v if unknown is None else replace(v, unknown=int(unknown))
+    if unknown is not None and (type(unknown) is not int or not 0 <= unknown < len(listed)):
+        refuse(path, "model.unk_id", unknown, f"null and 0 to {len(listed) - 1}")
+    return v if unknown is None else replace(v, unknown=unknown)
 
 
 def read_bpe(path: Path, data: dict[str, Any]) -> Vocabulary:

@@ -34,6 +34,7 @@ HEADER = struct.Struct("<5I4i7I")
 PROBES_MAX = 256  # slots that the engine looks at
 NO_RANK = 2**32 - 1  # a pair that does not merge
 VOCABULARY_MAX = 2**24 - 1  # tokens
+SCORE_MAX = float(np.finfo(np.float32).max)  # but for doubles
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ def write_indexed(vocabulary: Vocabulary) -> bytes:
         if len(v.pieces[i]) == 1 and (v.types[i] == CONTROL or v.flags & USER_FIRST):
             raise BadFileError(f"special token {i} = {v.pieces[i]!r}, allowed are two bytes and more")
     offsets = np.cumsum([0, *map(len, v.pieces)]).astype("<u4")
-    ranks, slots = ranks_of(v, ids, offsets), slots_of(ids)
-    sections = [byte_ids_of(v), joined_of(ids), offsets, np.array(v.scores, "<f4")]
+    ranks, slots, clipped = ranks_of(v, ids, offsets), slots_of(ids), np.clip(v.scores, -SCORE_MAX, SCORE_MAX)
+    sections = [byte_ids_of(v), joined_of(ids), offsets, clipped.astype("<f4")]
     sections += [np.array([*special, *late, *words], "<u4"), slots, ranks]
     sections += [np.array(v.scores if v.flags & DOUBLES else [], "<f8"), edges_of(v)]
     sections += [np.array(v.types, np.uint8)]
@@ -203,6 +204,14 @@ def write_indexed(vocabulary: Vocabulary) -> bytes:
     sizes = (*sizes, len(words), len(late), 0)
     head = HEADER.pack(MAGIC, VERSION, v.kind, v.pattern, flags, *ends, *sizes)[:-4]
     return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
+
+
+def checked_scores(path: Path, field: str, scores: list[float]) -> list[float]:
+    """Scores as they are. Raises BadFileError for one that is no finite number of 32 bits."""
+    for i, score in enumerate(scores):
+        if not abs(score) <= SCORE_MAX:
+            raise BadFileError(f"{path}: {field} of token {i} = {score}, allowed finite numbers of 32 bits")
+    return scores
 
 
 def is_indexed(data: bytes) -> bool:

@@ -5,6 +5,7 @@ tests/data/sample_characters.bin, sample_bytes.bin, sample_edges.bin and sample_
 written once and never again.
 """
 
+import math
 import random
 import re
 import struct
@@ -15,6 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import DATA
 from hypothesis import HealthCheck, given, settings
@@ -209,6 +211,7 @@ HOSTILE = {
     "falling offset": (patch(OFFSETS + 4 * 9, "<I", 0), "offsets of tokens, allowed are ascending ones"),
     "last offset": (patch(OFFSETS + 4 * N, "<I", 2**31), "offsets of tokens, allowed are ascending ones"),
     "type": (patch(TYPES_AT, "<B", 5), "types of tokens, allowed are 0 to 4"),
+    "score": (patch(OFFSETS + 4 * (N + 1), "<f", math.inf), "scores of tokens, allowed are finite numbers"),
     "special id": (
         patch(OFFSETS + 8 * N + 4, "<I", N),
         "special or byte tokens, allowed are ids of the vocabulary",
@@ -232,6 +235,13 @@ def test_a_lie_is_refused_with_the_field(name):
     change, message = HOSTILE[name]
     with pytest.raises(BadFileError, match=r"^tok\.bin: .*" + re.escape(message)):
         open_bytes(change(CHARACTERS.indexed))
+
+
+def test_a_double_that_is_no_number_is_refused():
+    data, scores = UNIGRAM.indexed, np.array(UNIGRAM.scores, "<f8").tobytes()
+    assert data.count(scores) == 1
+    with pytest.raises(BadFileError, match="scores of tokens, allowed are finite numbers"):
+        open_bytes(data.replace(scores, scores[:-8] + struct.pack("<d", math.nan)))
 
 
 def test_a_special_token_of_one_byte_does_not_reach_beyond_the_room_for_ids():

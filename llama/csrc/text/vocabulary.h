@@ -96,7 +96,19 @@ static bool names_outside(const LlamaTokenizer *t, const Names *names) {
     return outside;
 }
 
-// The arrays whose values are places in other arrays. The long loops have no way out, so that they become vectors.
+// Whether a score is NaN or infinite: pieces would be chosen by it, and the text then depend on which came first.
+static bool scores_endless(const LlamaTokenizer *t) {
+    int endless = 0;
+    for (int32_t i = 0; i < t->vocab_size; i++) {
+        double score = t->scores[i];
+        if (t->doubles) memcpy(&score, t->doubles + 8 * (size_t)i, sizeof score);
+        endless |= !isfinite(score);
+    }
+    return endless;
+}
+
+// Scores, and the arrays whose values are places in others. The long loops have no way out, so that they become
+// vectors.
 static int check_sections(const LlamaTokenizer *t, const char *path, LlamaError *error) {
     const uint32_t *offsets = t->offsets;
     const uint8_t *types = t->types;
@@ -106,6 +118,8 @@ static int check_sections(const LlamaTokenizer *t, const char *path, LlamaError 
     for (int32_t i = 0; i < n; i++) strange |= types[i] >= TOKEN_TYPES;
     for (int32_t i = 0; t->edges && i < n; i++) strange |= t->edges[i] > EDGES_ALL;
     for (int b = 0; b < 256; b++) outside |= t->byte_ids[b] < -1 || t->byte_ids[b] >= n;
+    if (scores_endless(t))
+        return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: scores of tokens, allowed are finite numbers", path);
     if (!falls && !strange && !outside) return LLAMA_OK;
     return fail(error, LLAMA_ERROR_FILE, "%s: tokenizer: %s", path,
                 falls     ? "offsets of tokens, allowed are ascending ones from 0 to the number of bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,10 @@ VOCABULARIES = {
     "scores that are none": (
         {"tokenizer.ggml.scores": ["a", "b", "c"]},
         r".*scores = \['a', 'b', 'c'\], allowed a list",
+    ),
+    "a score that is no number": (
+        {"tokenizer.ggml.scores": [0.0, math.nan, 1.0]},
+        r"tokenizer\.ggml\.scores of token 1 = nan, allowed finite numbers of 32 bits",
     ),
     "EOS that is none": (
         {"tokenizer.ggml.eos_token_id": 3},

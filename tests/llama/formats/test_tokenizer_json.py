@@ -2,9 +2,11 @@
 
 import functools
 import json
+import math
 import random
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -377,8 +379,21 @@ REFUSED = [
         llama3,
         "added_tokens.0.id",
         10**6,
-        "added_tokens.id = 1000000, allowed 0 for .<unk>., as in model.vocab",
+        "added_tokens.id = 1000000, allowed 0 for .<unk>.",
     ),
+    (
+        llama2,
+        "added_tokens.1",
+        {"id": 1000, "content": "<unk>", "special": True},
+        "added_tokens.id = 1000, allowed 0 for .<unk>.",
+    ),
+    (
+        unigram,
+        "added_tokens",
+        [{"id": i, "content": "<new>", "special": True} for i in (496, 497)],
+        "added_tokens.id = 497, allowed 496 for .<new>.",
+    ),
+    (llama2, "added_tokens.0.id", False, "added_tokens.id = false, allowed 0 for .<unk>."),
     (llama3, "model.merges.0", "a", "model.merges = "),
     (llama3, "model.merges.0", ["a", "nowhere"], "model.merges = "),
     (llama2, "model.vocab.<0x41>", 10**8, "model.vocab = .*, allowed ids from 0 to"),
@@ -390,6 +405,15 @@ REFUSED = [
     (gpt2, "decoder", {"type": "WordPiece"}, 'decoder = {"type": "WordPiece"}, allowed ByteLevel'),
     (llama2, "decoder", {"type": "Fuse"}, 'decoder = {"type": "Fuse"}, allowed Replace, ByteFallback'),
     (gpt2, "model.merges", None, "is no tokenizer.json"),
+    (gpt2, "model.vocab.a", 64.0, "model.vocab = 64.0, allowed integers as ids"),
+    *[
+        (unigram, "model.unk_id", value, f"model.unk_id = {said}, allowed null and 0 to 495")
+        for value, said in ((-1, -1), (496, 496), (8 * 10**19, 8 * 10**19), (1.5, 1.5), (True, "true"))
+    ],
+    *[
+        (unigram, "model.vocab.300.1", value, "model.vocab: score of .* = .*, allowed finite numbers")
+        for value in (None, "1", True, math.nan, -math.inf, 10**400)
+    ],
 ]
 
 
@@ -410,6 +434,17 @@ def test_other_json_is_refused_in_one_line(tmp_path, data):
     with pytest.raises(BadFileError, match=r"tokenizer\.json: is") as caught:
         tokenizers.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_score_beyond_32_bits_counts_as_it_does_in_the_library(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    data = unigram()
+    data["model"]["vocab"][300][1] = -1e300
+    path.write_text(json.dumps(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tokenizers.load(path)
+    assert found.encode(SCRIPTS, bos=False) == hf.Tokenizer.from_file(str(path)).encode(SCRIPTS).ids
 
 
 def test_a_normalizer_that_composes_is_left_out_with_a_note(tmp_path):

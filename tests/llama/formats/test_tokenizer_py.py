@@ -2,6 +2,8 @@
 
 import base64
 import json
+import math
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -312,6 +314,15 @@ def test_a_model_of_sentencepiece_that_is_neither_bpe_nor_unigram_is_refused(tmp
     )
     with pytest.raises(BadFileError, match=f"model_type = {kind.upper()}, allowed UNIGRAM and BPE"):
         _ = tokenizers.load(prefix + ".model").vocabulary
+
+
+def test_a_score_that_is_no_number_is_refused(trained, tmp_path):
+    model, score = trained.path.read_bytes(), struct.pack("<f", trained.vocabulary.scores[-1])
+    path = tmp_path / "t.model"
+    at = model.rindex(b"\x15" + score)  # the field of a piece
+    path.write_bytes(model[: at + 1] + struct.pack("<f", math.nan) + model[at + 5 :])
+    with pytest.raises(BadFileError, match=r"score of token \d+ = nan, allowed finite numbers of 32 bits"):
+        _ = tokenizers.load(path).vocabulary
 
 
 def test_the_command_of_llama2c_writes_the_file_beside_the_model(trained, tmp_path):
