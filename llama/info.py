@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -368,10 +368,11 @@ def memory_text(memory: Memory) -> Iterator[tuple[str, str]]:
         yield "scratch", size_text(memory.scratch)
 
 
-def numbers(found: Sequence[int]) -> str:
+def numbers(found: Collection[int]) -> str:
     """0-5 for 0, 1, 2, 3, 4, 5; with gaps: 0-2,4."""
-    starts = [n for n in found if n - 1 not in found]
-    ends = [n for n in found if n + 1 not in found]
+    known = set(found)
+    starts = [n for n in found if n - 1 not in known]
+    ends = [n for n in found if n + 1 not in known]
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 

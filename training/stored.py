@@ -55,6 +55,14 @@ class IndexUnpickler(Unpickler):
             return lambda *parts: "/".join(map(str, parts))
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not of an index")
 
+    def check_key(self, key: Any) -> None:
+        if not isinstance(key, names.MetadataIndex):
+            super().check_key(key)
+        elif not (type(key.fqn) is str and type(key.offset) in (torch.Size, type(None))):
+            raise pickle.UnpicklingError("it has a place that is none as a key")
+        else:
+            super().check_key(key.index)
+
     def load_build(self) -> None:
         """Sets the fields of a record. Anything else has none that may be set: not a class, for instance."""
         state, found = self.stack.pop(), self.stack[-1]

@@ -15,7 +15,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -38,6 +38,8 @@ STORAGES = {  # of torch: name and bytes of a value
     "BoolStorage": ("bool", 1),
 }
 MAX_PICKLE = 1 << 22  # bytes; a large model has 100 for each tensor, and each byte may become an object
+MAX_INTEGER = 1 << 128  # the magic number of old files has 80 bits
+MAX_DEPTH, MAX_SAID = 64, 1 << 22  # objects within objects, and how many there are where each is said out
 MAX_ORDER = 16  # bytes of the file that names their order
 ENTRY, ENTRY_BYTES = b"PK\3\4", 30  # what begins a file of an archive, before its name
 
@@ -84,11 +86,73 @@ def rebuild_tensor(
     return PickledTensor("", storage.type, shape, math.prod(shape) * storage.item, storage, begin, strides)
 
 
+def ordered_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    """What stands for collections.OrderedDict."""
+    pairs = list(pairs)
+    for key, _ in pairs:
+        check_key(key)
+    return dict(pairs)
+
+
 NAMES = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
 }
+
+
+def check_key(key: Any) -> None:
+    """Raises UnpicklingError for a key that is not plain: to hash tuples in tuples may take for ever."""
+    if type(key) not in (str, int, float, bool, type(None)):
+        raise pickle.UnpicklingError(f"it has a {type(key).__name__} as a key, allowed are numbers and text")
+
+
+def said(value: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many objects are named where a tree is said out, each as often as it is shared.
+
+    known: those of the objects that were met. Raises UnpicklingError.
+    """
+    if depth > MAX_DEPTH:
+        raise pickle.UnpicklingError("it is nested too deeply")
+    if not isinstance(value, (dict, list, tuple)):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(said(part, known, depth + 1) for part in parts)
+    if known[id(value)] > MAX_SAID:
+        raise pickle.UnpicklingError("it holds the same again and again")
+    return known[id(value)]
+
+
+def refusing(what: str) -> Callable[[Any], None]:
+    """What refuses a kind of object that torch.save does not write."""
+
+    def refuse(self: Unpickler) -> None:
+        raise pickle.UnpicklingError(f"it holds a {what}, which is not a tensor")
+
+    return refuse
+
+
+def with_checked_number(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """What reads a number, refusing one of more than 128 bits, which Python may refuse to print."""
+
+    def checked(self: Unpickler) -> None:
+        load(self)
+        if not abs(self.stack[-1]) < MAX_INTEGER:
+            raise pickle.UnpicklingError("it holds a number of more than 128 bits")
+
+    return checked
+
+
+def with_checked_keys(load: Callable[[Any], None], last: int) -> Callable[[Any], None]:
+    """What puts keys and values into a dict, once keys are checked. last: those on the stack, 0 for all."""
+
+    def checked(self: Unpickler) -> None:
+        for key in self.stack[-last::2]:
+            self.check_key(key)
+        load(self)
+
+    return checked
 
 
 class Unpickler(pickle._Unpickler):  # in Python: a hostile index makes the one in C take all memory
@@ -96,17 +160,22 @@ class Unpickler(pickle._Unpickler):  # in Python: a hostile index makes the one 
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
-    def load_bytearray8(self) -> None:
-        """Refuses what makes room for any number of bytes before it reads them."""
-        raise pickle.UnpicklingError("it holds a bytearray, which is not a tensor")
+    dispatch[pickle.BYTEARRAY8[0]] = refusing("bytearray")  # which makes room before it reads
+    dispatch[pickle.EMPTY_SET[0]] = refusing("set")  # of which a byte makes more than of anything else
+    dispatch[pickle.FROZENSET[0]] = refusing("set")
+    for code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
+        dispatch[code[0]] = with_checked_number(dispatch[code[0]])
+    for code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT):
+        dispatch[code[0]] = with_checked_keys(dispatch[code[0]], 2 if code == pickle.SETITEM else 0)
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    def check_key(self, key: Any) -> None:
+        """As the function."""
+        check_key(key)
 
-    def load_empty_set(self) -> None:
-        """Refuses sets, of which a byte makes more than of anything else, and torch.save none."""
-        raise pickle.UnpicklingError("it holds a set, which is not a tensor")
-
-    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+    def load(self) -> Any:
+        tree = super().load()
+        said(tree, {})
+        return tree
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -135,11 +204,15 @@ class TensorUnpickler(Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not a tensor")
 
     def persistent_load(self, pid: Any) -> Storage:
-        if isinstance(pid, tuple) and len(pid) > 2 and isinstance(pid[1], Storage):
+        if (
+            isinstance(pid, tuple)
+            and len(pid) > 2
+            and isinstance(pid[1], Storage)
+            and isinstance(pid[2], str)
+        ):
             if len(pid) > 5 and pid[5] is not None:
                 raise pickle.UnpicklingError("it has a view of a storage, as PyTorch before 1.0 wrote them")
-            key = str(pid[2])
-            return self.storages.setdefault(key, Storage(pid[1].type, pid[1].item, key))
+            return self.storages.setdefault(pid[2], Storage(pid[1].type, pid[1].item, pid[2]))
         raise pickle.UnpicklingError("it has a storage of an unknown type")
 
 
@@ -202,6 +275,8 @@ def read_pickle(path: Path) -> Any:
 
 def entry_begins(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the data of a file of an archive begin. Raises ValueError for an archive that lies."""
+    if not 0 <= entry.header_offset <= file.seek(0, io.SEEK_END):
+        raise ValueError("is not in the file")
     file.seek(entry.header_offset)
     head = file.read(ENTRY_BYTES)
     if len(head) != ENTRY_BYTES or not head.startswith(ENTRY):
@@ -228,6 +303,8 @@ def begin_of(file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
         check_order(archive, entry)
     if not folder.endswith("/data"):
         return None
+    if f"{folder}.pkl" not in archive.NameToInfo:
+        raise ValueError("is not of the data.pkl")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError("is compressed, allowed are stored files")
     return entry_begins(file, entry)
@@ -248,5 +325,8 @@ def find_storages(path: Path) -> dict[str, tuple[int, int]]:
                 continue
             if begin + entry.file_size > size:
                 raise BadFileError(f"{path}: {entry.filename} ends behind the file")
-            found[entry.filename.rpartition("/")[2]] = (begin, entry.file_size)
+            key = entry.filename.rpartition("/")[2]
+            if key in found:
+                raise BadFileError(f"{path}: has two files of the name {printable(entry.filename)}")
+            found[key] = (begin, entry.file_size)
     return found

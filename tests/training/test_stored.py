@@ -78,6 +78,14 @@ def test_an_index_runs_nothing(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("wrong", [{"fqn": ((),)}, {"offset": ((),)}, {"index": ((),)}])
+def test_a_place_that_could_take_for_ever_to_hash_is_refused(folder, wrong):
+    index = index_of(folder)
+    place = next(iter(index.storage_data))
+    vars(place).update(wrong)
+    assert re.search("as a key", refused(folder, pickle.dumps(index)))
+
+
 def test_what_is_no_tensor_runs_nothing(folder, tmp_path):
     class Writer(distributed.DefaultSavePlanner):
         def transform_object(self, write_item, object):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from llama.errors import BadFileError
 from llama.formats.kinds import OLD_TORCH
 from llama.formats.mapped import SafetensorsFile, open_pickle
-from llama.formats.pickles import MAX_PICKLE
+from llama.formats.pickles import MAX_PICKLE, entry_begins
 from training.weights import to_torch
 
 TENSORS = {
@@ -168,6 +169,67 @@ def test_a_small_file_takes_no_large_memory(path):
             open_pickle(zipped(path, data))
     with pytest.raises(BadFileError, match=r"not compressed$"):
         open_pickle(zipped(path, pickle.dumps([1]), zipfile.ZIP_DEFLATED))
+
+
+def shared(levels: int, code: bytes) -> bytes:
+    """A pickle's instructions for what holds twice what holds twice, and so on, an empty tuple."""
+    made = b")q\0000"
+    for i in range(levels):
+        made += b"h%ch%c" % (i, i) + code + b"q%c0" % (i + 1)
+    return made + b"h%c" % levels
+
+
+PAIR = b"\x86"
+TREES = {
+    "a tuple as a key": (b"})\x85" + b"K\1s.", "it has a tuple as a key, allowed are numbers and text"),
+    "a deep key": (b"}" + b")" + b"\x85" * 200_000 + b"K\1s.", "it has a tuple as a key"),
+    "a key of shared tuples": (b"}" + shared(60, PAIR) + b"K\1s.", "it has a tuple as a key"),
+    "more than one": (b"}(K\1K\1" + shared(60, PAIR) + b"K\1u.", "it has a tuple as a key"),
+    "of a dict at once": (b"(" + shared(60, PAIR) + b"K\1d.", "it has a tuple as a key"),
+    "of an ordered dict": (
+        b"ccollections\nOrderedDict\n(]" + shared(60, PAIR) + b"K\1\x86atR.",
+        "it has a tuple as a key",
+    ),
+    "a set": (b"(" + shared(60, PAIR) + b"\x91.", "it holds a set, which is not a tensor"),
+    "a deep value": (b"}K\1" + b")" + b"\x85" * 200_000 + b"s.", "it is nested too deeply"),
+    "a value of shared tuples": (b"}K\1" + shared(60, PAIR) + b"s.", "it holds the same again and again"),
+    "a long number": (pickle.dumps({1: 10**5000}, 2), "it holds a number of more than 128 bits"),
+    "a number of text": (b"I%d\n." % 2**128, "it holds a number of more than 128 bits"),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_pickle_that_takes_for_ever_or_ends_the_process_is_refused(path, name):
+    """To hash or to print what is nested or shared."""
+    data, message = TREES[name]
+    with pytest.raises(BadFileError, match=rf"^{path}: its pickle is not read: {message}"):
+        open_pickle(zipped(path, b"\x80\4" + data.removeprefix(b"\x80\2")))
+
+
+def test_a_storage_that_is_there_twice_or_elsewhere_is_refused(path):
+    """PyTorch and zipfile may take another of two."""
+    weight = torch.ones(4)
+    for name, message in (
+        ("data/0", "has two files of the name .*/data/0"),
+        ("x/data/0", "x/data/0 is not of"),
+    ):
+        torch.save({"a": weight}, path)
+        with zipfile.ZipFile(path, "a") as archive:
+            folder = archive.namelist()[0].partition("/")[0]
+            with warnings.catch_warnings(action="ignore"):  # zipfile's, of the name
+                archive.writestr(name if name.startswith("x") else f"{folder}/{name}", bytes(16))
+        with pytest.raises(BadFileError, match=message):
+            open_pickle(path)
+
+
+@pytest.mark.parametrize("offset", [2**40, 2**62])
+def test_a_storage_behind_the_file_is_refused(path, offset):
+    torch.save({"a": torch.ones(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data/0")))
+    entry.header_offset = offset
+    with path.open("rb") as file, pytest.raises(ValueError, match="is not in the file"):
+        entry_begins(file, entry)
 
 
 def strided(path: Path, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Path:
