@@ -5,7 +5,7 @@ They are found in text as transformers finds them, and a text that follows one h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.files import Fields, read_json
-from llama.formats.tokenizer_json import edges_of
+from llama.formats.tokenizer_json import CONFIG, GAPS_MAX, edges_of, end_said
 from llama.formats.vocabulary import Vocabulary
 
-ADDED, CONFIG, SPECIAL = "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"
+ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
 MOST = tokens.VOCABULARY_MAX
+DIGITS = 9  # of an id
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,18 @@ class Added:
     edges: int = 0
 
 
+def is_name(name: Any) -> bool:
+    """Whether JSON's value is a text that UTF-8 can hold, and not empty."""
+    return isinstance(name, str) and name != "" and not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 def read_added(path: Path, i: Any, name: Any, special: Any) -> Added:
     """A token as a file lists it. Raises BadFileError."""
-    number = int(i) if str(i).isdecimal() else -1
-    if not (0 <= number < MOST and isinstance(name, str) and name and isinstance(special, bool)):
+    digits = str(i) if type(i) in (int, str) else ""
+    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < DIGITS else -1
+    if not (0 <= number < MOST and is_name(name) and isinstance(special, bool)):
         raise BadFileError(
-            f"{path}: added token {i} = {name!r:.80}, allowed a name, and an id up to {MOST - 1}"
+            f"{path}: added token {i!s:.20} = {name!r:.80}, allowed a name, and an id up to {MOST - 1}"
         )
     return Added(number, name, special)
 
@@ -58,15 +65,26 @@ def special_names(folder: Path) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
+def by_id(path: Path, listed: Iterable[Added]) -> dict[int, Added]:
+    """Tokens by their ids. Raises BadFileError for two of one id."""
+    found: dict[int, Added] = {}
+    for token in listed:
+        if token.id in found:
+            names = f"{found[token.id].name!r:.80} and {token.name!r:.80}"
+            raise BadFileError(f"{path}: added token {token.id} = {names}, allowed one name")
+        found[token.id] = token
+    return found
+
+
 def find_listed(folder: Path, most: int | None) -> list[Added]:
     """The tokens that the files of a folder list, by their ids, up to `most`. Raises BadFileError."""
     found: dict[int, Added] = {}
     if (path := folder / ADDED).exists():
         special = special_names(folder)
         listed = (read_added(path, i, name, name in special) for name, i in read_json(path).values.items())
-        found |= {token.id: token for token in listed}
+        found |= by_id(path, listed)
     if (path := folder / CONFIG).exists():
-        found |= {token.id: token for token in read_decoder(read_json(path))}
+        found |= by_id(path, read_decoder(read_json(path)))
     return [found[i] for i in sorted(found) if most is None or i < most]
 
 
@@ -80,9 +98,8 @@ def ends_of(folder: Path, vocabulary: Vocabulary) -> tuple[int, int]:
     said = read_json(folder / CONFIG).values if (folder / CONFIG).exists() else {}
     ends = []
     for name, usual in (("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos)):
-        token = said.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        ends.append(vocabulary.special.get(token, usual) if isinstance(token, str) else usual)
+        token = end_said(folder / CONFIG, said, name)
+        ends.append(usual if token is None else vocabulary.special.get(token, usual))
     return ends[0], ends[1]
 
 
@@ -96,6 +113,9 @@ def with_added(folder: Path, vocabulary: Vocabulary, most: int | None = None) ->
     added = [token for token in listed if token.id >= n]
     if not added:
         return v
+    if added[-1].id >= n + len(added) + GAPS_MAX:
+        found = f"added token {added[-1].id} = {added[-1].name!r:.80}"
+        raise BadFileError(f"{folder}: {found}, allowed ids from 0 to {n + len(added) + GAPS_MAX - 1}")
     pieces, types = [*v.padded(added[-1].id + 1).pieces], [*v.padded(added[-1].id + 1).types]
     for token in added:
         pieces[token.id] = token.name.encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,6 +17,7 @@ KINDS = {  # of fields, by their annotation: types, and what messages call them
     "bool": (bool, "true and false"),
     "str": (str, "text"),
 }
+LARGEST = {Integral: 2**63 - 1, Real: sys.float_info.max}
 
 
 def check_types(values: Any) -> None:
@@ -25,6 +27,8 @@ def check_types(values: Any) -> None:
         fits = isinstance(value, kind) and (kind in (bool, object) or not isinstance(value, bool))
         if not fits or (kind is Real and not abs(value) < math.inf):
             raise ValueError(f"{field.name} = {value!r:.40}, allowed {allowed}")
+        if kind in (Integral, Real) and abs(value) > LARGEST[kind]:
+            raise ValueError(f"{field.name} = {value!r:.40}, allowed {allowed} up to {LARGEST[kind]}")
 
 
 SCALINGS = ("linear", "llama3", "yarn")

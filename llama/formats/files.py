@@ -27,7 +27,7 @@ class Fields:
         if value is None:
             raise BadFileError(f"{self.path}: has no {name}")
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise BadFileError(f"{self.path}: {name} = {value!r}, allowed {allowed}")
+            raise BadFileError(f"{self.path}: {name} = {value!r:.80}, allowed {allowed}")
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -37,7 +37,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         value = self._get(name, default, (int, float), "numbers")
         if not abs(value) < LARGEST:  # also what Python's JSON has beyond the standard: NaN, Infinity
-            raise BadFileError(f"{self.path}: {name} = {value}, allowed finite numbers")
+            raise BadFileError(f"{self.path}: {name} = {value!r:.80}, allowed finite numbers")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -13,6 +13,7 @@ from llama.errors import BadFileError, UsageError
 from llama.formats.config import Config, RopeScaling
 from llama.formats.gguf_file import GgufFile
 from llama.formats.rope import find_scaling, usual_magnitude
+from llama.formats.tensor import NUMPY
 
 FACTORS = "rope_freqs.weight"
 PREFIX = "llama.rope.scaling."
@@ -35,7 +36,8 @@ def read_scaling(file: GgufFile, config: Config) -> RopeScaling | None:
     kind, factor = read_kind(file)
     if FACTORS not in file.tensors:
         return None if kind == "none" else read_numbers(file, config, kind, factor)
-    if kind == "none" and file.tensors[FACTORS].shape == (config.head_dim // 2,):
+    shape, dtype = file.tensors[FACTORS].shape, file.tensors[FACTORS].type
+    if kind == "none" and shape == (config.head_dim // 2,) and dtype in NUMPY:
         factors = file.tensor(FACTORS).floats()
         original = file.one(f"{PREFIX}original_context_length", int, 8192)
         try:

@@ -74,8 +74,10 @@ def blend_lines(turns: np.ndarray, blend: np.ndarray) -> list[tuple[float, float
     """
     inner = (blend > NEAR) & (blend < 1 - NEAR)
     if inner.sum() > 1:
-        slope, offset = np.polyfit(turns[inner], blend[inner], 1)
-        return [(-offset / slope, (1 - offset) / slope)] if slope else []
+        begin, level = turns[inner].mean(), blend[inner].mean()
+        away = turns[inner] - begin
+        slope = away @ blend[inner] / (away @ away) if away.any() else 0.0  # the line of least squares
+        return [(begin - level / slope, begin + (1 - level) / slope)] if slope else []
     points = [(turn, value) for turn, value in zip(turns[inner], blend[inner], strict=True)]
     points += [
         (turns[blend <= NEAR].max(initial=0), 0.0),

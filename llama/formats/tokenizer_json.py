@@ -31,6 +31,8 @@ from llama.formats.vocabulary import Vocabulary
 
 SPACE = "\u2581"
 
+GAPS_MAX = 1 << 17  # ids that no token has
+
 Pieces = dict[str, int]  # as the file spells them, with their ids
 
 
@@ -55,7 +57,42 @@ def steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
     return list(part[name]) if part.get("type") == "Sequence" else [part]
 
 
+FLAGS = {"special", "normalized", "lstrip", "rstrip", "single_word"}  # of added tokens
+FLAGS |= {"byte_fallback", "ignore_merges", "fuse_unk"}  # of models
+FLAGS |= {"add_prefix_space", "use_regex", "split", "individual_digits"}  # of steps
+PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+PARTS |= {"post_processor": "processors"}
+
+
+def check_flags(path: Path, where: str, part: dict[str, Any]) -> None:
+    """Refuses a part whose truth values are none. null is as good as not there."""
+    for name in FLAGS & part.keys():
+        if not isinstance(part[name], bool | None):
+            refuse(path, f"{where}.{name}", part[name], "true and false")
+
+
+def check_kinds(path: Path, data: dict[str, Any]) -> None:
+    """Refuses what is not of the kind that the library asks for, and could be taken for true or false."""
+    check_flags(path, "model", data["model"])
+    if not isinstance(data["model"].get("unk_token"), str | None):
+        refuse(path, "model.unk_token", data["model"]["unk_token"], "text, or null")
+    if not isinstance(data["model"].get("merges", []), list):
+        refuse(path, "model.merges", data["model"]["merges"], "a list of pairs")
+    if not isinstance(data.get("added_tokens"), list | None):
+        refuse(path, "added_tokens", data["added_tokens"], "a list, or null")
+    for token in data.get("added_tokens") or []:
+        check_flags(path, "added_tokens", token)
+    for where, name in PARTS.items():
+        if not isinstance(data.get(where), dict | None):
+            refuse(path, where, data[where], "an object, or null")
+        for step in steps(data.get(where), name):
+            check_flags(path, where, step)
+
+
 # --- What happens to text before it merges
+
+
+SCHEMES = {"always": tokens.PREFIX | tokens.PREFIX_EACH, "first": tokens.PREFIX, "never": 0}  # of Metaspace
 
 
 def space_flags(path: Path, data: dict[str, Any]) -> int:
@@ -70,10 +107,11 @@ def space_flags(path: Path, data: dict[str, Any]) -> int:
         allowed = "Prepend and Replace of a space by \u2581 without a pre_tokenizer, or Metaspace alone"
         refuse(path, "normalizer, pre_tokenizer", [data["normalizer"], data["pre_tokenizer"]], allowed)
     require(path, "pre_tokenizer", splitters[0], {"replacement": (SPACE,)})
-    schemes = {"first": tokens.PREFIX, "always": tokens.PREFIX | tokens.PREFIX_EACH, "never": 0}
     scheme = splitters[0].get("prepend_scheme", "always")
-    require(path, "pre_tokenizer", splitters[0], {"prepend_scheme": tuple(schemes)})
-    return schemes[scheme] | (tokens.PREFIX_UNLESS_SPACE if schemes[scheme] else 0)
+    require(path, "pre_tokenizer", splitters[0], {"prepend_scheme": tuple(SCHEMES)})
+    if splitters[0].get("add_prefix_space") is False and scheme != "never":  # of older files
+        refuse(path, "pre_tokenizer.add_prefix_space", False, f"true where prepend_scheme is {scheme}")
+    return SCHEMES[scheme] | (tokens.PREFIX_UNLESS_SPACE if SCHEMES[scheme] else 0)
 
 
 def splits_at_spaces(data: dict[str, Any]) -> bool:
@@ -91,6 +129,7 @@ def strip_flag(path: Path, data: dict[str, Any]) -> int:
     """Whether the decoder of a tokenizer with byte fallback drops the space that a text begins with."""
     decoders = steps(data["decoder"], "decoders")
     if [step["type"] for step in decoders] == ["Metaspace"]:
+        require(path, "decoder", decoders[0], {"replacement": (SPACE,), "prepend_scheme": tuple(SCHEMES)})
         return 0 if decoders[0].get("prepend_scheme", "always") == "never" else tokens.STRIP
     undo = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -186,9 +225,10 @@ def count_ids(path: Path, vocab: dict[str, int], added: Sequence[dict[str, Any]]
     ids = sorted(known.values())
     if twice := [i for i, following in itertools.pairwise(ids) if i == following]:
         refuse(path, "model.vocab, added_tokens", f"id {twice[0]} twice", "each id once")
-    if not ids or ids[0] < 0 or ids[-1] >= tokens.VOCABULARY_MAX:
+    most = min(tokens.VOCABULARY_MAX, len(ids) + GAPS_MAX)
+    if not ids or ids[0] < 0 or ids[-1] >= most:
         found = f"{len(ids)} ids" + (f" from {ids[0]} to {ids[-1]}" if ids else "")
-        refuse(path, "model.vocab", found, f"ids from 0 to {tokens.VOCABULARY_MAX - 1}")
+        refuse(path, "model.vocab, added_tokens", found, f"ids from 0 to {most - 1}")
     return ids[-1] + 1
 
 
@@ -245,49 +285,77 @@ def numbered_anew(data: dict[str, Any], vocab: Collection[str]) -> tuple[str, ..
     return ()
 
 
-def ends_of(path: Path, special: dict[str, int]) -> list[int]:
-    """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none."""
-    usual = {
-        "bos_token": ("<s>", "<|begin_of_text|>"),
-        "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
-    }
-    config = path.with_name("tokenizer_config.json")
+CONFIG = "tokenizer_config.json"  # beside the file
+USUAL = {
+    "bos_token": ("<s>", "<|begin_of_text|>"),
+    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
+}
+
+
+def end_said(path: Path, said: Mapping[str, Any], name: str) -> str | None:
+    """The name of the token that bos_token or eos_token is, None where nothing is said.
+
+    Raises BadFileError.
+    """
+    token = said.get(name)
+    found = token.get("content", 0) if isinstance(token, dict) else token
+    if not isinstance(found, str | None):
+        raise BadFileError(f"{path}: {name} = {token!r:.80}, allowed the name of a token, or null")
+    return found
+
+
+def ends_of(path: Path, special: dict[str, int]) -> tuple[list[int], tuple[str, ...]]:
+    """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none.
+
+    And notes, where it names what is no special token. Raises BadFileError.
+    """
+    config = path.with_name(CONFIG)
     said = read_json(config).values if config.exists() else {}
-    ends = []
-    for name, names in usual.items():
-        token = said.get(name)
-        token = token["content"] if isinstance(token, dict) else token
-        ends.append(next((special[n] for n in (token, *names) if n in special), -1))
-    return ends
+    ends, notes = list[int](), list[str]()
+    for name, usual in USUAL.items():
+        token = end_said(config, said, name)
+        found = next((known for known in (token, *usual) if known in special), None)
+        if token is not None and token != found:
+            kind, instead = name[:3].upper(), "nothing" if found is None else repr(found)
+            notes.append(f"{CONFIG}: {name} = {token!r:.80} is no special token; {instead} is {kind}")
+        ends.append(-1 if found is None else special[found])
+    return ends, tuple(notes)
 
 
 PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel")
 
 
-def step_around(path: Path, step: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The names of the tokens that a step of a post_processor puts before a text, and behind it."""
+Named = list[tuple[str, int]]  # tokens by name and id
+
+
+def step_around(path: Path, step: dict[str, Any]) -> tuple[Named, Named]:
+    """The tokens that a step of a post_processor puts before a text, and behind it."""
     require(path, "post_processor", step, {"type": PROCESSORS})
     if step["type"] == "ByteLevel":
         return [], []
     if step["type"] != "TemplateProcessing":
-        return [str(step["cls"][0])], [str(step["sep"][0])]
+        (cls, cls_id), (sep, sep_id) = step["cls"], step["sep"]
+        return [(cls, cls_id)], [(sep, sep_id)]
     names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in step["single"]]
+    if {part["Sequence"]["id"] for part in step["single"] if "SpecialToken" not in part} != {"A"}:
+        raise ValueError("of two texts")
     text = names.index(None)
-    return names[:text], names[text + 1 :]
+    parts = [[(name, i) for i in step["special_tokens"][name]["ids"]] for name in names if name is not None]
+    return [*itertools.chain(*parts[:text])], [*itertools.chain(*parts[text:])]
 
 
-def put_around(path: Path, data: dict[str, Any]) -> tuple[str, str]:
-    """The names of the tokens that a post_processor puts before a text, and behind it; "" for none.
+def put_around(path: Path, data: dict[str, Any]) -> tuple[Named, Named]:
+    """The tokens that a post_processor puts before a text, and behind it.
 
     Raises BadFileError for more than one in either place.
     """
-    before, behind = list[str](), list[str]()
+    before, behind = Named(), Named()
     try:
         for step in steps(data.get("post_processor"), "processors"):
             begin, end = step_around(path, step)
             before, behind = begin + before, behind + end
         if len(before) <= 1 and len(behind) <= 1:
-            return "".join(before), "".join(behind)
+            return before, behind
     except (TypeError, ValueError, KeyError, AttributeError):
         pass
     allowed = "at most one token before a text and one behind it"
@@ -300,10 +368,13 @@ def with_ends(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocab
     Raises BadFileError where it has.
     """
     ends = []
-    for name, end in zip(put_around(path, data), (vocabulary.bos, vocabulary.eos), strict=True):
+    for put, end in zip(put_around(path, data), (vocabulary.bos, vocabulary.eos), strict=True):
+        name, i = put[0] if put else ("", -1)
         token = vocabulary.special.get(name, -1)
         if name and token < 0:
             refuse(path, "post_processor", name, "special tokens")
+        if name and (type(i) is not int or i != token):
+            refuse(path, f"post_processor: id of {name!r:.80}", i, str(token))
         if name and end >= 0 and token != end:
             where, known = ("BOS", "EOS")[len(ends)], vocabulary.pieces[end].decode()
             refuse(path, f"post_processor, in place of {where}", name, json.dumps(known))
@@ -416,12 +487,14 @@ def read(path: Path, data: bytes, most: int | None = None) -> Vocabulary:
     most: of the rows of the embedding; added tokens that have none are left out.
     """
     try:
-        return read_fields(path, within(parse_json(data), most))
+        fields = parse_json(data)
+        check_kinds(path, fields)
+        return read_fields(path, within(fields, most))
     except BadFileError:
         raise
     except KeyError as error:
         raise BadFileError(f"{path}: is no tokenizer.json: {error} is missing") from None
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise BadFileError(f"{path}: is no tokenizer.json: {error}") from None
 
 
@@ -449,9 +522,10 @@ def read_vocabulary(path: Path, data: dict[str, Any], vocab: dict[str, int], kin
     control = {piece.decode(): i for i, piece in enumerate(pieces) if piece and types[i] == tokens.CONTROL}
     rest = {"pattern": pattern, "flags": flags | tokens.USER_FIRST, "late": late}
     composes = COMPOSES in steps(data["normalizer"], "normalizers")
-    notes = ((TAKES_AS_IT_IS,) if composes else ()) + numbered_anew(data, vocab)
+    ends, notes = ends_of(path, control)
+    notes += ((TAKES_AS_IT_IS,) if composes else ()) + numbered_anew(data, vocab)
     rest |= {"edges": edges_by_id(data), "notes": notes}
-    return Vocabulary(kind, pieces, [0.0] * len(pieces), types, *ends_of(path, control), **rest)
+    return Vocabulary(kind, pieces, [0.0] * len(pieces), types, *ends, **rest)
 
 
 def read_unigram(path: Path, data: dict[str, Any]) -> Vocabulary:
@@ -490,7 +564,8 @@ def read_bpe(path: Path, data: dict[str, Any]) -> Vocabulary:
 def within(data: dict[str, Any], most: int | None) -> dict[str, Any]:
     """The fields of a file without the added tokens from id `most` on."""
     added = data.get("added_tokens") or []
-    return data | {"added_tokens": [token for token in added if most is None or token["id"] < most]}
+    rest = [token for token in added if most is None or type(token["id"]) is not int or token["id"] < most]
+    return data | {"added_tokens": rest}
 
 
 def read_fields(path: Path, data: dict[str, Any]) -> Vocabulary:

@@ -56,6 +56,11 @@ def numbers(shape: Shape) -> int:
 # --- Tensors
 
 
+def test_layers_are_folded_in_time_that_grows_as_their_number():
+    assert info.numbers([0, 1, 2, 4, 7, 8]) == "0-2,4,7-8"
+    assert info.numbers(range(0, 400_000, 2)).count(",") == 199_999
+
+
 @pytest.mark.parametrize("kind", ["v0", "v1", "v2", "fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_tensors_are_those_of_the_file(tmp_path, kind, name):

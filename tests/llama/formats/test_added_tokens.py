@@ -82,10 +82,34 @@ def test_tokens_beyond_the_rows_of_the_model_are_left_out(tmp_path, trained):
     assert tokenizers.load(folder, 331).vocab_size == 331
 
 
-@pytest.mark.parametrize("added", [{"x": -1}, {"x": "y"}, {"": 330}, {"x": 2**24}])
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"x": -1},
+        {"x": "y"},
+        {"": 330},
+        {"x": 2**24},
+        {"x\ud800": 330},
+        {"x": True},
+        {"x": 330.0},
+        {"x": "1" * 5000},
+        {"x": "٣٣٠"},
+    ],
+)
 def test_an_added_token_that_can_not_be_is_refused(tmp_path, trained, added):
     with pytest.raises(BadFileError, match=r"added_tokens\.json: added token .*, allowed a name, and an id"):
         tokenizers.load(put(tmp_path / "chat", trained.path, added))
+
+
+def test_two_names_of_one_id_are_refused(tmp_path, trained):
+    with pytest.raises(BadFileError, match=r"added_tokens\.json: added token 330 = 'x' and 'y', allowed one"):
+        tokenizers.load(put(tmp_path / "chat", trained.path, {"x": 330, "y": 330}))
+
+
+def test_an_id_far_behind_the_others_takes_no_memory(tmp_path, trained):
+    most = 330 + 1 + (1 << 17) - 1
+    with pytest.raises(BadFileError, match=rf"added token 16777214 = 'x', allowed ids from 0 to {most}"):
+        tokenizers.load(put(tmp_path / "chat", trained.path, {"x": 16777214}))
 
 
 def test_names_reach_every_format_and_come_back(tmp_path, trained, folder):

@@ -358,12 +358,13 @@ def test_the_chat_template_is_found_wherever_a_folder_has_it(folder):
     assert open_source(folder).chat == Chat("other", "c")
 
 
+KNOWN = {"special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
 BOS, TEXT = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
 ADDS = {  # the post_processor of a tokenizer.json, and what is put around a text
     "null": (None, (False, False)),
     "byte-level": ({"type": "ByteLevel"}, (False, False)),
-    "BOS": ({"type": "TemplateProcessing", "single": [BOS, TEXT]}, (True, False)),
-    "both": ({"type": "TemplateProcessing", "single": [BOS, TEXT, BOS]}, (True, True)),
+    "BOS": ({"type": "TemplateProcessing", "single": [BOS, TEXT], **KNOWN}, (True, False)),
+    "both": ({"type": "TemplateProcessing", "single": [BOS, TEXT, BOS], **KNOWN}, (True, True)),
     "neither": ({"type": "TemplateProcessing", "single": [TEXT]}, (False, False)),
     "BERT's": ({"type": "BertProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, (True, True)),
     "RoBERTa's": ({"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, (True, True)),
@@ -372,10 +373,22 @@ ODD = {
     "no list": {"type": "TemplateProcessing", "single": 5},
     "no part": {"type": "TemplateProcessing", "single": [5]},
     "no text": {"type": "TemplateProcessing", "single": [BOS]},
-    "two": {"type": "TemplateProcessing", "single": [BOS, BOS, TEXT]},
+    "two": {"type": "TemplateProcessing", "single": [BOS, BOS, TEXT], **KNOWN},
+    "a token of two": {
+        "type": "TemplateProcessing",
+        "single": [BOS, TEXT],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1, 1], "tokens": ["<s>", "<s>"]}},
+    },
+    "a token that is not said": {"type": "TemplateProcessing", "single": [BOS, TEXT], "special_tokens": {}},
+    "two texts": {
+        "type": "TemplateProcessing",
+        "single": [BOS, TEXT, {"Sequence": {"id": "B", "type_id": 0}}],
+        **KNOWN,
+    },
+    "no token": {"type": "BertProcessing", "cls": [], "sep": ["</s>", 2]},
     "unknown": {"type": "PairProcessing"},
 }
-STEPS = [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [BOS, TEXT]}]
+STEPS = [{"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": [BOS, TEXT], **KNOWN}]
 ADDS["sequence"] = ({"type": "Sequence", "processors": STEPS}, (True, False))
 
 

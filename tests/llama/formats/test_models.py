@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import numpy as np
@@ -27,6 +29,7 @@ from test_model import fresh
 from torch_formats import export_folder, export_v3, write_gguf
 
 from llama.errors import BadFileError
+from llama.formats.chat_templates import Chat
 from llama.formats.models import open_source
 from llama.formats.source import tensor_shapes
 from llama.formats.tokenizers import load
@@ -43,6 +46,46 @@ def test_shapes_are_those_of_the_model_in_its_order(tied, head_dim):
     config = Config(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=head_dim, vocab_size=60, tied=tied)
     expected = {name: tuple(weight.shape) for name, weight in Llama(config).named_parameters()}
     assert list(tensor_shapes(config).items()) == list(expected.items())
+
+
+SAID = {"bos": 1, "stops": [2], "add_bos": True, "add_eos": False, "chat": {"kind": "chatml"}}
+NEST = "[" * 3000 + "]" * 3000
+TEXTS = {
+    "of any depth": (NEST, "it is nested too deeply"),
+    "no list": (SAID | {"stops": "12"}, "stops that are no list"),
+    "a stop without end": (SAID | {"stops": [math.inf]}, "token inf, allowed 0 to 59"),
+    "half a stop": (SAID | {"stops": [2.5]}, "token 2.5, allowed 0 to 59"),
+    "a stop behind the last": (SAID | {"stops": [60]}, "token 60, allowed 0 to 59"),
+    "BOS of text": (SAID | {"bos": "1"}, "token '1', allowed 0 to 59"),
+    "BOS behind the last": (SAID | {"bos": 2**40}, f"token {2**40}, allowed 0 to 59"),
+    "no truth value": (SAID | {"add_eos": "false"}, "add_eos = 'false', allowed true and false"),
+    "no template": (SAID | {"chat": {"kind": "bogus"}}, "chat template 'bogus', allowed none, llama2"),
+    "a template of numbers": (SAID | {"chat": {"kind": "other", "text": 5}}, "a chat template of other than"),
+    "half a character": (SAID | {"chat": {"kind": "other", "text": "\ud800"}}, "'utf-8' codec can't encode"),
+    "another field": (SAID | {"chat": {"x": 1}}, ".* got an unexpected keyword argument 'x'"),
+    "no field": ({}, "bos"),
+}
+
+
+def save_told(path: Path, said: Any) -> Path:
+    """Weights of train.py that say this of texts."""
+    told = said if isinstance(said, str) else json.dumps(said)
+    weights = {name: torch.ones(shape) for name, shape in tensor_shapes(TINY).items()}
+    save_file(weights, path, {"config": json.dumps(TINY.to_dict()), "texts": told})
+    return path
+
+
+def test_what_a_file_says_of_texts_is_read(tmp_path):
+    source = open_source(save_told(tmp_path / "model.safetensors", SAID))
+    assert (source.bos, source.stops, source.add_bos, source.add_eos) == (1, (2,), True, False)
+    assert source.chat == Chat("chatml")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_can_not_be_said_of_texts_is_refused(tmp_path, name):
+    said, message = TEXTS[name]
+    with pytest.raises(BadFileError, match=rf"metadata: texts are not as they were written: '?{message}"):
+        open_source(save_told(tmp_path / "model.safetensors", said))
 
 
 # --- What is not a model
@@ -141,6 +184,10 @@ def test_a_flipped_bit_in_the_number_of_layers_is_one_line(tmp_path):
         ("tied", 1, "1, allowed true and false"),
         ("norm_eps", float("inf"), "inf, allowed finite numbers"),
         ("rope_theta", 1e300, "1e+300, allowed 1e-30 to 1e+30"),
+        ("head_dim", 0, "0, allowed 1 or more"),
+        ("dim", 10**400, f"1{'0' * 39}, allowed whole numbers up to {2**63 - 1}"),
+        ("rope_scaling", {"kind": "yarn", "original_max_seq_len": 10**400}, f"up to {2**63 - 1}"),
+        ("rope_scaling", {"factor": 10**400}, "allowed finite numbers up to 1.7976931348623157e+308"),
         ("rope_scaling", 5, "5, allowed an object, or none"),
         ("rope_scaling", {"kind": "linear", "factor": "x"}, "factor = 'x', allowed finite numbers"),
         ("rope_scaling", {"original_max_seq_len": 2**40}, f"= {2**40}, allowed 1 to {1 << 24}"),

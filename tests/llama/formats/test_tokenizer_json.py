@@ -396,7 +396,7 @@ REFUSED = [
     (llama2, "added_tokens.0.id", False, "added_tokens.id = false, allowed 0 for .<unk>."),
     (llama3, "model.merges.0", "a", "model.merges = "),
     (llama3, "model.merges.0", ["a", "nowhere"], "model.merges = "),
-    (llama2, "model.vocab.<0x41>", 10**8, "model.vocab = .*, allowed ids from 0 to"),
+    (llama2, "model.vocab.<0x41>", 10**8, "model.vocab, added_tokens = .*, allowed ids from 0 to 131771"),
     (llama2, "model.ignore_merges", True, "model.ignore_merges = true, allowed false"),
     (llama2, "normalizer.normalizers.0.prepend", "_", "normalizer, pre_tokenizer = .*, allowed Prepend"),
     (llama2, "pre_tokenizer", {"type": "Whitespace"}, "normalizer, pre_tokenizer = "),
@@ -404,7 +404,41 @@ REFUSED = [
     (gpt2, "model.vocab", {"a": 0}, "model.vocab, added_tokens = .id 0 twice., allowed each id once"),
     (gpt2, "decoder", {"type": "WordPiece"}, 'decoder = {"type": "WordPiece"}, allowed ByteLevel'),
     (llama2, "decoder", {"type": "Fuse"}, 'decoder = {"type": "Fuse"}, allowed Replace, ByteFallback'),
-    (gpt2, "model.merges", None, "is no tokenizer.json"),
+    (gpt2, "model.merges", None, "model.merges = null, allowed a list of pairs"),
+    (gpt2, "model.vocab", None, "is no tokenizer.json"),
+    (gpt2, "model.ignore_merges", "false", 'model.ignore_merges = "false", allowed true and false'),
+    (llama2, "model.byte_fallback", 0, "model.byte_fallback = 0, allowed true and false"),
+    (llama2, "model.unk_token", 5, "model.unk_token = 5, allowed text, or null"),
+    (llama2, "added_tokens", False, "added_tokens = false, allowed a list, or null"),
+    (llama2, "added_tokens.0.special", "false", 'added_tokens.special = "false", allowed true and false'),
+    (llama2, "added_tokens.0.lstrip", 1, "added_tokens.lstrip = 1, allowed true and false"),
+    (
+        gpt2,
+        "pre_tokenizer.add_prefix_space",
+        "false",
+        "pre_tokenizer.add_prefix_space = ",
+    ),
+    (gpt2, "pre_tokenizer.use_regex", 0, "pre_tokenizer.use_regex = 0, allowed true and false"),
+    (
+        llama2,
+        "post_processor",
+        {"type": "BertProcessing", "cls": ["<s>", 5], "sep": ["</s>", 2]},
+        "post_processor: id of .<s>. = 5, allowed 1",
+    ),
+    (
+        functools.partial(llama2, normal=False),
+        "pre_tokenizer.add_prefix_space",
+        False,
+        "pre_tokenizer.add_prefix_space = false, allowed true where prepend_scheme is ",
+    ),
+    (llama2, "decoder", {"type": "Metaspace", "replacement": "X"}, "decoder.replacement = .X., allowed"),
+    (
+        llama2,
+        "decoder",
+        {"type": "Metaspace", "prepend_scheme": "x"},
+        "decoder.prepend_scheme = .x., allowed",
+    ),
+    (llama2, "normalizer", False, "normalizer = false, allowed an object, or null"),
     (gpt2, "model.vocab.a", 64.0, "model.vocab = 64.0, allowed integers as ids"),
     *[
         (unigram, "model.unk_id", value, f"model.unk_id = {said}, allowed null and 0 to 495")
@@ -434,6 +468,34 @@ def test_other_json_is_refused_in_one_line(tmp_path, data):
     with pytest.raises(BadFileError, match=r"tokenizer\.json: is") as caught:
         tokenizers.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [
+        ("</s>", ""),
+        ({"content": "</s>"}, ""),
+        (None, ""),
+        ("a", "tokenizer_config.json: eos_token = 'a' is no special token; '</s>' is EOS"),
+        ("<nope>", "tokenizer_config.json: eos_token = '<nope>' is no special token; '</s>' is EOS"),
+    ],
+)
+def test_an_end_that_is_no_special_token_is_said_aloud(tmp_path, said, note):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(llama2()))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": said}))
+    vocabulary = tokenizers.load(tmp_path / "tokenizer.json").vocabulary
+    assert vocabulary.pieces[vocabulary.eos] == b"</s>"
+    assert vocabulary.notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize("said", [5, ["</s>"], {}, {"content": 1}, True])
+def test_an_end_that_is_no_name_is_refused_with_its_file(tmp_path, said):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(llama2()))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": said}))
+    with pytest.raises(
+        BadFileError, match=r"tokenizer_config\.json: eos_token = .*, allowed the name of a token"
+    ):
+        tokenizers.load(tmp_path / "tokenizer.json")
 
 
 def test_a_score_beyond_32_bits_counts_as_it_does_in_the_library(tmp_path):
