@@ -2,9 +2,12 @@
 
 
 class LlamaError(Exception):
-    """What every error of this package is. `code` is the exit code of the command line."""
+    """What every error of this package is: a line. `code` is the exit code of the command line."""
 
     code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(LlamaError, ValueError):

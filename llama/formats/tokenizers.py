@@ -147,7 +147,7 @@ def load_file(path: Path, most: int | None) -> Tokenizer:
         return load_vocabulary(path, "llama3", data, read_llama3(path, data))
     if is_json(path, data):
         vocabulary = tokenizer_json.read(path, data, most)
-        return load_vocabulary(path, "tokenizer.json", vocabulary.indexed, vocabulary)
+        return load_vocabulary(path, "tokenizer.json", tokens.indexed_of(path, vocabulary), vocabulary)
     return load_sentencepiece(path, data, most) or load_llama2c(path, data)
 
 
@@ -158,7 +158,7 @@ def load_of_model(path: Path) -> Tokenizer:
     vocabulary = open_source(path).vocabulary()
     if vocabulary is None:
         raise BadFileError(f"{path}: is a model without a tokenizer in it")
-    return load_vocabulary(path, OF_MODEL, vocabulary.indexed, vocabulary)
+    return load_vocabulary(path, OF_MODEL, tokens.indexed_of(path, vocabulary), vocabulary)
 
 
 def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) -> Tokenizer:
@@ -167,7 +167,7 @@ def load_vocabulary(path: Path, kind: str, data: bytes, vocabulary: Vocabulary) 
     from llama import Tokenizer as Engine
 
     try:
-        model = Engine.from_bytes(vocabulary.indexed, path)
+        model = Engine.from_bytes(tokens.indexed_of(path, vocabulary), path)
     except LlamaError as error:
         raise BadFileError(str(error)) from None
 
@@ -190,7 +190,9 @@ def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer |
         return None
     if adds_to(path.parent, sp.vocab_size(), most):
         vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
-        return load_vocabulary(path, f"{SENTENCEPIECE} with added tokens", vocabulary.indexed, vocabulary)
+        return load_vocabulary(
+            path, f"{SENTENCEPIECE} with added tokens", tokens.indexed_of(path, vocabulary), vocabulary
+        )
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
     special = {sp.id_to_piece(i): i for i in control}
     names = sorted(map(re.escape, special), key=len, reverse=True)

@@ -38,7 +38,7 @@ from llama.formats.source import (
 from llama.formats.strips import Strip, problem_of, read, strips
 from llama.formats.tensor import Tensor, is_finite, to_floats
 from llama.formats.tiles import Errors
-from llama.formats.vocabulary import Vocabulary, checked_part, read_bin
+from llama.formats.vocabulary import Vocabulary, checked_part, indexed_of, read_bin
 from llama.progress import Bar
 
 MAGIC, VERSION, HEADER_BYTES, ENTRY_BYTES, ALIGN = 0x616B3432, 3, 256, 32, 64
@@ -91,7 +91,8 @@ class Extras:
 
 def extras_of(source: Source, vocabulary: Vocabulary | None) -> Extras:
     """What a source says of texts, and its tokenizer."""
-    data, adds = vocabulary.indexed if vocabulary else b"", (source.add_bos is not False, source.add_eos)
+    data = indexed_of(source.name, vocabulary) if vocabulary else b""
+    adds = (source.add_bos is not False, source.add_eos)
     return Extras(data, source.bos, source.stops, source.chat or Chat(), *adds)
 
 

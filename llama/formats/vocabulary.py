@@ -206,6 +206,14 @@ def write_indexed(vocabulary: Vocabulary) -> bytes:
     return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
 
 
+def indexed_of(name: Path | str, vocabulary: Vocabulary) -> bytes:
+    """The bytes of an indexed file. Raises BadFileError, with the name of what the vocabulary is of."""
+    try:
+        return vocabulary.indexed
+    except BadFileError as error:
+        raise BadFileError(f"{name}: {error}") from None
+
+
 def checked_scores(path: Path, field: str, scores: list[float]) -> list[float]:
     """Scores as they are. Raises BadFileError for one that is no finite number of 32 bits."""
     for i, score in enumerate(scores):

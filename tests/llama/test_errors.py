@@ -10,13 +10,18 @@ import torch
 from helpers import PROGRAMS, ROOT, assert_refused, run
 
 from llama import convert
-from llama.errors import LONGEST, one_line
+from llama.errors import LONGEST, BadFileError, ResourceError, UsageError, one_line
 
 ESCAPE = "\x1b[2J\x9b2J\u202e"
 
 
 def test_a_line_holds_nothing_that_a_terminal_obeys():
     assert one_line(f"a{ESCAPE}é\nb\udcff") == "a?[2J?2J?é b\udcff"
+
+
+@pytest.mark.parametrize("kind", [BadFileError, UsageError, ResourceError])
+def test_an_error_of_the_package_is_such_a_line_too(kind):
+    assert str(kind(f"a{ESCAPE}\nb")) == "a?[2J?2J? b"
 
 
 def test_a_long_line_keeps_its_beginning_and_its_end():
