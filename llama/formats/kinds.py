@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llama.errors import BadFileError
 from llama.files import reading
@@ -34,10 +34,21 @@ LONGEST = 32  # bytes that have to be looked at
 OLD_TORCH = b"\x80\2\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number that torch.save before 1.6 puts first
 TORCH = (b"PK\3\4", OLD_TORCH)  # what its files begin with
 CONFIG, PARAMS = "config.json", "params.json"  # which a folder of Hugging Face has, and one of Meta
+WEIGHTS = (  # of a folder of Hugging Face; the first that is there counts, as transformers has it
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 OF_FOLDERS = re.compile(
     r"config\.json|generation_config\.json|params\.json|tokenizer\w*\.json|.*\.index\.json"
     r"|consolidated\.\d+\.pth|pytorch_model.*\.bin|model-\d+-of-\d+\.safetensors"
 )
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value of JSON is text that a file can hold: JSON may have half a pair of UTF-16."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
 
 def kind_of(start: bytes) -> str | None:

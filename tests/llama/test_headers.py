@@ -13,6 +13,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+import safetensors
 import torch
 from helpers import ROOT, finish
 from test_export import config_of, named
@@ -303,7 +304,7 @@ GOOD = '{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
         (header(GOOD.replace("[2,2]", "[99999999999,99999999999]"), rest=bytes(16)), "does not fit"),
         (header(GOOD.replace("[0,16]", "[16,0]"), rest=bytes(16)), "does not fit"),
         (header(GOOD.replace("[2,2]", "[1,1,1,1,1,1,1,1,4]"), rest=bytes(16)), "w: has no dtype"),
-        (header(GOOD.replace("w", "a\\nb\\u001b[2J\\ud800"), rest=bytes(1)), r"a\?b\?\[2J\?: F32 of shape"),
+        (header(GOOD.replace("w", "a\\nb\\u001b[2J"), rest=bytes(1)), r"a\?b\?\[2J: F32 of shape"),
         (header(GOOD.replace("F32", "\\n")), r"w: \? of shape"),
         (header("{" * 60_000), "its header is not JSON"),
         (header('{"a":' * 60_000), "its header is not JSON"),
@@ -319,6 +320,67 @@ def test_a_hostile_safetensors_is_one_line(tmp_path, data, message):
     with pytest.raises(llama.BadFileError, match=message) as raised:
         info.info(str(path))
     assert str(raised.value).startswith(f"{path}: ")
+
+
+def entry(begin: int, end: int) -> str:
+    return f'{{"dtype":"U8","shape":[{end - begin}],"data_offsets":[{begin},{end}]}}'
+
+
+def after(start: str) -> bytes:
+    """A right tensor of 16 bytes after what stands first in a header."""
+    return header(f"{start},{GOOD[1:]}", rest=bytes(16))
+
+
+BAD_HEADERS = {  # by what the message says: what the library of safetensors refuses too
+    "b begins at 0, the tensors before it end at 8": header(
+        f'{{"a":{entry(0, 8)},"b":{entry(0, 8)}}}', rest=bytes(16)
+    ),
+    "b begins at 8, the tensors before it end at 4": header(
+        f'{{"a":{entry(0, 4)},"b":{entry(8, 12)}}}', rest=bytes(12)
+    ),
+    "z begins at 4, the tensors before it end at 16": header(
+        f'{{"z":{entry(4, 4)},{GOOD[1:]}', rest=bytes(16)
+    ),
+    "'dtype' is in an object twice": header(GOOD.replace("{", '{"dtype":"F32",'), rest=bytes(16)),
+    "'__metadata__' is in an object twice": after('{"__metadata__":{},"__metadata__":{}'),
+    "can't decode byte 0xff": struct.pack("<Q", 118) + GOOD.encode("utf-16") + bytes(18),
+    "Unexpected UTF-8 BOM": struct.pack("<Q", 60) + GOOD.encode("utf-8-sig") + bytes(16),
+    r"its header has the name '\ud800', allowed text": header(GOOD.replace("w", "\\ud800"), rest=bytes(16)),
+    "__metadata__ = 5, allowed text by name": after('{"__metadata__":5'),
+    "__metadata__ 'x' = None, allowed text": after('{"__metadata__":{"x":null}'),
+    r"__metadata__ 'x' = '\udc00', allowed text": after('{"__metadata__":{"x":"\\udc00"}'),
+    "w: dtype = 5, allowed text": header(GOOD.replace('"F32"', "5"), rest=bytes(16)),
+    "w: has no dtype, shape and data_offsets": header(
+        GOOD.replace("[2,2]", "{}").replace("16", "4"), rest=bytes(4)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_HEADERS)
+def test_what_safetensors_refuses_is_refused(tmp_path, message):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(BAD_HEADERS[message])
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.safe_open(path, "np")
+    with pytest.raises(BadFileError) as error:
+        read_header(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    """The library takes the last."""
+    (tmp_path / "a.safetensors").write_bytes(header(f"{GOOD[:-1]},{GOOD[1:]}", rest=bytes(16)))
+    with pytest.raises(
+        BadFileError, match=r"a\.safetensors: its header is not JSON: 'w' is in an object twice$"
+    ):
+        read_header(tmp_path / "a.safetensors")
+
+
+def test_no_metadata_and_tensors_of_no_bytes_are_read_as_safetensors_reads_them(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(after(f'{{"__metadata__":null,"y":{entry(16, 16)},"x":{entry(0, 0)}'))
+    assert set(safetensors.safe_open(path, "np").keys()) == {"w", "x", "y"} == set(read_header(path).tensors)
 
 
 @pytest.mark.parametrize(
