@@ -16,7 +16,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats.files import is_file_name, parse_json
 from llama.formats.header import Tensor, printable
-from llama.formats.kinds import TORCH, start_of, whole
+from llama.formats.kinds import TORCH, WEIGHTS, is_text, start_of, whole
 from llama.formats.pickles import read_pickle
 from llama.formats.safetensors import read_header
 
@@ -111,21 +111,22 @@ def meta_folder(folder: Path) -> Weights:
     return Weights("Meta", [joined(parts, dim) for parts in pieces.values()], config, files)
 
 
+def shards(index: Path) -> list[Path]:
+    """The files that an index names. Raises BadFileError."""
+    names = read_json(index).get("weight_map")
+    files = list(names.values()) if isinstance(names, dict) else []
+    if not files or not all(is_file_name(file) and is_text(file) for file in files):
+        raise BadFileError(f"{index}: weight_map is no object of names")
+    return [index.parent / file for file in sorted(set(files))]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files with the weights of a Hugging Face folder, or one of ours. Raises BadFileError."""
-    for index, pattern in (
-        ("model.safetensors.index.json", "*.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
-    ):
-        if (folder / index).exists():
-            shards = read_json(folder / index).get("weight_map")
-            if not isinstance(shards, dict) or not all(map(is_file_name, shards.values())):
-                raise BadFileError(f"{folder / index}: weight_map is no object of names")
-            return [folder / name for name in sorted(set(shards.values()))]
-        if files := sorted(folder.glob(pattern)):
+    if name := next((name for name in WEIGHTS if (folder / name).exists()), None):
+        return shards(folder / name) if name.endswith(".json") else [folder / name]
+    for patterns in (("*.safetensors",), ("pytorch_model*.bin",), ("*.pth", "*.pt")):
+        if files := sorted(file for pattern in patterns for file in folder.glob(pattern)):
             return files
-    if files := sorted([*folder.glob("*.pth"), *folder.glob("*.pt")]):
-        return files
     raise BadFileError(f"{folder}: holds no safetensors, no consolidated.*.pth and no pytorch_model*.bin")
 
 
@@ -187,7 +188,7 @@ def hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     window, longest = config.get("sliding_window", 4096), found.get("max_seq_len")
     if config.get("model_type") == "mistral" and isinstance(window, int) and isinstance(longest, int):
         found["max_seq_len"] = min(longest, window)  # up to there it is a Llama, and export.py takes it so
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         rope = {}
     if "rope_theta" in rope:

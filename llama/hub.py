@@ -223,12 +223,12 @@ FOLDER = (
     "added_tokens",
 )
 FOLDER += ("chat_template", "model.safetensors.index.json", "pytorch_model.bin.index.json")  # besides weights
-WEIGHTS = (  # a file, and what the weights are called if it is there; the first that are counts
+WEIGHTS = (  # a file, and what the weights are called if it is there; the first counts, as in kinds.py
+    ("model.safetensors", "model.safetensors"),  # besides consolidated.safetensors, which has it all again
     ("model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("model.safetensors.index.json", "*-of-*.safetensors"),
-    ("model.safetensors", "model.safetensors"),  # besides consolidated.safetensors, which has it all again
-    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
     ("pytorch_model.bin", "pytorch_model.bin"),
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
     ("consolidated.00.pth", "consolidated.*.pth"),
 )
 

@@ -17,8 +17,9 @@ from llama.files import named
 from llama.formats.chat_templates import Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, is_file_name, read_json
+from llama.formats.header import printable
 from llama.formats.huggingface_rope import notes_of, read_rope, type_of
-from llama.formats.kinds import CONFIG, checked_start
+from llama.formats.kinds import CONFIG, WEIGHTS, checked_start, is_text
 from llama.formats.mapped import SafetensorsFile, open_pickle, unwrapped
 from llama.formats.source import (
     CLASSIFIER,
@@ -33,12 +34,6 @@ from llama.formats.tensor import Tensor
 from llama.formats.tokenizer_json import put_around
 
 GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
-WEIGHTS = (
-    INDEX,
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)  # the first counts
 IGNORED = ".rotary_emb.inv_freq"  # in old files; it follows from the configuration
 NAMES = {  # ours and theirs, of tensors that are in no layer, then of those in a layer
     EMBEDDING: "model.embed_tokens.weight",
@@ -132,23 +127,35 @@ def token_ids(fields: Fields, name: str, vocab_size: int) -> tuple[int, ...]:
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
-def named_default(templates: Any) -> str:
-    """The template itself, or of several that have names the one called default; "" for none."""
+def named_default(said: Fields) -> str:
+    """The template itself, or of several that have names the one called default; "" for none.
+
+    Raises BadFileError.
+    """
+    templates: Any = said.values.get("chat_template")
     if isinstance(templates, list):
-        named = {entry.get("name"): entry.get("template") for entry in templates if isinstance(entry, dict)}
-        templates = named.get("default")
-    return templates.encode(errors="replace").decode() if isinstance(templates, str) else ""
+        entries = [entry if isinstance(entry, dict) else {} for entry in templates]
+        pairs = [(entry.get("name"), entry.get("template")) for entry in entries]
+        fits = all(isinstance(part, str) for pair in pairs for part in pair)
+        templates = dict(pairs) if fits else templates
+    text = templates.get("default") if isinstance(templates, dict) else templates
+    if not isinstance(text, str | None):
+        found = f"chat_template = {said.values['chat_template']!r:.40}"
+        raise BadFileError(f"{said.path}: {found}, allowed text, and templates by name")
+    return (text or "").encode(errors="replace").decode()
 
 
 def read_chat(folder: Path) -> Chat:
-    """The chat template of a folder: beside the configuration, or in that of its tokenizer."""
+    """The chat template of a folder: beside the configuration, or in that of its tokenizer.
+
+    Raises BadFileError.
+    """
     if (path := folder / "chat_template.jinja").exists():
         checked_start(path)
         with named(path):
             return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
     for name in (SETTINGS, "chat_template.json"):
-        said = read_json(path).values if (path := folder / name).exists() else {}
-        if text := named_default(said.get("chat_template")):
+        if (path := folder / name).exists() and (text := named_default(read_json(path))):
             return Chat("other", text)
     return Chat()
 
@@ -210,9 +217,12 @@ def their_name(name: str) -> str:
 def shard_names(folder: Path, index: Fields) -> dict[str, str]:
     """The file of each tensor that an index names. Raises BadFileError."""
     names = index.object("weight_map").values
+    if not names:
+        raise BadFileError(f"{index.path}: weight_map names no tensor, allowed is the file of each")
     for tensor, file in names.items():
-        if not is_file_name(file):
-            raise BadFileError(f"{index.path}: {tensor} is in {file!r:.200}, allowed files of the folder")
+        if not (is_file_name(file) and is_text(file)):
+            found = f"{printable(tensor)} is in {file!r:.200}"
+            raise BadFileError(f"{index.path}: {found}, allowed files of the folder")
     return {unwrapped(tensor): file for tensor, file in names.items()}
 
 
@@ -231,11 +241,12 @@ def open_shards(folder: Path) -> dict[str, Mapping[str, Tensor]]:
     for file, tensors in files.items():
         for tensor in tensors:
             if tensor in places:
-                raise BadFileError(f"{folder / file}: {tensor} is in {places[tensor]} too")
+                raise BadFileError(f"{folder / file}: {printable(tensor)} is in {places[tensor]} too")
             places[tensor] = file
     for tensor, file in promised.items():
         if tensor not in files[file]:
-            raise BadFileError(f"{folder / file}: {tensor} is missing, {name} says it is there")
+            found = f"{printable(tensor)} is missing"
+            raise BadFileError(f"{folder / file}: {found}, {name} says it is there")
     return {tensor: files[file] for tensor, file in places.items()}
 
 
@@ -266,7 +277,7 @@ def match_names(files: Mapping[str, Any], config: Config) -> tuple[dict[str, str
     names = {name: their_name(name) for name in tensor_shapes(config)}
     if config.tied and NAMES[CLASSIFIER] in found:
         names[CLASSIFIER if NAMES[EMBEDDING] in found else EMBEDDING] = NAMES[CLASSIFIER]
-    unexpected = sorted(found.difference(names.values()))
+    unexpected = [printable(name) for name in sorted(found.difference(names.values()))]
     problems = [f"{name} is a bias, which a Llama has not" for name in unexpected if name.endswith(".bias")]
     problems += [f"{name} is missing" for name in names.values() if name not in found]
     problems += [f"{name} is unexpected" for name in unexpected if not name.endswith(".bias")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats.config import Config, RopeScaling
-from llama.formats.files import Fields
+from llama.formats.files import LARGEST, Fields
 from llama.formats.rope import usual_magnitude
 
 TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
@@ -26,15 +26,15 @@ KNOWN = {  # what may be said; "finetuned" changes nothing, nor does it in the c
 
 
 def rope_of(config: Fields) -> Fields:
-    """The object about RoPE, empty where there is none."""
-    old = config.values.get("rope_scaling") is not None
-    return config.object("rope_scaling" if old else "rope_parameters")
+    """The object about RoPE, empty where there is none. As transformers has it, an empty one says nothing."""
+    return config.object("rope_scaling" if config.values.get("rope_scaling") else "rope_parameters")
 
 
 def type_of(config: Fields) -> str:
-    """Which of TYPES it is. Raises BadFileError for another."""
+    """Which of TYPES it is. Raises BadFileError for another, and for null, which is none to transformers."""
     rope = rope_of(config)
-    return rope.one_of("rope_type", TYPES, rope.values.get("type") or "default")
+    name = next((name for name in ("rope_type", "type") if name in rope.values), None)
+    return rope.one_of(name, TYPES) if name else "default"
 
 
 def check_known(rope: Fields, kind: str) -> None:
@@ -72,7 +72,13 @@ def read_llama3(rope: Fields) -> dict[str, float]:
 
 
 def read_yarn(rope: Fields, context: int, original: int) -> dict[str, Any]:
-    """The fields of a RopeScaling. null in place of a factor: the one that gives the context."""
+    """The fields of a RopeScaling. null in place of a factor: the one that gives the context.
+
+    Raises BadFileError.
+    """
+    if context > LARGEST:  # too large to divide
+        found = f"max_position_embeddings = {context!r:.40}"
+        raise BadFileError(f"{rope.path}: {found}, allowed finite numbers")
     ratio = context / original if "factor" in rope.values and original > 0 else None
     factor = rope.number("factor", ratio)
     return {

@@ -107,6 +107,13 @@ def test_scaled_rope_of_hugging_face(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = info.info(str(tmp_path)).config
     assert (found["rope_theta"], found["rope_scaling"]["factor"]) == (5e5, 8.0)
+    other = rope | {"factor": 2.0}
+    for fields, factor in (
+        ({"rope_parameters": other}, 8.0),
+        ({"rope_parameters": other, "rope_scaling": {}}, 2.0),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(old | fields))
+        assert info.info(str(tmp_path)).config["rope_scaling"]["factor"] == factor
 
 
 def test_tokenizer_and_template_of_a_folder(tmp_path):
@@ -397,6 +404,8 @@ def test_no_metadata_and_tensors_of_no_bytes_are_read_as_safetensors_reads_them(
         ),
         ({"model.safetensors.index.json": b'{"weight_map": {"w": "a\\u0000b"}}'}, "is no object of names"),
         ({"model.safetensors.index.json": b'{"weight_map": {"w": "../b"}}'}, "is no object of names"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"w": "\\ud800"}}'}, "is no object of names"),
+        ({"model.safetensors.index.json": b'{"weight_map": {}}'}, "is no object of names"),
         (
             {"model.safetensors": header(GOOD, rest=bytes(16)), "config.json": b"{"},
             "config.json: is not JSON",

@@ -323,7 +323,6 @@ def test_a_repository_without_a_model_is_refused(server, tmp_path):
                 "model.safetensors.index.json",
                 "model-00001-of-00002.safetensors",
                 "model-00002-of-00002.safetensors",
-                "model.safetensors",
                 "model.fp16-00001-of-00001.safetensors",
                 "original/consolidated.00.pth",
                 "onnx/model.onnx",
@@ -331,6 +330,24 @@ def test_a_repository_without_a_model_is_refused(server, tmp_path):
                 "pytorch_model-00001-of-00002.bin",
             ],
             4,
+        ),
+        (
+            [
+                "config.json",
+                "model.safetensors.index.json",
+                "model.safetensors",
+                "model-00001-of-00001.safetensors",
+            ],
+            3,
+        ),
+        (
+            [
+                "config.json",
+                "pytorch_model.bin",
+                "pytorch_model.bin.index.json",
+                "pytorch_model-00001-of-00001.bin",
+            ],
+            3,
         ),
         (["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], 3),
         (["model.safetensors", "README.md"], 0),

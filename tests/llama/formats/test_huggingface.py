@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from test_model import FAMILIES, fresh, in_transformers, tokens
+from tokenizers import Tokenizer, models
 from torch_formats import checked_tensors, export_folder, open_source
 
-from llama import convert
+from llama import convert, headers
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats.chat_templates import Chat
@@ -172,6 +174,34 @@ def test_pickles_are_read_where_there_are_no_safetensors(folder, model):
     assert_same(open_source(folder), model)
 
 
+def test_one_file_counts_before_shards_as_in_transformers(sharded, model):
+    """Both, of two models; and safetensors before pickles."""
+    other = fresh(TINY).eval()
+    tensors = in_transformers(other).state_dict()
+    torch.save(tensors, sharded / "pytorch_model.bin")
+    assert_same(open_source(sharded), model)
+    save_file(tensors, sharded / "model.safetensors", {"format": "pt"})
+    assert_same(open_source(sharded), other)
+    assert [path.name for path in headers.weight_files(sharded)] == ["model.safetensors"]
+    expected = logits_in_transformers(sharded)
+    with torch.no_grad():
+        torch.testing.assert_close(model_of(open_source(sharded))(tokens() % 61), expected, rtol=0, atol=1e-5)
+
+
+def test_one_pickle_counts_before_shards_as_in_transformers(folder, model):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    torch.save({name: 2 * tensor for name, tensor in tensors.items()}, folder / "other.bin")
+    index = {"weight_map": dict.fromkeys(tensors, "other.bin")}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}} | index))
+    assert_same(open_source(folder), model)
+    assert [path.name for path in headers.weight_files(folder)] == ["pytorch_model.bin"]
+    with torch.no_grad():
+        found = model_of(open_source(folder))(tokens() % 61)
+    torch.testing.assert_close(found, logits_in_transformers(folder), rtol=0, atol=1e-5)
+
+
 ORIGINAL = "original_max_position_embeddings"
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, ORIGINAL: 32}
 FOUR = RopeScaling("yarn", 4.0, original_max_seq_len=32)
@@ -187,6 +217,16 @@ ROPE = {  # fields of config.json, and what they stand for
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4}},
         3e4,
         RopeScaling("linear", 4.0),
+    ),
+    "linear, and an empty object of old": (
+        {"rope_scaling": {}, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        1e4,
+        RopeScaling("linear", 4.0),
+    ),
+    "none, by the first of two names": (
+        {"rope_parameters": ..., "rope_scaling": {"rope_type": "default", "type": "linear", "factor": 2}},
+        1e4,
+        None,
     ),
     "llama3": (
         {
@@ -347,15 +387,38 @@ def test_the_chat_template_is_found_wherever_a_folder_has_it(folder):
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
 
     assert open_source(folder).chat == Chat()
-    for none in (None, 5, [], [{"name": "tool_use", "template": "t"}], ["x"]):
+    for none in (None, [], {}, [{"name": "tool_use", "template": "t"}], {"tool_use": "t"}):
         settings(none)
         assert open_source(folder).chat == Chat()
     settings("a")
     assert open_source(folder).chat == Chat("other", "a")
     settings([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "b"}])
     assert open_source(folder).chat == Chat("other", "b")
+    settings({"tool_use": "t", "default": "d"})
+    assert open_source(folder).chat == Chat("other", "d")
     (folder / "chat_template.jinja").write_text("c")  # where transformers 5 writes it
     assert open_source(folder).chat == Chat("other", "c")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [5, True, ["x"], [{"name": ["default"], "template": "x"}], [{"name": "default"}], {"default": 5}],
+)
+def test_a_chat_template_that_is_none_is_refused(folder, template):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": template}))
+    message = re.escape(f"{path}: chat_template = {template!r:.40}, allowed text, and templates by name")
+    with pytest.raises(BadFileError, match=f"^{message}$"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("template", [{"tool_use": "t", "default": "d {{ messages[0].content }}"}, "x"])
+def test_the_template_is_that_of_transformers(folder, template):
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])), chat_template=template
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert open_source(folder).chat.text == tokenizer.get_chat_template()
 
 
 KNOWN = {"special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
@@ -475,6 +538,20 @@ NO_LENGTH = (
         ),
         ({"rope_scaling": {"rope_type": "longrope"}}, f'rope_type = "longrope", {ALLOWED_ROPE}'),
         ({"rope_scaling": {"type": "linear"}}, "has no factor"),
+        (
+            {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}},
+            f"rope_type = null, {ALLOWED_ROPE}",
+        ),
+        ({"rope_scaling": {"type": "", "factor": 2.0}}, f'type = "", {ALLOWED_ROPE}'),
+        ({"rope_parameters": {"rope_type": 0, "factor": 2.0}}, f"rope_type = 0, {ALLOWED_ROPE}"),
+        (
+            {"rope_parameters": YARN | {ORIGINAL: 1, "factor": None}, "max_position_embeddings": 10**400},
+            f"max_position_embeddings = {10**39}, allowed finite numbers",
+        ),
+        (
+            {"rope_parameters": YARN | {ORIGINAL: 10**400}},
+            f"original_max_seq_len = {10**39}, allowed whole numbers up to {2**63 - 1}",
+        ),
     ],
 )
 def test_a_field_that_can_not_be_is_one_line(folder, fields, message):
@@ -574,6 +651,9 @@ def move(folder: Path, file: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+HALF = "\ud800.safetensors"  # of a pair of UTF-16
+
+
 def repeat(folder: Path) -> None:
     shard = load_file(first(folder, "*-00001-*.safetensors"))
     save_file({**load_file(first(folder)), **shard}, first(folder))
@@ -588,11 +668,18 @@ DAMAGE = {
     "allowed files of the folder": lambda folder: move(folder, "../model.safetensors"),
     "is in model-00001-of-": repeat,
     r"is in 'a\x00b', allowed files of the folder": lambda folder: move(folder, "a\0b"),
+    r"is in '\ud800.safetensors', allowed files of the folder": lambda folder: move(folder, HALF),
+    "weight_map names no tensor, allowed is the file of each": lambda folder: (
+        folder / "model.safetensors.index.json"
+    ).write_text('{"weight_map": {}}'),
+    r"a?b is in '/', allowed files of the folder": lambda folder: (
+        folder / "model.safetensors.index.json"
+    ).write_text('{"weight_map": {"a\\nb": "/"}}'),
     "is not JSON": lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
     "holds a list, allowed an object": lambda folder: (folder / "config.json").write_text("[]"),
     "chat_template.jinja: is a pipe": lambda folder: os.mkfifo(folder / "chat_template.jinja"),
     "it is nested too deeply": lambda folder: (folder / "config.json").write_text("[" * 10**5),
-    "has none of model.safetensors.index.json, ": lambda folder: [
+    "has none of model.safetensors, model.safetensors.index.json, pytorch_model.bin, ": lambda folder: [
         path.unlink() for path in folder.glob("model*")
     ],
 }
