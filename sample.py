@@ -28,6 +28,7 @@ from llama.errors import BadFileError, UsageError
 from llama.formats.source import Source
 from training.generation import check_sampling, generate_together, stream
 from training.named import open_named
+from training.parallel import usable_device
 from training.weights import model_of
 
 
@@ -111,16 +112,6 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"seed = {options.seed}, allowed 0 to 2**64 - 1")
 
 
-def usable_device(name: str | None) -> torch.device:
-    """The device of a name, None for the best one. Raises UsageError if this machine has none such."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch was built without it, or knows no such name
-        raise UsageError(f"device = {name}: {str(error).splitlines()[0]}") from None
-
-
 def write(text: str) -> None:
     """Writes to standard output at once. Raises OSError."""
     sys.stdout.buffer.write(text.encode(errors="replace"))
@@ -130,7 +121,7 @@ def write(text: str) -> None:
 def sample(options: argparse.Namespace) -> None:
     """Does what a command line says."""
     check(options)
-    device = usable_device(options.device)
+    device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     prompt = read_prompt(options)
     source, tokenizer = open_model(str(options.checkpoint), options.tokenizer)
     model = model_of(source, device)

@@ -91,7 +91,7 @@ def begin(options: Options, ranks: Ranks, said: Collection[str]) -> Run:
         models.fill_weights(model, source)
     if options.teachers and not options.eval_only:
         run.objective = distillation_of(model, options, ranks.device)
-    torch.manual_seed(options.seed + 1 + ranks.data_rank)  # other dropout for other data
+    torch.manual_seed((options.seed + 1 + ranks.data_rank) % 2**64)  # other dropout for other data
     fixed = {name: getattr(options, name) for name in checkpoints.FIXED}
     if folder:
         run.progress = checkpoints.load(folder, run.model, run.optimizers, run.scaler, ranks, fixed)

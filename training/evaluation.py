@@ -108,7 +108,8 @@ def estimate(model: nn.Module, batches: Source, options: Options, ranks: Ranks) 
 
 def story(model: nn.Module, tokenizer: Any, options: Options, step: int) -> str:
     """A text that the model tells now, with a seed of its own so that training does not depend on it."""
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(options.seed + step)
+    generator = torch.Generator(device=next(model.parameters()).device)
+    generator.manual_seed((options.seed + step) % 2**64)
     ids = tokenizer.encode(options.sample_prompt, bos=True)
     n = min(options.sample_tokens, options.max_seq_len - len(ids))
     model.eval()

@@ -7,6 +7,7 @@ their sequences without a look at what came before.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -19,6 +20,8 @@ from training.batches import Sequences
 from training.prefetch import Batch
 
 FINEST = 10**6  # of a share, so that products with indices fit 64 bits
+SHARE = re.compile(r"[0-9]{1,6}(\.[0-9]{0,20})?|\.[0-9]{1,20}")  # no 1e99999999, which takes for ever
+SHARES = "a share above 0 and below 1000000, such as 0.7"
 
 
 def parse_mixture(text: str) -> list[tuple[str, Fraction]]:
@@ -26,12 +29,10 @@ def parse_mixture(text: str) -> list[tuple[str, Fraction]]:
     found: list[tuple[str, Fraction]] = []
     for word in text.split(","):
         folder, _, share = word.strip().rpartition(":")
-        try:
-            found.append((folder, Fraction(share).limit_denominator(FINEST)))
-        except (ValueError, ZeroDivisionError):
-            found.append(("", Fraction(0)))
-        if not folder or found[-1][1] <= 0:
-            raise UsageError(f"mixture = {word.strip()!r}, allowed FOLDER:SHARE, a share above 0")
+        counts = Fraction(share).limit_denominator(FINEST) if SHARE.fullmatch(share) else Fraction(0)
+        if not folder or not counts:
+            raise UsageError(f"mixture = {word.strip()!r}, allowed FOLDER:SHARE, {SHARES}")
+        found.append((folder, counts))
     if len({folder for folder, _ in found}) < max(2, len(found)):
         raise UsageError(f"mixture = {text!r}, allowed two folders or more, each once")
     whole = sum(share for _, share in found)

@@ -24,6 +24,20 @@ LLAMA2_VOCAB_SIZE = 32000
 STORED = "stored"  # in the place of teachers: what one of them expects lies beside the data
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
+# What a number may be: from the first to the last, and of BELOW_ONE less than that.
+LARGEST = {int: 2**31 - 1, float: 1e18}  # the product of two such floats is one that fp32 holds
+POSITIVE = (
+    *("dim", "n_layers", "n_heads", "multiple_of", "max_seq_len", "batch_size", "max_steps"),
+    *("replicas", "tensor_parallel", "eval_interval", "log_interval", "keep"),
+)
+UP_TO_ONE = (
+    *("decay_fraction", "min_learning_rate", "teacher_share", "lora_dropout", "dpo_smoothing"),
+    *("beta1", "beta2", "dropout"),
+)
+BELOW_ONE = ("beta1", "beta2", "dropout")
+MOST = {"threads": 1024, "seed": 2**64 - 1, **dict.fromkeys(UP_TO_ONE, 1.0)}
+NEVER_EMPTY = ("out_dir", "init_from")  # paths
+
 
 def seconds_of(text: str) -> float:
     """A time such as 90s, 45m, 11.5h or 2d, in seconds; empty: without an end. Raises UsageError."""
@@ -138,47 +152,8 @@ class Options:
     wandb: str = ""  # name of a project; empty: off
 
     def __post_init__(self) -> None:
-        positive = ("dim", "n_layers", "n_heads", "multiple_of", "max_seq_len", "batch_size", "max_steps")
-        positive = (*positive, "replicas", "tensor_parallel")
-        for name in (*positive, "eval_interval", "log_interval", "keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)}, allowed 1 or more")
-        for name in (
-            "micro_batch_size",
-            "warmup_steps",
-            "eval_windows",
-            "sample_tokens",
-            "save_interval",
-            "lora_rank",
-            "rope_original_len",
-        ):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
-        for name in (
-            "rope_theta",
-            "rope_factor",
-            "lora_alpha",
-            "dpo_beta",
-            "dpo_positive",
-            "epochs",
-            "learning_rate",
-            "muon_learning_rate",
-            "weight_decay",
-            "grad_clip",
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 or more")
-        for name in (
-            "decay_fraction",
-            "min_learning_rate",
-            "beta1",
-            "beta2",
-            "teacher_share",
-            "lora_dropout",
-            "dpo_smoothing",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} = {getattr(self, name)}, allowed 0 to 1")
+        for name in TYPES:
+            check_bounds(name, getattr(self, name))
         if self.offload and self.dtype == "float16":  # whose scaler looks at gradients on the GPU
             raise UsageError("dtype = float16, allowed float32 or bfloat16 with offload")
         self.check_qat()
@@ -254,6 +229,20 @@ class Options:
 
 
 TYPES = typing.get_type_hints(Options)
+
+
+def check_bounds(name: str, value: Any) -> None:
+    """Raises UsageError for a number out of range, and for a path that is empty."""
+    if name in NEVER_EMPTY and not value:
+        raise UsageError(f"{name} is empty, allowed is a path")
+    if (kind := TYPES[name]) not in LARGEST:
+        return
+    least, most = int(name in POSITIVE), MOST.get(name, LARGEST[kind])
+    if not least <= value <= most or (name in BELOW_ONE and value == most):
+        below = "below " if name in BELOW_ONE else ""
+        raise UsageError(f"{name} = {value}, allowed {least} to {below}{most:{'' if kind is int else 'g'}}")
+
+
 # What a recipe says of a choice gives way to the command line.
 CHOICES = ({"data", "mixture", "vocab_source", "vocab_size"}, {"max_steps", "epochs"})
 
@@ -283,16 +272,15 @@ def parse(key: str, text: str) -> Any:
 
 
 def check(key: str, value: Any) -> Any:
-    """A value of a recipe, if it is of the right type. Raises UsageError."""
+    """A value of a recipe, if it is of the right type and in its bounds. Raises UsageError."""
     if key not in TYPES:
         raise unknown(key)
     kind = TYPES[key]
     choices = typing.get_args(kind)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if value not in choices if choices else type(value) is not kind:
+    if value not in choices if choices else type(value) not in (kind, int if kind is float else kind):
         raise UsageError(f"{key} = {value!r}, allowed {name_of(kind)}")
-    return value
+    check_bounds(key, value)  # before an int that no float holds becomes one
+    return float(value) if kind is float else value
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -302,7 +290,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return {our_name(key): check(our_name(key), value) for key, value in values.items()}
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UsageError) as error:
+    except RecursionError:
+        raise UsageError(f"{path}: is nested too deeply") from None
+    except ValueError as error:  # no TOML, no UTF-8, a number of too many digits, or a UsageError
         raise UsageError(f"{path}: {error}") from None
 
 
@@ -313,6 +303,8 @@ def split(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if not argument:
+            raise UsageError("a recipe is empty, allowed is a path")
         if not argument.startswith("--"):
             recipes.append(Path(argument))
             continue

@@ -129,6 +129,18 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of a name. Raises UsageError if this machine has none such."""
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch lacks it, or knows no such name
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # behind it are hints for who builds torch
+        raise UsageError(f"device = {name}: {reason}") from None
+    if device.type == "meta":  # whose tensors hold nothing
+        raise UsageError(f"device = {name}, allowed cpu, cuda, cuda:1, mps")
+    return device
+
+
 def new_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """Groups between the CPUs: one for the loop, and one for the threads beside it, who must not mix."""
     return dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
@@ -146,14 +158,15 @@ def start(device: str, parallel: str, cut: Cut = Cut()) -> Ranks:
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UsageError(f"device = {device!r}, but PyTorch finds no CUDA device")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(usable_device(device))
         torch.set_float32_matmul_precision("high")  # TF32 where the type is float32
+    found = usable_device(device)
     cut.check(world_size, parallel if world_size > 1 else "none")
     if world_size == 1:
-        return Ranks(rank, world_size, torch.device(device), "none")
+        return Ranks(rank, world_size, found, "none")
     cuda = "cpu:gloo,cuda:nccl" if cut.offload else "nccl"  # norms of what is offloaded are added on CPUs
     dist.init_process_group(cuda if device.startswith("cuda") else "gloo")
-    return Ranks(rank, world_size, torch.device(device), parallel, *new_groups(), cut)
+    return Ranks(rank, world_size, found, parallel, *new_groups(), cut)
 
 
 def is_emulated(dtype: str, device: torch.device) -> bool:

@@ -91,7 +91,7 @@ def test_the_same_options_go_on_with_what_they_began():
         ),
         (None, {"rope_factor": 2.0}, "rope_factor = 2.0, allowed 0 without rope_scaling"),
         (None, {"rope_original_len": 64}, "rope_original_len = 64, allowed 0 without rope_scaling"),
-        (None, {"rope_theta": -1.0}, "rope_theta = -1.0, allowed 0 or more"),
+        (None, {"rope_theta": -1.0}, "rope_theta = -1.0, allowed 0 to "),
         (
             "plain",
             {"lora_rank": 4, "rope_scaling": "yarn"},

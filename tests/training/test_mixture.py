@@ -73,6 +73,10 @@ def test_the_loss_of_a_mixture_is_that_of_its_parts():
         ("a:0.5", "allowed two folders or more, each once"),
         ("a:0.5,a:0.5", "allowed two folders or more, each once"),
         ("a:0.5,b", "mixture = 'b', allowed FOLDER:SHARE"),
+        ("a:0.5,b:1e99999999", "mixture = 'b:1e99999999', allowed FOLDER:SHARE, .* below 1000000"),
+        ("a:0.5,b:1000000", "mixture = 'b:1000000', allowed FOLDER:SHARE, .* below 1000000"),
+        ("a:0.5,b:0.0", "mixture = 'b:0.0', allowed FOLDER:SHARE, a share above 0"),
+        (":0.5,b:1", "mixture = ':0.5', allowed FOLDER:SHARE"),
         ("a:0.5,b:-1", "mixture = 'b:-1', allowed FOLDER:SHARE, a share above 0"),
     ],
 )

@@ -23,6 +23,7 @@ from runs import QUIET, assert_same_weights, command, losses, run, train, valida
 from llama.errors import BadFileError, UsageError
 from model import Config, Llama, RopeScaling
 from training import checkpoints, defaults, evaluation, parallel, report
+from training import options as options_module
 from training.llama2c_options import CHANGED
 from training.options import Options, from_arguments, parse, read_recipe
 from training.shards import open_split
@@ -346,7 +347,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(data, t
     train(data, out, "--max_steps=5")
     before = weights(out)
     result = run(
-        data, out, "--max_steps=10", "--init_from=resume", "--learning_rate=1e30", "--warmup_steps=0"
+        data, out, "--max_steps=10", "--init_from=resume", "--learning_rate=1e18", "--warmup_steps=0"
     )
     assert "the last checkpoint is kept" in refused(result)
     assert (out / "last").resolve().name == "step-0000005"
@@ -420,6 +421,71 @@ def test_a_recipe_is_read_and_the_command_line_wins(tmp_path):
     with pytest.raises(UsageError, match="unknown option dims: did you mean dim"):
         read_recipe(recipe)
     assert parse("seed", "7") == 7
+
+
+OUT_OF_BOUNDS = {
+    "--threads=99999999": "threads = 99999999, allowed 0 to 1024",
+    "--threads=-1": "threads = -1, allowed 0 to 1024",
+    "--seed=-1": "seed = -1, allowed 0 to 18446744073709551615",
+    "--seed=18446744073709551616": "seed = 18446744073709551616, allowed 0 to 18446744073709551615",
+    "--batch_size=100000000000000000000": "batch_size = 100000000000000000000, allowed 1 to 2147483647",
+    "--lora_rank=100000000000000000000": "lora_rank = 100000000000000000000, allowed 0 to 2147483647",
+    "--estimate_batches=-1": "estimate_batches = -1, allowed 0 to 2147483647",
+    "--learning_rate=1e300": "learning_rate = 1e+300, allowed 0 to 1e+18",
+    "--weight_decay=1e300": "weight_decay = 1e+300, allowed 0 to 1e+18",
+    "--grad_clip=nan": "grad_clip = nan, allowed 0 to 1e+18",
+    "--teacher_share=1.1": "teacher_share = 1.1, allowed 0 to 1",
+    "--beta1=1": "beta1 = 1.0, allowed 0 to below 1",
+    "--beta2=1": "beta2 = 1.0, allowed 0 to below 1",
+    "--out_dir=": "out_dir is empty, allowed is a path",
+    "--init_from=": "init_from is empty, allowed is a path",
+    "": "a recipe is empty, allowed is a path",
+}
+
+
+@pytest.mark.parametrize("option", OUT_OF_BOUNDS)
+def test_what_is_out_of_bounds_is_refused_by_name(option):
+    with pytest.raises(UsageError) as error:
+        from_arguments([os.devnull, option])
+    assert str(error.value) == OUT_OF_BOUNDS[option]
+
+
+def test_every_number_of_the_options_has_bounds():
+    for name, kind in options_module.TYPES.items():
+        for value in (-1, 10**400) if kind in (int, float) else ():
+            with pytest.raises(UsageError, match=f"^{name} = {value}, allowed"):
+                options_module.check(name, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = -1", "seed = -1, allowed 0 to"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate = 1000"),
+        ("dim = " + "9" * 5000, "Exceeds the limit"),
+        ("dim = 0x" + "f" * 5000, "Exceeds the limit"),
+        ("dim = " + "[" * 100_000, "is nested too deeply"),
+    ],
+    ids=["seed", "digits of a float", "digits", "hexadecimal digits", "brackets"],
+)
+def test_a_number_that_can_not_be_is_refused_with_its_recipe(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(UsageError, match=rf"r\.toml: {message}"):
+        from_arguments([str(tmp_path / "r.toml")])
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_the_first_and_the_last_seed_train(data, tmp_path, train_here, seed):
+    line = [f"--data={data}", f"--out_dir={tmp_path}", f"--seed={seed}", "--sample_tokens=2"]
+    train_here(*line, "--max_steps=1")
+    train_here(*line, "--max_steps=2", "--init_from=resume")
+    assert list(losses(tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["foo", "meta", "cpu:x", "privateuseone"])
+def test_a_device_that_is_none_is_refused_by_name(name):
+    with pytest.raises(UsageError, match=f"^device = {name}"):
+        parallel.start(name, "ddp")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
