@@ -28,7 +28,7 @@ from llama.errors import BadFileError, UsageError
 from llama.formats.source import Source
 from training.generation import check_sampling, generate_together, stream
 from training.named import open_named
-from training.parallel import usable_device
+from training.parallel import memory_told, usable_device
 from training.weights import model_of
 
 
@@ -118,6 +118,7 @@ def write(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
+@memory_told()
 def sample(options: argparse.Namespace) -> None:
     """Does what a command line says."""
     check(options)

@@ -374,6 +374,7 @@ def train(options: Options, recipes: list[Path], ranks: Ranks, said: Collection[
             log.close()
 
 
+@parallel.memory_told()
 def run_from(arguments: list[str]) -> None:
     """Does what a command line says. Raises BadFileError, OSError, KeyboardInterrupt."""
     if {"-h", "--help"} & set(arguments):

@@ -26,6 +26,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # What a number may be: from the first to the last, and of BELOW_ONE less than that.
 LARGEST = {int: 2**31 - 1, float: 1e18}  # the product of two such floats is one that fp32 holds
+SMALLEST = 1e-30  # of floats but for 0, as in the file of a model
 POSITIVE = (
     *("dim", "n_layers", "n_heads", "multiple_of", "max_seq_len", "batch_size", "max_steps"),
     *("replicas", "tensor_parallel", "eval_interval", "log_interval", "keep"),
@@ -237,6 +238,8 @@ def check_bounds(name: str, value: Any) -> None:
         raise UsageError(f"{name} is empty, allowed is a path")
     if (kind := TYPES[name]) not in LARGEST:
         return
+    if kind is float and 0 < value < SMALLEST:
+        raise UsageError(f"{name} = {value}, allowed 0, or {SMALLEST} and more")
     least, most = int(name in POSITIVE), MOST.get(name, LARGEST[kind])
     if not least <= value <= most or (name in BELOW_ONE and value == most):
         below = "below " if name in BELOW_ONE else ""

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from llama.errors import UsageError
+from llama.errors import ResourceError, UsageError
 from training import tensor_parallel
 
 LEAVING = timedelta(seconds=5)  # for others, of a rank that failed
@@ -139,6 +139,17 @@ def usable_device(name: str) -> torch.device:
     if device.type == "meta":  # whose tensors hold nothing
         raise UsageError(f"device = {name}, allowed cpu, cuda, cuda:1, mps")
     return device
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Raises ResourceError where PyTorch finds no memory, which is a RuntimeError of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(f"not enough memory: {str(error).splitlines()[0]}") from None
 
 
 def new_groups() -> tuple[dist.ProcessGroup, dist.ProcessGroup]:

@@ -433,6 +433,7 @@ OUT_OF_BOUNDS = {
     "--estimate_batches=-1": "estimate_batches = -1, allowed 0 to 2147483647",
     "--learning_rate=1e300": "learning_rate = 1e+300, allowed 0 to 1e+18",
     "--weight_decay=1e300": "weight_decay = 1e+300, allowed 0 to 1e+18",
+    "--norm_eps=1e-31": "norm_eps = 1e-31, allowed 0, or 1e-30 and more",
     "--grad_clip=nan": "grad_clip = nan, allowed 0 to 1e+18",
     "--teacher_share=1.1": "teacher_share = 1.1, allowed 0 to 1",
     "--beta1=1": "beta1 = 1.0, allowed 0 to below 1",
@@ -480,6 +481,11 @@ def test_the_first_and_the_last_seed_train(data, tmp_path, train_here, seed):
     train_here(*line, "--max_steps=1")
     train_here(*line, "--max_steps=2", "--init_from=resume")
     assert list(losses(tmp_path)) == [1, 2]
+
+
+def test_memory_that_is_not_there_is_one_line(data, tmp_path):
+    result = run(data, tmp_path, f"--hidden_dim={2**31 - 1}", f"--dim={2**20}")  # 8 PiB
+    assert refused(result).startswith("error: not enough memory: ")
 
 
 @pytest.mark.parametrize("name", ["foo", "meta", "cpu:x", "privateuseone"])
