@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.cache import DTYPES
-from llama.command import Parser, run_command
-from llama.errors import BadFileError
+from llama.command import Parser, path_type, run_command
+from llama.errors import BadFileError, UsageError
 from llama.files import reading
 from llama.formats import tokenizers
 from llama.formats.chat_templates import BUILT_IN
@@ -55,11 +55,11 @@ from training.toy import make_reverse
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--val", nargs="+", help="folders or files for validation")
+    parser.add_argument("--val", nargs="+", type=path_type, help="folders or files for validation")
     parser.add_argument(
         "--val_every", type=int, default=100, help="without --val: each n-th document (%(default)s)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--output", type=path_type, required=True, help="the folder to write")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="of the input; merge puts them together")
     add_writer_options(parser)
 
@@ -70,17 +70,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     command = commands.add_parser("pretokenize", help="text to shards of tokens")
     add_text_options(command)
     command.add_argument(
-        "--tokenizer", type=Path, required=True, help="a file, a folder with tokenizer.model, or a model"
+        "--tokenizer", type=path_type, required=True, help="a file, a folder with tokenizer.model, or a model"
     )
     add_output_options(command)
     command = commands.add_parser("chat", help="conversations to shards of tokens and their weights")
-    command.add_argument("--input", nargs="+", required=True, help="folders or files: .jsonl .json .parquet")
-    command.add_argument("--model", type=Path, required=True, help="whose template and tokenizer they get")
+    command.add_argument(
+        "--input", nargs="+", type=path_type, required=True, help="folders or files: .jsonl .json .parquet"
+    )
+    command.add_argument(
+        "--model", type=path_type, required=True, help="whose template and tokenizer they get"
+    )
     command.add_argument("--template", choices=BUILT_IN, help="instead of the one that it has")
     command.add_argument("--show", type=int, default=0, metavar="N", help="print N, what is learnt in colour")
     add_output_options(command)
     command = commands.add_parser("expect", help="what a model expects of each token, for train.py to learn")
-    command.add_argument("folder", type=Path, help="a folder of text that pretokenize wrote")
+    command.add_argument("folder", type=path_type, help="a folder of text that pretokenize wrote")
     command.add_argument("--model", required=True, help="of any format and vocabulary, or a hub name")
     command.add_argument("--top", type=int, default=16, help="tokens kept at each place (%(default)s)")
     command.add_argument("--dtype", choices=DTYPES, help="of a model to convert (int8; bf16 for a small one)")
@@ -88,14 +92,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--device", choices=("cpu", "cuda"), default="cpu", help="the engine's, or PyTorch's"
     )
     command = commands.add_parser("merge", help="parts to one folder")
-    command.add_argument("folder", type=Path, help="the --output of the parts")
+    command.add_argument("folder", type=path_type, help="the --output of the parts")
     command = commands.add_parser("reverse", help="the toy task: hello=olleh")
-    command.add_argument("--output", type=Path, default=Path("data/reverse"), help="the folder (%(default)s)")
+    command.add_argument(
+        "--output", type=path_type, default=Path("data/reverse"), help="the folder (%(default)s)"
+    )
     command.add_argument("--count", type=int, default=200_000, help="lines to train on (%(default)s)")
     command.add_argument("--val_count", type=int, default=1000, help="lines for validation (%(default)s)")
     command.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     command = commands.add_parser("info", help="print what a folder holds")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=path_type)
     command.add_argument("--check", action="store_true", help="read every byte and compare checksums")
     return parser.parse_args(arguments)
 
@@ -109,7 +115,7 @@ def selections(options: argparse.Namespace) -> tuple[Selection, Selection]:
             raise BadFileError(f"{min(both)}: is in --input and in --val, allowed one of them")
         return train, val
     if options.val_every < 2:
-        raise BadFileError(f"val_every = {options.val_every}, allowed 2 or more")
+        raise UsageError(f"val_every = {options.val_every}, allowed 2 or more")
     every = options.val_every
     return Selection(files, every, False, part), Selection(files, every, part=part)
 
@@ -130,6 +136,8 @@ def first_record(files: list[Path]) -> str:
 
 
 def chat_command(options: argparse.Namespace) -> dict[str, Any]:
+    if not 0 <= options.show < 2**31:
+        raise UsageError(f"show = {options.show}, allowed 0 to {2**31 - 1}")
     train, val = selections(options)
     source, vocabulary = open_text(str(options.model), options.template)
     tokenizer = tokenizers.load_vocabulary(options.model, tokenizers.OF_MODEL, vocabulary.indexed, vocabulary)

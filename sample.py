@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from llama import Tokenizer
-from llama.command import Parser, run_command
+from llama.command import Parser, path_type, run_command
 from llama.errors import BadFileError, UsageError
 from llama.formats.source import Source
 from training.generation import check_sampling, generate_together, stream
@@ -78,8 +78,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
     about = f"a folder of train.py, or a model of another format ({NEWEST})"
-    which.add_argument("place", type=Path, nargs="?", metavar="CHECKPOINT", help=about)
-    which.add_argument("--checkpoint", type=Path, metavar="CHECKPOINT", help="the same")
+    which.add_argument("place", type=path_type, nargs="?", metavar="CHECKPOINT", help=about)
+    which.add_argument("--checkpoint", type=path_type, metavar="CHECKPOINT", help="the same")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="go on from TEXT (a new text)")
     source.add_argument("--prompt_file", metavar="FILE", help="read it from FILE, - for standard input")
@@ -91,7 +91,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--top_p", type=float, default=0.9, metavar="P", help="from those that reach P (0.9; 0 or 1: off)")
     add("--seed", type=int, default=1337, metavar="S", help="of the first text; then the next ones (1337)")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps (cuda where there is one)")
-    add("--tokenizer", type=Path, metavar="FILE", help="default: in the model or beside it")
+    add("--tokenizer", type=path_type, metavar="FILE", help="default: in the model or beside it")
     options = parser.parse_args(arguments)
     options.checkpoint = options.place or options.checkpoint or NEWEST
     if options.start is not None and options.start.startswith(START_FILE):
@@ -104,6 +104,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError for an option out of range, before anything is read."""
     check_sampling(options.temperature, options.top_k, options.top_p)
+    if options.prompt_file == "":
+        raise UsageError("prompt_file is empty, allowed is a path")
     if options.num_samples < 1:
         raise UsageError(f"num_samples = {options.num_samples}, allowed 1 or more")
     if options.max_new_tokens < 0:

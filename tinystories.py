@@ -40,7 +40,7 @@ from zlib import error as ZlibError
 
 from tqdm import tqdm
 
-from llama.command import Parser, run_command
+from llama.command import Parser, path_type, run_command
 from llama.errors import BadFileError
 from llama.files import sync, write_aside
 from llama.formats import tokenizers
@@ -270,13 +270,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("words", "make conversations of them"),
     ):
         command = commands.add_parser(name, help=about)
-        command.add_argument("--data", type=Path, default=Path("data"), help="folder of it all (%(default)s)")
+        command.add_argument(
+            "--data", type=path_type, default=Path("data"), help="folder of it all (%(default)s)"
+        )
         if name == "download":
             command.add_argument("--url", default=url, help="of the .tar.gz, for a mirror (%(default)s)")
             continue
-        command.add_argument("--input", type=Path, help=f"folder with data*.json (default: DATA/{FOLDER})")
+        command.add_argument(
+            "--input", type=path_type, help=f"folder with data*.json (default: DATA/{FOLDER})"
+        )
         if name == "words":
-            command.add_argument("--output", type=Path, help="default: DATA/words")
+            command.add_argument("--output", type=path_type, help="default: DATA/words")
             continue
         size = command.add_argument("--vocab_size", "--vocab-size", type=int, help="number of tokens (4096)")
         if name == "train_vocab":
@@ -284,8 +288,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             command.add_argument("--max_bytes", type=int, default=VOCAB_BYTES, help="to read (%(default)s)")
             continue
         size.help = f"of DATA/tok<vocab_size>.model, trained if need be ({VOCAB_SIZE}); 0: Llama 2's"
-        command.add_argument("--tokenizer", type=Path, help="take this one, of any size")
-        command.add_argument("--output", type=Path, help="default: DATA/tok<vocab_size>")
+        command.add_argument("--tokenizer", type=path_type, help="take this one, of any size")
+        command.add_argument("--output", type=path_type, help="default: DATA/tok<vocab_size>")
         add_writer_options(command)
     return parser.parse_args(arguments)
 

@@ -28,10 +28,10 @@ Left out on purpose: text normalisation, which the engine does not have; chat.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from pathlib import Path
 
-from llama.command import Parser, run_command
+from llama.command import Parser, path_type, run_command
 from llama.errors import UsageError, one_line
 from llama.formats.tokenizers import OF_MODEL, Tokenizer, export_bin, load
 from llama.formats.vocabulary import UNIGRAM
@@ -42,13 +42,13 @@ from training.tokenizers import train
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="tokenizer.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     llama2c = "the same as export PATH, as llama2.c has it"
-    parser.add_argument("-t", "--tokenizer-model", type=Path, metavar="PATH", help=llama2c)
+    parser.add_argument("-t", "--tokenizer-model", type=path_type, metavar="PATH", help=llama2c)
     commands = parser.add_subparsers(dest="command")
     command = commands.add_parser("train", help="train a vocabulary on text")
     add_text_options(command)
     command.add_argument("--vocab_size", "--vocab-size", type=int, required=True, help="number of tokens")
     command.add_argument(
-        "--output", type=Path, required=True, help="the .model to write, a .bin goes beside it"
+        "--output", type=path_type, required=True, help="the .model to write, a .bin goes beside it"
     )
     command.add_argument("--character_coverage", type=float, default=1.0, help="of the text (%(default)s)")
     command.add_argument("--max_bytes", type=int, default=500_000_000, help="of text to read (%(default)s)")
@@ -59,9 +59,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("info", "print what it is"),
     ):
         command = commands.add_parser(name, help=about)
-        command.add_argument("model", type=Path, help="a file, or a folder with tokenizer.model or .json")
+        command.add_argument(
+            "model", type=path_type, help="a file, or a folder with tokenizer.model or .json"
+        )
         if name == "export":
-            command.add_argument("--output", type=Path, help="default: beside it")
+            command.add_argument("--output", type=path_type, help="default: beside it")
             command.add_argument(
                 "--indexed", action="store_true", help="not llama2.c's form, but the engine's"
             )
@@ -89,13 +91,28 @@ def print_info(tokenizer: Tokenizer) -> None:
     print(f"{'special':12}{len(special)}: {one_line(' '.join(special[:4]))}{' ...' if special[4:] else ''}")
 
 
+def ids_of(text: str) -> list[int]:
+    """The ids that a text names. Raises UsageError."""
+    for word in (words := text.split()):
+        if not re.fullmatch("-?[0-9]{1,19}", word):
+            raise UsageError(f"token id = {word!r:.40}, allowed whole numbers")
+    return [*map(int, words)]
+
+
+def train_command(options: argparse.Namespace) -> Tokenizer:
+    """Trains a vocabulary and writes it, with a .bin beside it. Raises UsageError, BadFileError, OSError."""
+    if options.output.suffix != ".model":  # what is written beside a .bin would be written over it
+        raise UsageError(f"--output = {options.output}, allowed a name that ends in .model")
+    texts = sample(text_files(options.input), text_format(options), options.max_bytes)
+    tokenizer = train(texts, options.vocab_size, options.output, options.character_coverage)
+    export_bin(tokenizer, options.output.with_suffix(".bin"))
+    return tokenizer
+
+
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     if options.command == "train":
-        texts = sample(text_files(options.input), text_format(options), options.max_bytes)
-        tokenizer = train(texts, options.vocab_size, options.output, options.character_coverage)
-        export_bin(tokenizer, options.output.with_suffix(".bin"))
-        return print_info(tokenizer)
+        return print_info(train_command(options))
     tokenizer = load(options.model)
     if options.command == "export":
         path = tokenizer.path  # which for a model may end in .bin
@@ -108,7 +125,7 @@ def main(arguments: list[str]) -> None:
         text = sys.stdin.read() if options.text is None else options.text
         print(*tokenizer.encode(text, options.bos, options.eos, options.special))
     elif options.command == "decode":
-        print(tokenizer.decode(options.ids or map(int, sys.stdin.read().split())))
+        print(tokenizer.decode(options.ids or ids_of(sys.stdin.read())))
     else:
         print_info(tokenizer)
     return None

@@ -45,7 +45,7 @@ WHOLE = Part()
 
 def parse_part(text: str) -> Part:
     """A part such as 3/16. Raises UsageError."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"part = {text!r}, allowed I/N, I from 1 to N")
     return Part(int(found[1]), int(found[2]))

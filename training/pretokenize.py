@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 from llama.files import lock_folder, reading, write_aside
 from llama.formats import tokenizers
 from llama.formats.tokenizers import Tokenizer, well_formed
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 BATCH_CHARACTERS = 1 << 19  # of text to a worker at once: about 0.1 s of work
 SHARD_TOKENS = 1 << 25
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -427,13 +428,16 @@ def pretokenize(
     """Writes a folder of tokens, or what is missing of it, and returns its meta.json.
 
     workers: processes; 0: one a processor. shard_tokens: of a shard, about. chats: documents are records of
-    conversations. Raises BadFileError, OSError; KeyboardInterrupt once all that was encoded is on disk.
+    conversations. Raises UsageError, BadFileError, OSError; KeyboardInterrupt once all that was encoded is on
+    disk.
     """
     folder = Path(folder)
     if tokenizer.bos_id < 0 and not chats:
         raise BadFileError(f"{tokenizer.path}: has no BOS, which begins each document")
-    if workers < 0 or shard_tokens < 1:
-        raise BadFileError(f"workers = {workers}, shard_tokens = {shard_tokens}: allowed 0 and 1 or more")
+    if not 0 <= workers <= MOST_WORKERS:
+        raise UsageError(f"workers = {workers}, allowed 0 to {MOST_WORKERS}")
+    if shard_tokens < 1:
+        raise UsageError(f"shard_tokens = {shard_tokens}, allowed 1 or more")
     selections = {"val": val, "train": train}
     source = {name: describe(selection) for name, selection in selections.items()}
     source |= {name: value for name, value in asdict(form).items() if name != "records"}

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llama.errors import BadFileError
+from llama.command import path_type
+from llama.errors import BadFileError, UsageError
 from llama.files import reading
 from llama.formats.files import parse_json
 from llama.formats.tokenizers import well_formed
@@ -189,21 +190,32 @@ def text_files(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def sample(files: Iterable[Path], form: Format, max_bytes: int) -> Iterator[str]:
-    """Documents from the start of files, up to about max_bytes: sentencepiece keeps them all in memory."""
-    for path in files:
-        with reading(path) as file:
-            for text in read_documents(file, form):
-                if max_bytes <= 0:
-                    return
-                max_bytes -= len(well_formed(text).encode())
-                yield text
+    """Documents from the start of files, up to about max_bytes: sentencepiece keeps them all in memory.
+
+    Raises UsageError at once, BadFileError as they are read.
+    """
+    if max_bytes < 1:
+        raise UsageError(f"max_bytes = {max_bytes}, allowed 1 or more")
+
+    def texts(left: int) -> Iterator[str]:
+        for path in files:
+            with reading(path) as file:
+                for text in read_documents(file, form):
+                    if left <= 0:
+                        return
+                    left -= len(well_formed(text).encode())
+                    yield text
+
+    return texts(max_bytes)
 
 
 # --- Command lines
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", nargs="+", required=True, help="folders or files: " + " ".join(READERS))
+    parser.add_argument(
+        "--input", nargs="+", type=path_type, required=True, help="folders or files: " + " ".join(READERS)
+    )
     parser.add_argument(
         "--field", default="", help="of an object, the text (default: " + ", ".join(FIELDS) + ")"
     )

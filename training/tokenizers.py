@@ -13,11 +13,20 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 from llama.files import write_aside
 from llama.formats.tokenizers import Tokenizer, load, well_formed
+from llama.formats.vocabulary import VOCABULARY_MAX
 
 LINE_MAX = 4192  # bytes; sentencepiece drops what is longer
+
+
+def check_numbers(vocab_size: int, character_coverage: float) -> None:
+    """Raises UsageError for what no vocabulary can be trained with."""
+    if not 1 <= vocab_size <= VOCABULARY_MAX:
+        raise UsageError(f"vocab_size = {vocab_size}, allowed 1 to {VOCABULARY_MAX}")
+    if not 0 < character_coverage <= 1:
+        raise UsageError(f"character_coverage = {character_coverage}, allowed above 0, up to 1")
 
 
 def lines_of(texts: Iterable[str]) -> Iterator[str]:
@@ -27,18 +36,28 @@ def lines_of(texts: Iterable[str]) -> Iterator[str]:
             yield from (line[i : i + LINE_MAX // 4] for i in range(0, len(line), LINE_MAX // 4))
 
 
+def kept_errors(lines: Iterator[str], failed: list[BaseException]) -> Iterator[str]:
+    """Lines; what they raise is put into failed, since sentencepiece makes a RuntimeError of it."""
+    try:
+        yield from lines
+    except BaseException as error:
+        failed.append(error)
+        raise
+
+
 def train(
     texts: Iterable[str], vocab_size: int, path: str | Path, character_coverage: float = 1.0
 ) -> Tokenizer:
-    """Trains a BPE with byte fallback on texts and writes it to path. Raises BadFileError, OSError.
+    """Trains a BPE with byte fallback on texts and writes it to path.
 
     vocab_size: 3 special tokens, 256 bytes, and the characters that make up character_coverage of the text
-    must fit.
+    must fit. Raises UsageError, BadFileError, OSError.
     """
-    data, path = io.BytesIO(), Path(path)
+    check_numbers(vocab_size, character_coverage)
+    data, path, failed = io.BytesIO(), Path(path), list[BaseException]()
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=lines_of(texts),
+            sentence_iterator=kept_errors(lines_of(texts), failed),
             model_writer=data,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -59,7 +78,10 @@ def train(
         RuntimeError,
         OSError,
     ) as error:  # it says INTERNAL: source line [condition] and then what is wrong
-        reason = str(error).rpartition("] ")[2].strip() or "there is no text to train on"
+        if failed:
+            raise failed[0] from None
+        none = f"there is no text to train on with character_coverage = {character_coverage}"
+        reason = str(error).rpartition("] ")[2].strip() or none
         raise BadFileError(f"{path}: vocab_size = {vocab_size}: {reason}") from None
     with write_aside(path) as file:
         file.write(data.getvalue())

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llama.errors import BadFileError
+from llama.errors import BadFileError, UsageError
 from llama.files import read, write_aside
 from training import tokenizers
 from training.pretokenize import Selection, pretokenize
@@ -45,7 +45,15 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def make_reverse(folder: Path, count: int, val_count: int, seed: int, workers: int = 1) -> dict[str, Any]:
-    """Writes the toy task: a folder of tokens with its lines in text/train.jsonl and text/val.jsonl."""
+    """Writes the toy task: a folder of tokens with its lines in text/train.jsonl and text/val.jsonl.
+
+    Raises UsageError, and what pretokenize does.
+    """
+    for name, n in (("count", count), ("val_count", val_count)):
+        if not 1 <= n < 2**31:
+            raise UsageError(f"{name} = {n}, allowed 1 to {2**31 - 1}")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"seed = {seed}, allowed 0 to {2**64 - 1}")
     files = {split: folder / "text" / f"{split}.jsonl" for split in SPLITS}
     for split, n in zip(SPLITS, (count, val_count), strict=True):
         write_lines(files[split], reverse_lines(n, split == "val", seed))

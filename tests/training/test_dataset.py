@@ -17,6 +17,7 @@ from helpers import ROOT, cpu_of, finish, uncounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dataset as program
 from llama import files
 from llama.errors import BadFileError, ResourceError, UsageError
 from llama.formats import tokenizers
@@ -330,6 +331,49 @@ def test_bad_input_is_refused_in_one_line(tokenizer, text, folder, tmp_path):
     assert_refused(run(*start, text, "--val", text), 3, "is in --input and in --val")
     assert_refused(run("info", tmp_path / "nowhere"), 3, "is no folder")
     assert_refused(run("info"), 2, "folder")
+    assert_refused(run(*start, text, "--val_every", 1), 2, "val_every = 1, allowed 2 or more")
+    assert_refused(run(*start, text, "--workers", -1), 2, "error: workers = -1, allowed 0 to 1024")
+    assert_refused(run(*start, text, "--shard_tokens", 0), 2, "error: shard_tokens = 0, allowed 1 or more")
+    assert_refused(run(*start, text, "--part", "1/" + "9" * 5000), 2, "allowed I/N, I from 1 to N")
+    chat = ["chat", "--input", text, "--model", tokenizer.path, "--output", tmp_path / "d"]
+    assert_refused(run(*chat, "--show", -1), 2, "show = -1, allowed 0 to")
+
+
+REVERSED = {
+    "--seed=-1": "seed = -1, allowed 0 to 18446744073709551615",
+    "--seed=18446744073709551616": "seed = 18446744073709551616, allowed 0 to",
+    "--count=0": "count = 0, allowed 1 to 2147483647",
+    "--val_count=-1": "val_count = -1, allowed 1 to 2147483647",
+}
+
+
+@pytest.mark.parametrize("option", REVERSED)
+def test_a_toy_task_that_can_not_be_is_refused_by_name(tmp_path, option):
+    with pytest.raises(UsageError) as error:
+        program.main(["reverse", f"--output={tmp_path / 'r'}", option])
+    assert str(error.value).startswith(REVERSED[option])
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "expect|--model=x|",
+        "merge|",
+        "info|",
+        "reverse|--output=",
+        "pretokenize|--input=|--tokenizer=t|--output=d",
+        "pretokenize|--input=x|--tokenizer=|--output=d",
+        "pretokenize|--input=x|--tokenizer=t|--output=",
+        "pretokenize|--input=x|--tokenizer=t|--output=d|--val=",
+        "chat|--input=|--model=m|--output=d",
+        "chat|--input=x|--model=|--output=d",
+    ],
+)
+def test_a_path_that_is_empty_is_refused(capsys, line):
+    with pytest.raises(SystemExit):
+        program.main(line.split("|"))
+    assert "is empty, allowed is a path" in capsys.readouterr().err
 
 
 def test_a_second_run_into_one_folder_is_refused(tokenizer, text, tmp_path):

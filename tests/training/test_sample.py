@@ -377,6 +377,9 @@ BAD = {
     "--seed=-1": (2, "seed = -1, allowed 0 to 2**64 - 1"),
     "--top_p=2": (2, "top_p = 2.0, allowed 0 to 1"),
     "--device=toaster": (2, "device = toaster: "),
+    "--prompt_file=": (2, "prompt_file is empty, allowed is a path"),
+    "--start=FILE:": (2, "prompt_file is empty, allowed is a path"),
+    "--device=meta": (2, "device = meta, allowed cpu, cuda, cuda:1, mps"),
     "--prompt_file=no.txt": (3, "no.txt: No such file or directory"),
     "--tokenizer=no.bin": (3, "no.bin: No such file or directory"),
     "--tokenizer=no.model": (3, "no.model: No such file or directory"),
@@ -391,6 +394,13 @@ def test_errors_are_one_line_and_have_the_exit_status_of_their_kind(folder, caps
     assert result.err.decode().startswith(f"error: {message}")
     assert result.err.count(b"\n") == 1
     assert result.out == b""
+
+
+@pytest.mark.parametrize("line", [[""], ["--checkpoint="], ["--tokenizer="]])
+def test_a_path_that_is_empty_is_refused(capsys, line):
+    with pytest.raises(SystemExit):
+        sample.main(line)
+    assert "is empty, allowed is a path" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_a_tokenizer_or_with_another_ones_is_refused(folder, tmp_path, capsysbinary):

@@ -279,3 +279,10 @@ def test_what_is_missing_or_wrong_is_one_line(data, tmp_path, capfd):
     train_tokenizer(STORIES[1], 300, data / "tok310.model")
     assert run("pretokenize", "--vocab_size=310", "--data", data) == 3
     refused(capfd, "vocab_size = 300, allowed 310")
+
+
+@pytest.mark.parametrize("option", ["--data=", "--input=", "--tokenizer=", "--output="])
+def test_a_path_that_is_empty_is_refused(capsys, option):
+    with pytest.raises(SystemExit):
+        run("pretokenize", option)
+    assert "is empty, allowed is a path" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """tokenizer.py: against sentencepiece, tiktoken and the C engine, and on hostile files."""
 
 import base64
+import io
 import json
 import math
 import struct
@@ -514,6 +515,44 @@ def test_a_damaged_sentencepiece_model_is_at_most_one_line(trained, tmp_path, ca
     said = capfd.readouterr().err
     assert said.count("\n") == (code != 0)
     assert says in said
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--vocab_size=99999999999999999999", "vocab_size = 99999999999999999999, allowed 1 to 16777215"),
+        ("--vocab_size=-5", "vocab_size = -5, allowed 1 to"),
+        ("--character_coverage=nan", "character_coverage = nan, allowed above 0, up to 1"),
+        ("--character_coverage=0", "character_coverage = 0.0, allowed above 0, up to 1"),
+        ("--character_coverage=1.5", "character_coverage = 1.5, allowed above 0, up to 1"),
+        ("--character_coverage=1e-9", "there is no text to train on with character_coverage = 1e-09"),
+        ("--max_bytes=0", "max_bytes = 0, allowed 1 or more"),
+        ("--max_bytes=-1", "max_bytes = -1, allowed 1 or more"),
+        ("--output={}/t.bin", "t.bin, allowed a name that ends in .model"),
+        ("--output={}/t", "t, allowed a name that ends in .model"),
+        ("--input={}/bad.jsonl", "error: {}/bad.jsonl: line 2: text = int"),
+    ],
+)
+def test_what_no_vocabulary_is_trained_with_is_refused_by_name(tmp_path, capfd, option, says):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS * 3))
+    (tmp_path / "bad.jsonl").write_text('{"text": "the cat"}\n{"text": 5}\n')
+    before = {*tmp_path.iterdir()}
+    line = ["train", "--input", tmp_path / "a.txt", "--vocab_size=330", "--output", tmp_path / "t.model"]
+    assert says.format(tmp_path) in refused(capfd, *line, option.format(tmp_path))
+    assert {*tmp_path.iterdir()} == before
+
+
+def test_an_id_that_is_none_is_refused_by_name(trained, capfd, monkeypatch):
+    for text, said in (("1 abc", "'abc'"), ("9" * 5000, "'999")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert f"token id = {said}" in refused(capfd, "decode", trained.path)
+
+
+def test_a_path_that_is_empty_is_refused(trained, capfd):
+    for line in (["info", ""], ["export", trained.path, "--output="], ["-t", ""]):
+        with pytest.raises(SystemExit):
+            program.main([str(word) for word in line])
+        assert "is empty, allowed is a path" in capfd.readouterr().err
 
 
 def test_a_missing_file_is_refused_in_one_line(tmp_path, capfd):
