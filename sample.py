@@ -16,6 +16,7 @@ Left out on purpose: penalties, chat and speed, which run.c has.
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ from training.weights import model_of
 
 
 def read_prompt(options: argparse.Namespace) -> str:
-    """The prompt; of a file without the newline that ends it. Raises BadFileError."""
+    """The prompt; of a file, UTF-8, without the newline that ends it. Raises BadFileError."""
     if options.prompt_file is None:
         return os.fsencode(options.prompt).decode(errors="replace")
     try:
@@ -43,6 +44,8 @@ def read_prompt(options: argparse.Namespace) -> str:
             data = Path(options.prompt_file).read_bytes()
     except OSError as error:
         raise BadFileError(f"{options.prompt_file}: {error.strerror}") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadFileError(f"{options.prompt_file}: is UTF-16, allowed UTF-8")
     return data.decode(errors="replace").removesuffix("\n")
 
 

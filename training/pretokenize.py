@@ -47,7 +47,7 @@ from training.shards import (
     token_type,
     write_meta,
 )
-from training.text import Format, read_documents
+from training.text import Format, kind_of, read_documents
 
 if TYPE_CHECKING:
     from training.conversations import Encoder
@@ -109,7 +109,7 @@ def read_selected(selection: Selection, form: Format, start: Position) -> Iterat
     before = 0
     for n, path in enumerate(selection.files):
         size = path.stat().st_size
-        at_once = path.suffix == ".parquet"  # is read here and there: where a document ends can't be seen
+        at_once = kind_of(path) == ".parquet"  # is read here and there: where a document ends can't be seen
         most = before if at_once else before + size
         if n >= start[0] and first <= most and before < last:
             with reading(path) as file:

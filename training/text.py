@@ -9,6 +9,7 @@ import argparse
 import codecs
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from llama.formats.tokenizers import well_formed
 CHUNK = 1 << 20  # bytes read at once
 DOCUMENT_MAX = 1 << 15  # characters of plain text: a novel is many documents, of which some are held out
 ITEM_MAX = 1 << 26  # characters of an item of JSON
+BLANK = re.compile(r"[ \t\n\r]*")  # between the items
 FIELDS = (
     "text",
     "story",
@@ -52,9 +54,8 @@ def read_chunks(file: BinaryIO) -> Iterator[str]:
             yield decoder.decode(data)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise BadFileError(
-            f"{file.name}: text is not UTF-8 near byte {file.tell()}: {error.reason}"
-        ) from None
+        at = file.tell() - len(error.object) + error.start  # the decoder has what was read last
+        raise BadFileError(f"{file.name}: text is not UTF-8 at byte {at}: {error.reason}") from None
 
 
 def cut(text: str) -> Iterator[str]:
@@ -95,30 +96,76 @@ def text_of(item: Any, form: Format, where: str) -> str:
     return item
 
 
+class JsonList:
+    """The items of a JSON list, parsed one at a time: a whole file of TinyStories would take a gigabyte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.name, self.chunks, self.decoder = file.name, read_chunks(file), json.JSONDecoder()
+        self.text, self.at, self.before = "", 0, 0  # what is read, where in it the next is, what came before
+        self.n = 0  # items so far
+
+    def failed(self, reason: str) -> BadFileError:
+        return BadFileError(f"{self.name}: item {self.n} is {reason}")
+
+    def more(self) -> bool:
+        """Reads on. False at the end of the file."""
+        if (chunk := next(self.chunks, None)) is None:
+            return False
+        self.text, self.at, self.before = self.text[self.at :] + chunk, 0, self.before + self.at
+        return True
+
+    def next(self) -> str:
+        """The next character that is not white space, "" at the end of the file."""
+        while True:
+            self.at = BLANK.match(self.text, self.at).end()
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def item(self) -> Any:
+        """The next item. Raises BadFileError."""
+        self.next()
+        while True:
+            try:
+                item, end = self.decoder.raw_decode(self.text, self.at)
+            except RecursionError:
+                raise self.failed("nested too deeply") from None
+            except ValueError as error:  # mostly since the item goes on in the next chunk
+                if len(self.text) - self.at >= ITEM_MAX or not self.more():
+                    raise self.failed(f"cut off or no JSON: {self.reason(error)}") from None
+                continue
+            if end < len(self.text) or not self.more():  # a number may go on in the next chunk
+                self.at, self.n = end, self.n + 1
+                return item
+
+    def reason(self, error: ValueError) -> str:
+        if not isinstance(error, json.JSONDecodeError):
+            return str(error)
+        return f"{error.msg} (character {self.before + error.pos})"
+
+    def end(self) -> bool:
+        """Whether the list ends behind an item, or goes on behind a comma. Raises BadFileError."""
+        if (found := self.next()) not in (",", "]"):
+            reason = f"cut off or no JSON: {found!r} (character {self.before + self.at}), allowed , or ]"
+            raise self.failed(reason)
+        self.at += 1
+        return found == "]"
+
+
 def read_json(file: BinaryIO, form: Format) -> Iterator[str]:
-    """The items of a list, parsed one at a time: a whole file of TinyStories would take a gigabyte."""
-    decoder, chunks, n = json.JSONDecoder(), read_chunks(file), 0
-    text = next(chunks, "").lstrip()
-    if not text.startswith("["):
-        raise BadFileError(f"{file.name}: begins with {text[:1]!r}, allowed a JSON list")
-    text = text[1:]
-    while True:
-        text = text.lstrip(" \t\r\n,")
-        if text.startswith("]"):
-            return
-        try:
-            item, end = decoder.raw_decode(text)
-        except RecursionError:
-            raise BadFileError(f"{file.name}: item {n} is nested too deeply") from None
-        except ValueError as error:  # mostly since the item goes on in the next chunk
-            more = next(chunks, None) if len(text) < ITEM_MAX else None
-            if more is None:  # "" is half a character
-                reason = getattr(error, "msg", error)
-                raise BadFileError(f"{file.name}: item {n} is cut off or no JSON: {reason}") from None
-            text += more
-            continue
-        yield text_of(item, form, f"{file.name}: item {n}")
-        text, n = text[end:], n + 1
+    """The items of a list."""
+    items = JsonList(file)
+    if (found := items.next()) != "[":
+        raise BadFileError(f"{file.name}: begins with {found!r}, allowed a JSON list")
+    items.at += 1
+    ended = items.next() == "]"
+    items.at += ended
+    while not ended:
+        item = items.item()
+        yield text_of(item, form, f"{file.name}: item {items.n - 1}")
+        ended = items.end()
+    if found := items.next():
+        place = f"{found!r} (character {items.before + items.at})"
+        raise BadFileError(f"{file.name}: has {place} behind the list, allowed nothing")
 
 
 def read_jsonl(file: BinaryIO, form: Format) -> Iterator[str]:
@@ -155,7 +202,7 @@ def read_parquet(file: BinaryIO, form: Format) -> Iterator[str]:
         raise BadFileError(f"{file.name}: is no Parquet file: {error}") from None
 
 
-# What a folder is searched for. A file that is named is text, whatever else it is called.
+# What a folder is searched for. A file that is named may be called otherwise, and is plain text then.
 READERS = {
     **dict.fromkeys((".txt", ".md"), read_txt),
     ".json": read_json,
@@ -163,11 +210,26 @@ READERS = {
     ".parquet": read_parquet,
 }
 RECORD_FILES = (".json", ".jsonl", ".parquet")
+NO_TEXT = (".csv", ".tsv", ".bin")  # what may be read as plain text, and is none
+HEAD = 4096  # bytes in which what is no text has a zero
+
+
+def kind_of(path: Path) -> str:
+    """What a file is read as: its suffix, in small letters."""
+    return path.suffix.lower()
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file that is named can be read. Raises OSError."""
+    if not path.is_file() or kind_of(path) in NO_TEXT:
+        return False
+    with reading(path) as file:
+        return kind_of(path) in READERS or b"\0" not in file.read(HEAD)
 
 
 def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
     """The documents of a file opened as binary, blank ones included. Raises BadFileError."""
-    suffix = Path(file.name).suffix
+    suffix = kind_of(Path(file.name))
     if form.records and suffix not in RECORD_FILES:
         raise BadFileError(f"{file.name}: holds no records, allowed {' '.join(RECORD_FILES)}")
     for text in READERS.get(suffix, read_txt)(file, form):
@@ -175,13 +237,13 @@ def read_documents(file: BinaryIO, form: Format) -> Iterator[str]:
 
 
 def text_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """The text files named, and those in the folders named, in order. Raises BadFileError."""
+    """The text files named, and those in the folders named, in order. Raises BadFileError, OSError."""
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
+            found = sorted(p for p in path.rglob("*") if kind_of(p) in READERS and p.is_file())
         else:
-            found = [path] if path.is_file() else []
+            found = [path] if is_text(path) else []
         if not found:
             state = "holds no" if path.is_dir() else "is no" if path.exists() else "is missing, wanted a"
             raise BadFileError(f"{path}: {state} text file, allowed {' '.join(READERS)}")
@@ -214,7 +276,11 @@ def sample(files: Iterable[Path], form: Format, max_bytes: int) -> Iterator[str]
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input", nargs="+", type=path_type, required=True, help="folders or files: " + " ".join(READERS)
+        "--input",
+        nargs="+",
+        type=path_type,
+        required=True,
+        help=f"folders or files: {' '.join(READERS)}; others: plain text",
     )
     parser.add_argument(
         "--field", default="", help="of an object, the text (default: " + ", ".join(FIELDS) + ")"

@@ -362,6 +362,13 @@ def test_a_prompt_file_is_read_without_its_last_newline(folder, tmp_path, capsys
     assert output(folder, capsysbinary, "--temperature", "0", f"--start=FILE:{file}") == expected
 
 
+@pytest.mark.parametrize("mark", [b"\xff\xfe", b"\xfe\xff"])
+def test_a_prompt_file_of_utf16_is_refused_by_name(folder, tmp_path, capsys, mark):
+    (tmp_path / "prompt.txt").write_bytes(mark + b"a\0")
+    assert sample.main([str(folder), f"--prompt_file={tmp_path / 'prompt.txt'}"]) == 3
+    assert capsys.readouterr().err == f"error: {tmp_path / 'prompt.txt'}: is UTF-16, allowed UTF-8\n"
+
+
 def test_the_words_of_llama2c_mean_the_same(folder, capsysbinary):
     assert sample.main([str(folder), "--temperature=0", "--prompt=the tin"]) == 0
     expected = capsysbinary.readouterr().out

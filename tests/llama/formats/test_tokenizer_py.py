@@ -420,11 +420,24 @@ def test_a_very_long_text_is_cut_at_a_line_end(tmp_path, monkeypatch, chunk):
         ("a.json", b"[" + b"9" * 5000 + b"]", "item 0 is cut off or no JSON: Exceeds the limit"),
         ("a.jsonl", b"[" * 100_000, "line 1 is no JSON: it is nested too deeply"),
         ("a.jsonl", b"9" * 5000, "line 1 is no JSON: Exceeds the limit"),
-        ("a.txt", b"abc\xff\xfe", "not UTF-8 near byte 5"),
+        ("a.json", b'["a"] ["b"]', r"has '\[' .character 6. behind the list, allowed nothing"),
+        ("a.json", b'["a"] x', r"has 'x' .character 6. behind the list"),
+        ("a.json", b"[] 5", r"has '5' .character 3. behind the list"),
+        ("a.json", b'[,"a"]', r"item 0 is cut off or no JSON: Expecting value .character 1."),
+        ("a.json", b'["a",,"b"]', r"item 1 is cut off or no JSON: Expecting value .character 5."),
+        ("a.json", b'["a",]', r"item 1 is cut off or no JSON: Expecting value .character 5."),
+        ("a.json", b'["a" "b"]', r"item 1 is cut off or no JSON: '\"' .character 5., allowed , or \]"),
+        ("a.json", b"[12 3]", "item 0: text = int, allowed a string"),
+        ("a.json", b"", "begins with '', allowed a JSON list"),
+        ("a.txt", b"abc\xff\xfe", "not UTF-8 at byte 3"),
+        ("a.txt", b"\xef\xbb\xbfabc\xc3", "not UTF-8 at byte 6"),
+        ("a.json", b'["abc\xff"]', "not UTF-8 at byte 5"),
         ("a.parquet", b"PAR1 not", "is no Parquet file"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_place(tmp_path, name, data, says):
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_a_broken_file_is_refused_with_its_place(tmp_path, monkeypatch, chunk, name, data, says):
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(data)
@@ -447,6 +460,29 @@ def test_a_folder_is_searched_for_notes_and_any_file_that_is_named_is_text(tmp_p
     assert (documents(notes), documents(code)) == (["# a"], ["int x;"])
     with code.open("rb") as file, pytest.raises(BadFileError, match=r"run\.c: holds no records"):
         list(read_documents(file, Format(records=True)))
+
+
+@given(st.lists(st.lists(st.integers() | st.text() | st.floats(allow_nan=False)), max_size=6), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_the_items_of_a_list_are_those_of_json(tmp_path_factory, items, spaced):
+    path = tmp_path_factory.getbasetemp() / "items.json"
+    path.write_text(json.dumps(items, indent=1 if spaced else None, ensure_ascii=not spaced), "utf-8")
+    for chunk in (1, 3, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "CHUNK", chunk)
+            assert [json.loads(text) for text in documents(path, Format(records=True))] == items
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.bin", "a.png", "a"])
+def test_a_file_that_is_no_text_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"a,b\n" if name[2:].lower() in ("csv", "tsv", "bin") else b"PNG\0")
+    with pytest.raises(BadFileError, match=rf"{name}: is no text file, allowed \.txt \.md \.json"):
+        text_files([tmp_path / name])
+
+
+def test_a_suffix_of_capital_letters_is_the_same(tmp_path):
+    (tmp_path / "a.JSONL").write_text('{"text": "x"}')
+    assert [documents(path) for path in text_files([tmp_path])] == [["x"]]
 
 
 # --- The command line
