@@ -48,7 +48,15 @@ from training.expected import check_beside, path_of
 from training.expecting import expect
 from training.named import open_text
 from training.parts import WHOLE, merge, parse_part
-from training.pretokenize import Chats, Selection, add_writer_options, pretokenize, print_totals, totals
+from training.pretokenize import (
+    Chats,
+    Selection,
+    add_writer_options,
+    place_of,
+    pretokenize,
+    print_totals,
+    totals,
+)
 from training.shards import SPLITS, check_shard, documents, open_split
 from training.text import RECORDS, add_text_options, read_documents, text_files, text_format
 from training.toy import make_reverse
@@ -126,12 +134,12 @@ def pretokenize_command(options: argparse.Namespace) -> dict[str, Any]:
     return pretokenize(options.output, model, train, val, form, options.workers, options.shard_tokens)
 
 
-def first_record(files: list[Path]) -> str:
-    """The first record of the files. Raises BadFileError if there is none."""
+def first_record(files: list[Path]) -> tuple[str, str]:
+    """The first record of the files, and what names it. Raises BadFileError if there is none."""
     for path in files:
         with reading(path) as file:
             for record in read_documents(file, RECORDS):
-                return record
+                return record, place_of(path, 0)
     raise BadFileError(f"{files[0]}: records = 0, allowed 1 or more")
 
 
@@ -142,7 +150,7 @@ def chat_command(options: argparse.Namespace) -> dict[str, Any]:
     source, vocabulary = open_text(str(options.model), options.template)
     tokenizer = tokenizers.load_vocabulary(options.model, tokenizers.OF_MODEL, vocabulary.indexed, vocabulary)
     encoder = Encoder(source, tokenizer.model)
-    kind = "pairs" if len(encoder.encode_record(first_record(train.files))) == 2 else "chat"
+    kind = "pairs" if len(encoder.encode_record(*first_record(train.files))) == 2 else "chat"
     chats = Chats(options.model, kind, options.template, told(source))
     work = (options.workers, options.shard_tokens, chats)
     meta = pretokenize(options.output, tokenizer, train, val, RECORDS, *work)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,9 @@ from llama.native import c_bytes, encode_spans, special_names
 from llama.templates import render, render_generated, render_guarded
 from training.named import open_text
 
-ROLES = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}  # of ShareGPT
+ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
+SHAREGPT = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
+LEAST, MOST = 2**-14, 65504  # of a weight that is not 0, as float16 has it (training/pretokenize.py)
 KINDS = "messages, conversations, prompt and completion, or chosen and rejected"
 OPENED = ("llama3", "chatml", "zephyr")  # templates that are built in and open an answer when asked to
 MARKED = re.compile(r"\{%-?\s*generation\b")  # a template that says itself what an assistant wrote
@@ -55,21 +56,26 @@ class Sample:
 
 def message_of(value: Any, where: str) -> Message:
     """A message, whichever of the two spellings it has. Raises BadFileError."""
-    if isinstance(value, dict) and "from" in value:
-        role, content = ROLES.get(value["from"], value["from"]), value.get("value")
-        value = {"role": role, "content": content, "weight": value.get("weight")}
-    if not isinstance(value, dict) or "role" not in value:
+    name = "from" if isinstance(value, dict) and "from" in value else "role"
+    if not isinstance(value, dict) or name not in value:
         raise BadFileError(f"{where}: message = {value!r:.80}, allowed an object with role and content")
-    return value
+    known = dict.fromkeys(ROLES) | (SHAREGPT if name == "from" else {})
+    if not isinstance(role := value[name], str) or role not in known:
+        raise BadFileError(f"{where}: {name} = {role!r:.80}, allowed {', '.join(known)}")
+    if name == "role":
+        return value
+    return {"role": known[role] or role, "content": value.get("value"), "weight": value.get("weight")}
 
 
 def weight_of(message: Message, where: str) -> float:
     """What a message counts as a target: 1 for an assistant's, 0 for others'. Raises BadFileError."""
     usual = float(message["role"] == "assistant")
     weight = usual if message.get("weight") is None else message["weight"]  # Parquet has null for none
-    if not isinstance(weight, int | float) or not 0 <= weight < math.inf or (weight and not usual):
-        allowed = "a number from 0 on for an assistant" if usual else "none but for an assistant"
-        raise BadFileError(f"{where}: weight = {weight!r} of {message['role']!r}, allowed {allowed}")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not (weight == 0 or (usual and LEAST <= weight <= MOST)):
+        allowed = f"0, or a number from {LEAST} to {MOST}," if usual else "none but"
+        found = f"weight = {weight!r:.80} of {message['role']!r}"
+        raise BadFileError(f"{where}: {found}, allowed {allowed} for an assistant")
     return float(weight)
 
 
@@ -230,9 +236,8 @@ class Encoder:
         begin = shared(ids, self.tokenizer.encode(prompt, bos=bos))
         return ids, [0.0] * begin + [1.0] * (len(ids) - begin)
 
-    def encode_record(self, text: str) -> list[tuple[list[int], list[float]]]:
-        """The ids and weights of each sample of a record, JSON. Raises BadFileError, with its beginning."""
-        where = f"{self.name}: record {text[:60]!r}"
+    def encode_record(self, text: str, where: str) -> list[tuple[list[int], list[float]]]:
+        """The ids and weights of each sample of a record, JSON. where: names it. Raises BadFileError."""
         try:
             return [self.encode(sample) for sample in samples_of(json.loads(text), where)]
         except LlamaError as error:

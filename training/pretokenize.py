@@ -88,6 +88,7 @@ class Batch:
     """Documents on their way to a worker."""
 
     texts: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)  # of each text, for who is told what is wrong with it
     characters: int = 0
     next: Position = (0, 0)
     bytes_read: int = 0  # of the input so far, for the progress bar
@@ -101,6 +102,11 @@ class Encoded:
     lengths: np.ndarray  # (n_documents)
     n_bytes: int  # of text; 0 for conversations
     weights: np.ndarray | None = None  # (n_tokens), of each as a target; None: all count 1
+
+
+def place_of(path: Path, document: int) -> str:
+    """What an error calls a document, from 0, of a file."""
+    return f"{path}: record {document + 1}"
 
 
 def read_selected(selection: Selection, form: Format, start: Position) -> Iterator[tuple[Position, int, str]]:
@@ -129,6 +135,7 @@ def read_batches(selection: Selection, form: Format, start: Position) -> Iterato
     batch = Batch()
     for place, read, text in read_selected(selection, form, start):
         batch.texts.append(text)
+        batch.places.append(place_of(selection.files[place[0]], place[1] - 1))
         batch.characters += len(text)
         if batch.characters >= BATCH_CHARACTERS:
             batch.next, batch.bytes_read = place, read
@@ -140,25 +147,25 @@ def read_batches(selection: Selection, form: Format, start: Position) -> Iterato
         yield batch
 
 
-def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+def encode_batch(tokenizer: Tokenizer, batch: Batch) -> Encoded:
     """BOS and the text of each document."""
-    ids = [tokenizer.encode(text, bos=True) for text in texts]
+    ids = [tokenizer.encode(text, bos=True) for text in batch.texts]
     lengths = np.array([len(document) for document in ids])
     tokens = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=lengths.sum())
     if tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size:
         raise BadFileError(f"{tokenizer.path}: gave ids outside its vocabulary of {tokenizer.vocab_size}")
-    n_bytes = sum(len(well_formed(text).encode()) for text in texts)
+    n_bytes = sum(len(well_formed(text).encode()) for text in batch.texts)
     return Encoded(tokens.astype(token_type(tokenizer.vocab_size)), lengths, n_bytes)
 
 
-def encode_records(encoder: Encoder, kind: str, texts: list[str]) -> Encoded:
+def encode_records(encoder: Encoder, kind: str, batch: Batch) -> Encoded:
     """The conversations of records, or the chosen and the rejected one of each. Raises BadFileError."""
     wanted, samples = 2 if kind == "pairs" else 1, []
-    for text in texts:
-        found = encoder.encode_record(text)
+    for text, place in zip(batch.texts, batch.places, strict=True):
+        found = encoder.encode_record(text, place)
         if len(found) != wanted:
             kinds = "a pair" if len(found) == 2 else "one conversation"
-            raise BadFileError(f"record {text[:60]!r}: is {kinds}, allowed in a folder of {kind}: {wanted}")
+            raise BadFileError(f"{place}: is {kinds}, allowed in a folder of {kind}: {wanted}")
         samples += found
     ids, weights = ([*chain.from_iterable(part)] for part in zip(*samples, strict=True))
     lengths = np.array([len(sample[0]) for sample in samples])
@@ -176,7 +183,7 @@ class Chats:
     told: Mapping[str, str] = field(default_factory=dict)  # of the model: llama/formats/texts.py
 
 
-Encode = Callable[[list[str]], Encoded]
+Encode = Callable[[Batch], Encoded]
 _worker: dict[str, Encode] = {}  # of a worker process, set once as it starts
 
 
@@ -191,8 +198,8 @@ def start_worker(path: Path, chats: Chats | None) -> None:
     _worker["encode"] = encode_chats(chats) if chats else partial(encode_batch, tokenizers.load(path))
 
 
-def work(texts: list[str]) -> Encoded:
-    return _worker["encode"](texts)
+def work(batch: Batch) -> Encoded:
+    return _worker["encode"](batch)
 
 
 def encode_all(
@@ -201,14 +208,14 @@ def encode_all(
     """Each batch with its tokens, in order. Raises what a worker raised, RuntimeError if one was killed."""
     if workers == 1:
         encode = encode_chats(chats) if chats else partial(encode_batch, tokenizer)
-        yield from ((batch, encode(batch.texts)) for batch in batches)
+        yield from ((batch, encode(batch)) for batch in batches)
         return
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     pool = ProcessPoolExecutor(workers, spawn, start_worker, (tokenizer.path, chats))
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(work, batch.texts)))
+            waiting.append((batch, pool.submit(work, batch)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()

@@ -14,8 +14,11 @@ from test_chat_templates import LLAMA3, folder_with
 
 from llama.errors import BadFileError
 from llama.formats.chat_templates import TEMPLATES
-from training.conversations import Encoder, open_encoder, samples_of
+from llama.formats.tokenizers import load
+from training.conversations import ROLES, Encoder, open_encoder, samples_of
+from training.pretokenize import Batch, Chats, Selection, encode_records, pretokenize
 from training.shards import documents, open_split
+from training.text import RECORDS
 
 # What a model says, and the token that ends it, stand in {% generation %} for transformers.
 FAMILIES = {
@@ -73,7 +76,7 @@ def encoder_with(folder: Path, template: str) -> Encoder:
 
 
 def encoded(encoder: Encoder, item: object) -> tuple[list[int], list[float]]:
-    (found,) = encoder.encode_record(json.dumps(item))
+    (found,) = encoder.encode_record(json.dumps(item), "x")
     return found
 
 
@@ -142,14 +145,18 @@ def test_of_prompt_and_completion_the_completion_is_learnt(folder):
 def test_of_a_pair_what_differs_is_learnt(folder):
     encoder = encoder_with(folder, FAMILIES["ChatML"][0])
     talks = [said([*TALKS[0], ("user", "and"), ("assistant", answer)]) for answer in ("good", "bad")]
-    whole = encoder.encode_record(json.dumps({"chosen": talks[0], "rejected": talks[1]}))
+    whole = encoder.encode_record(json.dumps({"chosen": talks[0], "rejected": talks[1]}), "x")
     parts = {"prompt": talks[0][:3], "chosen": talks[0][3:], "rejected": talks[1][3:]}
-    assert encoder.encode_record(json.dumps(parts)) == whole
+    assert encoder.encode_record(json.dumps(parts), "x") == whole
     told_again = {"prompt": "and", "chosen": talks[0], "rejected": talks[1]}
-    assert encoder.encode_record(json.dumps(told_again)) == whole
+    assert encoder.encode_record(json.dumps(told_again), "x") == whole
     for (ids, weights), answer in zip(whole, ("good", "bad"), strict=True):
         learnt = [token for token, weight in zip(ids, weights, strict=True) if weight]
         assert encoder.tokenizer.decode(learnt) == answer
+
+
+def weighed(weight: object) -> dict[str, object]:
+    return {"messages": [{"role": "assistant", "content": "x", "weight": weight}]}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,22 @@ def test_of_a_pair_what_differs_is_learnt(folder):
         ({"messages": [{"content": "x"}]}, "allowed an object with role and content"),
         ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "weight = 1 of 'user', allowed none"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": -1}]}, "weight = -1 of 'assistant'"),
+        (weighed(1e300), "weight = 1e+300 of 'assistant', allowed 0, or a number from 6.103515625e-05 to"),
+        (weighed(65505), "weight = 65505 of 'assistant', allowed 0, or a number from"),
+        (weighed(10**400), "weight = 1000"),
+        (weighed(1e-9), "weight = 1e-09 of 'assistant', allowed 0, or a number from"),
+        (weighed(float("nan")), "weight = nan of 'assistant'"),
+        (weighed(True), "weight = True of 'assistant'"),
+        (weighed("1"), "weight = '1' of 'assistant'"),
+        ({"messages": [{"role": "assistent", "content": "x"}]}, "role = 'assistent', allowed system, develo"),
+        (
+            {"messages": [{"role": "human", "content": "x"}]},
+            "role = 'human', allowed system, developer, user",
+        ),
+        ({"messages": [{"role": 5, "content": "x"}]}, "role = 5, allowed system"),
+        ({"messages": [{"role": None, "content": "x"}]}, "role = None, allowed system"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "from = ['human'], allowed system"),
+        ({"conversations": [{"from": "me", "value": "x"}]}, "from = 'me', allowed system"),
         ({"prompt": "x", "completion": []}, "are str and list, allowed two texts or two lists"),
     ],
 )
@@ -169,6 +192,42 @@ def test_what_is_no_conversation_is_refused_by_name(item, message):
         samples_of(item, "chats.jsonl")
     assert str(error.value).startswith("chats.jsonl: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, 2**-14, 1, 65504])
+def test_a_weight_that_float16_holds_is_kept(weight):
+    (sample,) = samples_of(weighed(weight), "x")
+    assert sample.weights == (weight,) == (float(np.float16(weight)),)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_is_taken_in_both_spellings(role):
+    for item in ({"messages": [{"role": role}]}, {"conversations": [{"from": role}]}):
+        (sample,) = samples_of(item, "x")
+        assert [message["role"] for message in sample.messages] == [role]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("first", "bad"), [(0, 1), (3, 4)])
+def test_an_error_names_the_file_and_the_record(folder, tmp_path, workers, first, bad):
+    encoder_with(folder, FAMILIES["ChatML"][0])
+    (tmp_path / "a.jsonl").write_text((json.dumps({"messages": said(TALKS[0])}) + "\n") * 2)
+    records = [{"messages": said(TALKS[0])}] * 4
+    records[first] = {"messages": [{"role": "assistent", "content": "x"}]}
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    chats = Chats(folder, "chat")
+    with pytest.raises(BadFileError, match=rf"^{files[1]}: record {bad}: role = 'assistent', allowed"):
+        pretokenize(
+            tmp_path / "out", load(folder), Selection(files), Selection(files), RECORDS, workers, chats=chats
+        )
+
+
+def test_a_pair_among_conversations_is_named(folder, tmp_path):
+    encoder = encoder_with(folder, FAMILIES["ChatML"][0])
+    batch = Batch([json.dumps({"prompt": "x", "chosen": "y", "rejected": "z"})], ["a.jsonl: record 7"])
+    with pytest.raises(BadFileError, match=r"^a\.jsonl: record 7: is a pair, allowed in a folder of chat: 1"):
+        encode_records(encoder, "chat", batch)
 
 
 def test_a_template_that_writes_an_answer_otherwise_later_is_refused(folder):
