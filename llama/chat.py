@@ -37,13 +37,14 @@ from llama.engine import Llama
 from llama.errors import LlamaError, UsageError
 from llama.formats.chat_templates import KINDS
 from llama.generation import Generation
-from llama.native import KV, SHIPPED
+from llama.native import KV, SHIPPED, c_path
 from llama.run import parse
 from llama.terminal import Read, is_terminal, reader
 
 Options = Any  # LlamaRunOptions
 DEFAULTS = (b"--mode", b"chat", b"--temperature", b"0.2")  # an answer is to be right rather than surprising
-COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
+WITH_TEXT = ("system", "save", "load")  # the commands that something may follow
 
 
 def note(text: str) -> None:
@@ -93,14 +94,21 @@ class Program:
         try:
             if command is None:
                 self.answer(line)
-            elif command[1] in COMMANDS:
-                COMMANDS[command[1]](self, (command[2] or "").strip())
             else:
-                note(f"there is no command /{command[1]}: /help lists them")
+                self.obey(command[1].lower(), (command[2] or "").strip())
         except (LlamaError, OSError) as error:
             if not is_terminal():
                 raise
             note(f"error: {explained(error)[0] if isinstance(error, OSError) else error}")
+
+    def obey(self, name: str, text: str) -> None:
+        """Does what a command says. Raises UsageError for a text behind one that takes none."""
+        if name not in COMMANDS:
+            note(f"there is no command /{name}: /help lists them")
+        elif text and name not in WITH_TEXT:
+            raise UsageError(f"/{name} {text:.80}: allowed is /{name} alone")
+        else:
+            COMMANDS[name](self, text)
 
     def run(self, read: Read, first: str | None) -> None:
         """Line after line. first: a question that is there already."""
@@ -158,10 +166,14 @@ def load(program: Program, path: str) -> None:
 
 
 def given(path: str) -> str:
-    """The name of a file. Raises UsageError where there is none."""
+    """The name of a file. Raises UsageError where there is none, or none that can be."""
     if not path:
         raise UsageError("the name of a file is missing")
-    return os.fspath(Path(path).expanduser())
+    c_path(path)
+    try:
+        return os.fspath(Path(path).expanduser())
+    except RuntimeError:  # of ~name
+        raise UsageError(f"{path}: there is no user {Path(path).parts[0][1:]}") from None
 
 
 def stats(program: Program, _: str) -> None:

@@ -87,7 +87,12 @@ class Conversation:
     # --- Files: a JSON list of messages
 
     def save(self, path: str) -> None:
-        """Writes all that was said. Raises OSError."""
+        """Writes all that was said, in the place of an older conversation if there is one.
+
+        Raises UsageError for a file that holds anything else, OSError.
+        """
+        if not is_replaceable(Path(path)):
+            raise UsageError(f"{path}: is there already and no conversation, allowed is another name")
         with files.write_aside(Path(path)) as file:
             file.write((json.dumps(self.messages, indent=1) + "\n").encode())
 
@@ -99,6 +104,20 @@ class Conversation:
             raise BadFileError(f"{path}: {error}") from None
         self.system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
         self.turns = messages
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a file is not there, is empty, or holds a conversation. Raises OSError."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as file:
+        if file.read(1) != b"[":  # of other files, which may be large, no more is read
+            return False
+    try:
+        list(checked(parse_json(files.read(path))))
+    except ValueError:
+        return False
+    return True
 
 
 def checked(value: Any) -> Iterator[dict[str, str]]:

@@ -103,6 +103,22 @@ def test_what_was_saved_is_kept_where_the_disk_takes_no_more(conversation, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"said.json": before}
 
 
+@pytest.mark.parametrize("said", ["a diary", "[1, 2]\n", '[{"role": "user", "content": "hi"}]', "{}"])
+def test_a_file_that_is_no_conversation_is_not_replaced(conversation, tmp_path, said):
+    (tmp_path / "a.txt").write_text(said)
+    with pytest.raises(llama.UsageError, match=r"a\.txt: is there already and no conversation"):
+        conversation.save(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == said
+
+
+def test_a_conversation_or_an_empty_file_is_replaced(conversation, tmp_path):
+    (tmp_path / "said.json").touch()
+    for turns in (0, 2, 0):
+        conversation.turns = [{"role": role, "content": "r"} for role in ("user", "assistant")][:turns]
+        conversation.save(tmp_path / "said.json")
+        assert len(json.loads((tmp_path / "said.json").read_text())) == turns
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -172,6 +188,15 @@ def test_commands(model, tmp_path):
     assert [m["content"] for m in json.loads(file.read_text())] == ["r", "r", "b"]
 
 
+def test_commands_may_be_in_any_case(model, tmp_path):
+    file = tmp_path / "said.json"
+    result = chat(model, "r", f"/SAVE {file}", "/Reset", "/Foo", "/qUIT", "r")
+    said = "all is forgotten, but for the system prompt"
+    assert result.stderr == f"saved as {file}\n{said}\nthere is no command /foo: /help lists them\n"
+    assert result.stdout.count("Assistant") == 1
+    assert len(json.loads(file.read_text())) == 2
+
+
 def test_what_was_forgotten_is_said(model):
     result = chat(model, *["r" * 3] * 30)
     assert result.stdout.count("Assistant: b\n") == 30
@@ -183,6 +208,11 @@ def test_what_was_forgotten_is_said(model):
     [
         (["/load nowhere.json"], (), 3, "nowhere.json: No such file"),
         (["/save"], (), 2, "the name of a file is missing"),
+        (["/save ~nobody-is-called-so/x"], (), 2, "there is no user nobody-is-called-so"),
+        (["/load ~nobody-is-called-so/x"], (), 2, "there is no user nobody-is-called-so"),
+        (["/load a\0b"], (), 2, "a path can't hold a NUL character"),
+        (["/reset foo"], (), 2, "/reset foo: allowed is /reset alone"),
+        (["/QUIT now"], (), 2, "/quit now: allowed is /quit alone"),
         (["r" * 70], (), 2, "the question takes"),
         (["r"], ("--escape",), 2, "--escape is for llama.run"),
         (["r"], ("--top-p", "7"), 2, "--top-p = 7"),
@@ -271,6 +301,18 @@ def test_in_a_terminal_lines_are_edited_and_kept(start, tmp_path):
     assert terminal.history_file().name == "chat_history"
     (kept,) = tmp_path.rglob("chat_history")
     assert "+r\n+r\n" in kept.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_in_a_terminal_a_chat_goes_on_after_a_bad_command(start):
+    one = start()
+    one.wait("User:")
+    for wrong in ("/save ~nobody-is-called-so/x", "/reset foo"):
+        one.type(f"{wrong}\r")
+        one.wait("error: .*(no user|alone)")
+        one.wait("User:")
+    one.type("/quit\r")
+    assert one.program.wait(60) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
