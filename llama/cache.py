@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from llama.command import Parser, counted, note, run_command, started_as
+from llama.command import Parser, counted, name_type, note, run_command, started_as
 from llama.config import Config, model_config
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError, one_line
 from llama.files import ended_in_order, lock_file, remove_left_over, temporary_folder, write_aside
@@ -329,12 +329,17 @@ def is_meant(source: str, pattern: str) -> bool:
     return home in Path(source).parts and place.file in source and is_quant
 
 
-def clear(pattern: str = "") -> list[Entry]:
-    """Deletes the models whose source is_meant; without a pattern all, and what was left half."""
-    gone = [entry for entry in entries() if is_meant(entry.source, pattern)]
+def clear(pattern: str | None = None) -> list[Entry]:
+    """Deletes the models whose source is_meant; without a pattern all, and what was left half.
+
+    Raises UsageError for an empty pattern, which would be in every path.
+    """
+    if pattern == "":
+        raise UsageError("pattern: is empty, allowed is a part of a path, or a name")
+    gone = [entry for entry in entries() if pattern is None or is_meant(entry.source, pattern)]
     for entry in gone:
         delete(entry)
-    if not pattern:
+    if pattern is None:
         sweep()
     return gone
 
@@ -357,7 +362,8 @@ def describe(entry: Entry) -> str:
 def main(arguments: list[str]) -> None:
     parser = Parser(prog=started_as("cache"), description=__doc__)
     parser.add_argument("command", nargs="?", choices=("list", "clear"), default="list")
-    parser.add_argument("pattern", nargs="?", default="", help="part of a source's path, or its name (all)")
+    said = "part of a source's path, or its name (all)"
+    parser.add_argument("pattern", nargs="?", type=name_type, help=said)
     options = parser.parse_args(arguments)
     if options.command == "clear":
         gone = clear(options.pattern)
@@ -365,7 +371,7 @@ def main(arguments: list[str]) -> None:
             raise BadFileError(f"{options.pattern}: no converted model is of such a source")
         print(f"{counted(len(gone), 'file')} deleted")
         return
-    kept = [entry for entry in entries() if is_meant(entry.source, options.pattern)]
+    kept = [entry for entry in entries() if is_meant(entry.source, options.pattern or "")]
     size = sum(entry.bytes for entry in kept) / 1e6
     print(f"{folder()}: {counted(len(kept), 'model')}, {size:,.1f} MB")
     for entry in kept:

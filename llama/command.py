@@ -52,6 +52,13 @@ def path_type(text: str) -> Path:
     return Path(text)
 
 
+def name_type(text: str) -> str:
+    """A type of argparse: a name, which is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty, allowed is a name")
+    return text
+
+
 def counted(n: int, noun: str) -> str:
     """1 model, 2 models."""
     return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.adapters import find as find_adapter
-from llama.command import Parser, one_line, path_type, print_notes, run_command, started_as
+from llama.command import Parser, name_type, one_line, path_type, print_notes, run_command, started_as
 from llama.errors import UsageError
 from llama.formats import llama2c
 from llama.formats.adapter_file import SUFFIX, write_adapter
@@ -171,7 +171,7 @@ def add_written_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ends-dtype", choices=VERSIONS, help="of embedding and classifier")
     group.add_argument("--group-size", type=int, metavar="N", help="weights with one scale in v2 (64)")
     group.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="to put into it (that in or beside MODEL)"
+        "--tokenizer", type=path_type, metavar="FILE", help="to put into it (that in or beside MODEL)"
     )
     group.add_argument("--template", choices=("none", *BUILT_IN), help="of chats (what MODEL says)")
     group.add_argument("--force", action="store_true", help="drop what the format can't hold")
@@ -199,7 +199,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_written_options(parser)
     group = parser.add_argument_group("what is changed")
     lora = "add an adapter of PEFT or train.py, times SCALE (1); OUT.lora.bin: write it alone"
-    group.add_argument("--lora", metavar="FOLDER[:SCALE]", help=lora)
+    group.add_argument("--lora", type=name_type, metavar="FOLDER[:SCALE]", help=lora)
     group = parser.add_argument_group("what MODEL does not say, or says wrong")
     group.add_argument("--max-seq-len", type=int, metavar="N", help="its context")
     group.add_argument("--rope-theta", type=float, metavar="X", help="RoPE's base (1e6 for Code Llama)")

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from llama.bench import aligned
-from llama.command import Parser, run_command, started_as
+from llama.command import Parser, name_type, run_command, started_as
 from llama.engine import Llama
 from llama.errors import UsageError
 from llama.perplexity import add_options, judged, opened
@@ -46,12 +46,20 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
             yield [task, name, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else ""]
 
 
+def names_of(tasks: str) -> list[str]:
+    """Names with commas between them. Raises UsageError where there is none."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--tasks = {tasks!r}, allowed are names with commas between them")
+    return names
+
+
 def tasks_of(llama: Llama, options: argparse.Namespace) -> dict[str, Any]:
     """The metrics of each task, and of each group of tasks."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells at length what it was asked to do
     from llama.harness import run_tasks  # which imports the library
 
-    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    names = names_of(options.tasks)
     return run_tasks(llama, names, options.include, options.shots, options.limit, options.chat)["results"]
 
 
@@ -59,7 +67,7 @@ def report(options: argparse.Namespace) -> None:
     """Judges, and prints. Raises UsageError, BadFileError, OSError."""
     if not options.text and options.tasks is None:
         raise UsageError("allowed are --text FILE and --tasks NAMES, one of them or both")
-    if options.tasks is not None and find_spec("lm_eval") is None:
+    if options.tasks is not None and names_of(options.tasks) and find_spec("lm_eval") is None:
         raise UsageError(NEEDED)
     found: dict[str, Any] = {"texts": {}, "tasks": {}}
     with opened(options) as llama:
@@ -81,10 +89,17 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog=started_as("evaluate"), description=__doc__)
     add_options(parser)
     parser.add_argument(
-        "--text", action="append", default=[], metavar="FILE", help="to predict; may come again"
+        "--text",
+        action="append",
+        type=name_type,
+        default=[],
+        metavar="FILE",
+        help="to predict; may come again",
     )
     parser.add_argument("--tasks", metavar="NAMES", help="of lm-evaluation-harness, with commas between them")
-    parser.add_argument("--include", metavar="FOLDER", help="with .yaml files of tasks of one's own")
+    parser.add_argument(
+        "--include", type=name_type, metavar="FOLDER", help="with .yaml files of tasks of one's own"
+    )
     parser.add_argument(
         "--shots", type=int, metavar="N", help="examples before a question (as the task says)"
     )

@@ -398,7 +398,7 @@ def find(model: str | bytes, tokenizer: str | bytes | None = None) -> Files:
     if not is_name(name) or Path(name).exists():
         return Files(name, given)
     files = download(name)
-    return Files(files.model, given or files.tokenizer)
+    return Files(files.model, files.tokenizer if given is None else given)
 
 
 def main(arguments: list[str]) -> None:

@@ -24,14 +24,14 @@ from typing import Any
 from llama import headers, hub
 from llama._engine import ffi, lib
 from llama.bench import aligned
-from llama.command import Parser, run_command, started_as
+from llama.command import Parser, name_type, run_command, started_as
 from llama.config import model_config
 from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
 from llama.formats.chat_templates import KINDS
 from llama.formats.header import Tensor, printable
 from llama.formats.kinds import TORCH, is_of_folder, refuse_alone, start_of
-from llama.native import KV, SHIPPED, call, model_open
+from llama.native import KV, SHIPPED, call, model_open, struct
 from llama.pack import packed_bytes
 from llama.tokenizer import Tokenizer
 
@@ -176,7 +176,7 @@ def compare_checksums(model: Any) -> str:
 def measured(model: Any, context: int, kv: str) -> Any:
     """A LlamaMemory: what a context of so many positions takes. kv: type of keys and values."""
     size = ffi.new("LlamaMemory *")
-    options = ffi.new("LlamaContextOptions *", {"context": context, "kv": KV.index(kv)})
+    options = struct("LlamaContextOptions", context=context, kv=KV.index(kv))
     call(lib.llama_context_measure, model, options, size)
     return size
 
@@ -423,7 +423,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line."""
     parser = Parser(prog=started_as("info"), description=__doc__)
     parser.add_argument("model", nargs="?", default=SHIPPED, help="a file, a folder, or a name of llama.hub")
-    parser.add_argument("-z", "--tokenizer", metavar="FILE", help="default: the one that belongs to it")
+    parser.add_argument(
+        "-z", "--tokenizer", type=name_type, metavar="FILE", help="default: the one that belongs to it"
+    )
     parser.add_argument("-c", "--context", type=int, default=0, metavar="N", help="positions (the model's)")
     parser.add_argument("--tensors", action="store_true", help="a line for each, also those of layers")
     parser.add_argument("--check", action="store_true", help="compare the checksums of the tensors")

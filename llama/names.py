@@ -26,6 +26,7 @@ from llama.cache import (
     note,
     tokenizer_beside,
 )
+from llama.command import name_type
 from llama.errors import LlamaError
 from llama.files import temporary_folder
 from llama.formats import tokenizer_kinds
@@ -111,7 +112,7 @@ def opened_adapter(name: str | None, model: str, cache: bool = True) -> Iterator
 def add_lora_option(parser: argparse.ArgumentParser) -> None:
     """--lora, for a program that opens a model."""
     said = "an adapter to run beside it, times SCALE (1): .lora.bin, PEFT's folder, or its name on the hub"
-    parser.add_argument("--lora", metavar="NAME[:SCALE]", help=said)
+    parser.add_argument("--lora", type=name_type, metavar="NAME[:SCALE]", help=said)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,11 @@
     python -m llama.perplexity stories15M stories.txt     # a name, or a model of another format
 
 A .json file holds a list of documents, a .jsonl file one a line: strings, or objects whose --field is the
-text (default: story or text). Any other file is one document, of which ./run --perplexity says the same. Each
-is stripped of blanks at its ends and read alone, after BOS if the model's tokenizer puts it there. One that
-is longer than the context is read in windows that overlap by half, and each token is judged once, with at
-least half a context before it.
+text (default: story or text). Any other file is one document, of which ./run --perplexity says the same. A
+byte order mark at the start of a file is dropped (./run counts it). Each document is stripped of blanks at
+its ends and read alone, after BOS if the model's tokenizer puts it there. One that is longer than the context
+is read in windows that overlap by half, and each token is judged once, with at least half a context before
+it.
 
 Perplexity depends on the vocabulary, bits per byte does not: it compares any two models on a text.
 llama.evaluate asks models more than how likely a text is, and reads texts by this module.
@@ -29,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from llama import files, names
-from llama.command import Parser, counted, run_command, started_as
+from llama.command import Parser, counted, name_type, run_command, started_as
 from llama.engine import Llama
 from llama.errors import BadFileError, UsageError
 from llama.formats.files import parse_json
-from llama.native import KV
+from llama.native import KV, c_bytes
 
 FIELDS = ("story", "text")  # where objects of .json files have their text
 BLANKS = " \t\n\v\f\r"  # what is stripped from the ends of a document
@@ -91,7 +92,7 @@ def text_of(record: Any, field: str | None, place: str) -> str:
 
 def read(path: str) -> Any:
     """The records of a file. Raises OSError, and ValueError for what is not JSON or UTF-8."""
-    text = files.read(Path(path)).decode()
+    text = files.read(Path(path)).decode().removeprefix("\ufeff")
     if path.endswith(".json"):
         return parse_json(text)
     if path.endswith(".jsonl"):
@@ -160,7 +161,7 @@ def measure(llama: Llama, texts: Iterable[str], say: Say = say_nothing) -> Perpl
     """Reads the texts. Raises BadFileError, UsageError."""
     result, start = Perplexity(), time.perf_counter()
     for text in texts:
-        judge(result, llama.encode(text), len(text.encode()), llama.context, llama.score, say)
+        judge(result, llama.encode(text), len(c_bytes(text)), llama.context, llama.score, say)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -181,13 +182,13 @@ def judged(llama: Llama, path: str, field: str | None) -> Perplexity:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """A model, how to run it, and which field of records is text, for a program that judges."""
     parser.add_argument("model", help="a file, a folder or a name (llama.names)")
-    parser.add_argument("-z", "--tokenizer", help="default: found beside the model")
+    parser.add_argument("-z", "--tokenizer", type=name_type, help="default: found beside the model")
     parser.add_argument("-c", "--context", type=int, help="positions (default: the model's)")
     parser.add_argument("-j", "--threads", type=int, help="default: chosen by size")
     parser.add_argument("--kv", choices=KV, default=KV[0], help="type of keys and values (%(default)s)")
     parser.add_argument("--exact", action="store_true", help="keep activations in fp32 (slower)")
     parser.add_argument("--rope-theta", type=float, metavar="X", help="of RoPE (default: the file's)")
-    parser.add_argument("--field", help="of the objects of a .json or .jsonl file")
+    parser.add_argument("--field", type=name_type, help="of the objects of a .json or .jsonl file")
     parser.add_argument("--json", action="store_true", help="print an object")
     names.add_lora_option(parser)
     names.add_model_options(parser)
@@ -208,7 +209,7 @@ def opened(options: argparse.Namespace) -> Iterator[Llama]:
 def main(arguments: list[str]) -> None:
     parser = Parser(prog=started_as("perplexity"), description=__doc__)
     add_options(parser)
-    parser.add_argument("text", help="a file")
+    parser.add_argument("text", type=name_type, help="a file")
     options = parser.parse_args(arguments)
     with opened(options) as llama:
         result = judged(llama, options.text, options.field)

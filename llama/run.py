@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from llama._engine import ffi, lib
-from llama.errors import ClosedOutputError, LlamaError, one_line
+from llama.errors import ClosedOutputError, LlamaError, UsageError, one_line
 from llama.native import SHIPPED, c_text, call, check
 
 
@@ -32,7 +32,11 @@ def parse(arguments: list[bytes]) -> Any:
 
     memory = ffi.new("LlamaRunOptions *")
     call(lib.llama_run_parse, len(arguments), argv, memory)
-    return ffi.gc(memory, release)
+    options = ffi.gc(memory, release)
+    for name in ("tokenizer", "lora"):
+        if (text := getattr(options, name)) != ffi.NULL and not ffi.string(text):
+            raise UsageError(f"--{name}: is empty, allowed is a name")
+    return options
 
 
 def keep(kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:

@@ -24,10 +24,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from llama import names
-from llama.command import Parser, run_command, started_as
+from llama.command import Parser, name_type, run_command, started_as
 from llama.engine import SHIPPED, Llama
 from llama.errors import BadFileError, ResourceError, UsageError
-from llama.native import KV
+from llama.native import KV, c_bytes
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client", "jinja2", "llguidance")
 BACKLOG = 128  # connections that the system keeps until they are accepted
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         default=os.fspath(SHIPPED),
         help="a file, a folder or a name (the model that ships)",
     )
-    add("-z", "--tokenizer", help="default: found beside the model")
+    add("-z", "--tokenizer", type=name_type, help="default: found beside the model")
     add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
     add("--port", type=int, default=8080, help="(%(default)s)")
     add("--parallel", type=positive, default=4, help="texts written side by side (%(default)s)")
@@ -65,13 +65,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help=f"may be given often; or ${KEY_VARIABLE}",
     )
-    add("--alias", help="what the model is called (the name of its file)")
+    add("--alias", type=name_type, help="what the model is called (the name of its file)")
     add("--queue", type=positive, default=64, help="texts that may wait (%(default)s)")
-    add("--slot-save-path", metavar="FOLDER", help="where /slots saves sequences (nowhere)")
-    add("--cors", action="append", default=[], metavar="ORIGIN", help="a page of another server that may ask")
+    add(
+        "--slot-save-path",
+        type=name_type,
+        metavar="FOLDER",
+        help="where /slots saves sequences (nowhere)",
+    )
+    add(
+        "--cors",
+        action="append",
+        type=name_type,
+        default=[],
+        metavar="ORIGIN",
+        help="a page of another server that may ask",
+    )
     add(
         "--allow-host",
         action="append",
+        type=name_type,
         default=[],
         metavar="NAME",
         help="a name that this machine is asked by",
@@ -94,12 +107,27 @@ def keys_of(options: argparse.Namespace) -> list[str]:
     return keys
 
 
+def is_host(text: str) -> bool:
+    """Whether the system can be asked for the address of such a name."""
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def alias_of(options: argparse.Namespace) -> str:
+    """What the model is called, as a text that JSON can hold: names of files may be any bytes."""
+    return c_bytes(options.alias or Path(options.model).absolute().name).decode()
+
+
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError, BadFileError for what can't be."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise UsageError(f"the server needs {', '.join(missing)}: pip install 'cria[serve]'")
     if not options.host:
         raise UsageError("--host: is empty, allowed is an address; 0.0.0.0 is all of this machine's")
+    if not is_host(options.host):
+        raise UsageError(f"--host = {options.host!r:.80}, allowed an address, or a name that has one")
     if not 0 <= options.port < 2**16:
         raise UsageError(f"--port = {options.port}, allowed 0 to 65535")
     if options.slot_save_path and not Path(options.slot_save_path).is_dir():
@@ -161,7 +189,7 @@ def serve(options: argparse.Namespace, llama: Llama, draft: str | Llama | None) 
     batch = {"context": options.context, "threads": options.threads, "kv": options.kv}
     keys = keys_of(options)
     engine = Engine(llama, options.parallel, options.queue, batch, draft)
-    alias = options.alias or Path(options.model).name
+    alias = alias_of(options)
     service = Service(engine, alias, bool(keys), options.slot_save_path)
     if not keys and not limits.is_local(options.host):
         print(f"note: without --api-key everybody who reaches {options.host} may ask", file=sys.stderr)

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from llama.errors import LlamaError, UsageError
+from llama.native import c_bytes
 
 TYPES = {
     401: "authentication_error",
@@ -31,7 +32,8 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, headers)
+        text = c_bytes(message).decode()  # it may name a file, which may be any bytes
+        super().__init__(status, text, headers)
         self.param, self.code = param, code
 
     @property

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from llama import __version__
 from llama.batch import Batch
 from llama.errors import BadFileError, UsageError
-from llama.native import chat_of
+from llama.native import c_bytes, chat_of
 from llama.server.choices import Choice, Piece, chat_logprobs, is_text, shown, spellings
 from llama.server.errors import ApiError, unsupported
 from llama.server.schemas import (
@@ -190,7 +190,7 @@ def props(service: Service) -> dict[str, Any]:
         "default_generation_settings": {"n_ctx": engine.texts.context, "params": defaults},
         "total_slots": engine.parallel,
         "model_alias": service.alias,
-        "model_path": Path(service.llama.path).name,
+        "model_path": c_bytes(Path(service.llama.path).name).decode(),  # which may be any bytes
         "chat_template": template,
         "build_info": f"cria {__version__}",
         "modalities": {"vision": False, "audio": False},

@@ -364,6 +364,14 @@ def test_what_the_engine_opens_is_not_converted(tmp_path, data, foreign):
     assert not cache.is_foreign(tmp_path / "missing")
 
 
+def test_an_empty_pattern_clears_nothing(source, home):
+    """In Python neither: it would be in every path."""
+    path = cache.converted(source)
+    with pytest.raises(llama.UsageError, match="pattern: is empty"):
+        cache.clear("")
+    assert path.exists()
+
+
 def test_what_was_left_half_is_cleared(source, home):
     path = cache.converted(source)
     path.with_suffix(".json").unlink()

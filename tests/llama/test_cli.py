@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT, assert_refused, environment, finish
 
 from llama import chat, cli
+from llama.command import run_command
 from llama.errors import UsageError
 
 
@@ -64,6 +65,43 @@ def test_an_empty_name_is_no_folder(command):
     result = program(command, "", *rest, capture_output=True)
     assert_refused(result, 2)
     assert b" is empty" in result.stderr
+
+
+EMPTY = [  # and the option that is empty
+    (["cache", "clear", ""], "pattern"),
+    (["cache", "list", ""], "pattern"),
+    (["convert", "model.bin", "out.bin", "--lora", ""], "--lora"),
+    (["convert", "model.bin", "out.bin", "--tokenizer", ""], "--tokenizer"),
+    (["run", "model.bin", "--lora", ""], "--lora"),
+    (["run", "model.bin", "-z", ""], "--tokenizer"),
+    (["chat", "model.bin", "-z", ""], "--tokenizer"),
+    (["perplexity", "model.bin", "text", "--tokenizer", ""], "--tokenizer"),
+    (["perplexity", "model.bin", "text", "--field", ""], "--field"),
+    (["perplexity", "model.bin", ""], "text"),
+    (["info", "model.bin", "-z", ""], "--tokenizer"),
+    (["evaluate", "model.bin", "--lora", ""], "--lora"),
+    (["evaluate", "model.bin", "--include", ""], "--include"),
+    *((["serve", "model.bin", option, ""], option) for option in ("--tokenizer", "--lora", "--alias")),
+    *((["serve", "model.bin", option, ""], option) for option in ("--cors", "--slot-save-path")),
+    (["serve", "model.bin", "--allow-host", ""], "--allow-host"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "option"), EMPTY, ids=lambda value: " ".join(value))
+def test_what_is_empty_is_refused_by_name(arguments, option, capfd):
+    """So nothing is taken for what was left out, as it is where a variable of a shell has no value."""
+
+    def ended() -> int:
+        try:
+            return run_command(lambda: cli.start(arguments))
+        except SystemExit as end:
+            return end.code
+
+    assert ended() == UsageError.code
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert f"{option}: is empty, allowed is a " in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info"], ["cache"]])

@@ -82,6 +82,8 @@ def test_a_text_has_the_figures_of_perplexity(path, tmp_path, capsys):
     ("options", "message"),
     [
         ([], "allowed are --text FILE and --tasks NAMES"),
+        (["--tasks", ""], "--tasks = '', allowed are names with commas"),
+        (["--tasks", " ,"], "--tasks = ' ,', allowed are names with commas"),
         (["--tasks", "a"], "pip install 'cria\\[evaluate\\]'"),
     ],
 )

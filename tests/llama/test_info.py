@@ -151,6 +151,13 @@ def test_more_positions_than_the_model_has_are_refused(tmp_path, kind):
         info.info(str(write_model(tmp_path, kind, SHAPES["tied"])), context=161)
 
 
+def test_more_positions_than_the_engine_counts_are_refused(tmp_path):
+    path = write_model(tmp_path, "v0", SHAPES["tied"])
+    for more in (2**31, 2**64):
+        with pytest.raises(llama.UsageError, match=f"context = {more}"):
+            info.info(str(path), context=more)
+
+
 # --- Configuration, tokenizer, template
 
 

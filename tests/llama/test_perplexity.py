@@ -57,6 +57,13 @@ def judge(model, *texts):
     return perplexity.measure(model, iter(texts))
 
 
+def test_a_lone_surrogate_counts_as_the_character_that_stands_for_it(model, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud800 abc"}')
+    found = [model.perplexity(text) for text in ("\ud800 abc", "\ufffd abc")]
+    found.append(perplexity.judged(model, str(tmp_path / "a.jsonl"), None))
+    assert {(result.bytes, result.log_probability) for result in found} == {(7, found[0].log_probability)}
+
+
 # --- Llama.score
 
 
@@ -150,6 +157,9 @@ def test_where_all_tokens_are_equally_likely_perplexity_is_their_number(even):
         ("a.txt", " one\n\ntwo \n", ["one\n\ntwo"]),
         ("a.json", json.dumps([{"story": " one "}, {"text": "two"}, "three", ""]), ["one", "two", "three"]),
         ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
+        ("a.txt", "\ufeffone \ufeff", ["one \ufeff"]),
+        ("a.jsonl", '\ufeff"one"\n"\ufefftwo"\n', ["one", "\ufefftwo"]),
+        ("a.json", '\ufeff["one"]', ["one"]),
     ],
 )
 def test_documents_of_a_file(tmp_path, name, content, expected):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +23,7 @@ from llama.errors import UsageError
 from llama.native import SHIPPED
 from llama.server.__main__ import keys_of, parser
 
+SHORT = {"/v1/completions": {"max_tokens": 1}, "/completion": {"n_predict": 1}}
 STREAM = {"prompt": "abc", "max_tokens": 2000, "n": 100, "ignore_eos": True, "stream": True}
 
 
@@ -30,7 +33,12 @@ def model(tmp_path_factory) -> Path:
 
 
 def line(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "llama.server", *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "llama.server",
+        *(os.fsdecode(a) if isinstance(a, bytes) else str(a) for a in arguments),
+    ]
 
 
 @contextmanager
@@ -68,6 +76,8 @@ def get(port: int, path: str, body: object = None) -> http.client.HTTPResponse:
         (["--draft", "no/such.bin"], 3, "no/such.bin: No such file or directory"),
         (["--draft", SHIPPED], 2, f"the tokenizer has {len(PIECES)} tokens, the model 4096"),
         (["--host", ""], 2, None),
+        (["--host", b"a\xffb"], 2, "--host = 'a\\udcffb', allowed an address, or a name that has one"),
+        (["--host", "é" * 70], 2, f"--host = '{'é' * 70}', allowed an address, or a name that has one"),
         (["--host", "256.1.1.1", "--api-key", "sesame"], 4, None),
         (["--port", "70000"], 2, "--port = 70000, allowed 0 to 65535"),
         (["--slot-save-path", "no/such"], 3, "no/such: is no folder"),
@@ -124,6 +134,18 @@ def test_a_key_that_no_request_can_have_is_refused(key, monkeypatch):
     assert keys_of(parser().parse_args(["--api-key", "sesame"])) == ["sesame"]
     with pytest.raises(UsageError, match="--api-key"):
         keys_of(parser().parse_args(["--api-key", "sesame", "--api-key", key]))
+
+
+def test_a_file_that_is_not_called_by_utf8_is_served(model, tmp_path):
+    name = os.fsencode(tmp_path) + b"/m\xff.bin"
+    shutil.copy(model, name)
+    shutil.copy(model.with_name("tokenizer.bin"), tmp_path)
+    with started(name) as (_, port):
+        for path in ("/v1/completions", "/completion"):
+            with get(port, path, {"prompt": "a"} | SHORT[path]) as answer:
+                assert (answer.status, json.load(answer)["model"]) == (200, "m\ufffd.bin")
+        with get(port, "/props") as answer:
+            assert json.load(answer)["model_path"] == "m\ufffd.bin"
 
 
 def test_the_models_name_and_key(model, monkeypatch):
