@@ -268,7 +268,7 @@ MEMO = b"}r\xff\xff\xff\xff."  # an index of four billion
         (GETATTR, r"it asks for builtins\.getattr"),
         (b"cos\nsystem\n(S'echo'\ntR.", r"it asks for os\.system"),
         (BUILD, "holds function, allowed is a dict"),
-        (LOOP, "its dicts hold each other"),
+        (LOOP, "it is nested too deeply"),
         (b"", "its pickle is not read: EOFError"),
         (b"\x80\x02}", "its pickle is not read"),
         (pickle.dumps([1, 2]), "holds list, allowed is a dict of tensors"),
