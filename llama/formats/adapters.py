@@ -4,7 +4,8 @@ A matrix W (out, in) with an adapter is W + scale B A, of A (r, in) and B (out, 
 scale is lora_alpha / r, of use_rslora lora_alpha / sqrt(r). Rows of B are those of W, so of wq and wk they
 change places as huggingface.py says. Merged rows are made when they are asked for, in float32.
 
-Left out on purpose: adapters of embeddings, DoRA, biases, whole modules beside; they are refused by name.
+Left out on purpose, and refused by name: adapters of embeddings, DoRA and other variants, biases, whole
+modules beside, and adapters that begin with a change of W, which is not in their files.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,15 +31,30 @@ from llama.formats.texts import with_told
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 MAX_RANK = 4096  # as adapter.h has it
 PREFIX = "base_model.model."
-PLAIN = {  # settings that change the sum, with what they must be
+PLAIN = {  # settings that change the sum, with what they must be; null is as good as not there
     "use_dora": (False,),
+    "use_qalora": (False,),
+    "use_bdlora": (None,),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "megatron_config": (None,),
+    "layer_replication": (None,),
     "bias": ("none",),
+    "lora_bias": (False,),
     "fan_in_fan_out": (False,),
     "rank_pattern": ({},),
     "alpha_pattern": ({},),
     "modules_to_save": ([],),
-    "lora_bias": (False,),
+    "target_parameters": ([],),
+    "trainable_token_indices": ([], {}),
+    "layers_pattern": ([], "", "layers", ["layers"]),
 }
+# Of init_lora_weights, which leave W as it is.
+STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+USUAL_TARGETS = {"q_proj", "v_proj"}  # of a Llama and a Mistral, where an adapter says none
+BASE = "base_model_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -75,16 +91,75 @@ def their_names(name: str) -> tuple[str, str]:
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
 
+def check_start(settings: Fields) -> None:
+    """Raises BadFileError for an adapter that is to be added to other weights than those of its model."""
+    start = settings.values.get("init_lora_weights")
+    if start is None or start in STARTS:
+        return
+    allowed = " and ".join(json.dumps(start) for start in STARTS)
+    found = f"init_lora_weights = {start!r:.40}, allowed {allowed}"
+    hint = "save_pretrained of PEFT converts others, by its path_initial_model_for_weight_conversion"
+    raise BadFileError(f"{settings.path}: {found}: {hint}")
+
+
 def scale_of(settings: Fields) -> float:
     """What B A is multiplied by. Raises BadFileError for an adapter that is more than that."""
     settings.one_of("peft_type", ("LORA",))
     for name, allowed in PLAIN.items():
         if settings.values.get(name) is not None:
             settings.one_of(name, allowed)
+    check_start(settings)
     rank, alpha = settings.integer("r"), settings.number("lora_alpha")
     if not 1 <= rank <= MAX_RANK:
         raise BadFileError(f"{settings.path}: r = {rank}, allowed 1 to {MAX_RANK}")
-    return alpha / (math.sqrt(rank) if settings.values.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if settings.flag("use_rslora", False) else rank)
+
+
+# --- Which modules an adapter is of. PEFT leaves all others out, also those that its file has.
+
+
+def modules_of(settings: Fields, name: str) -> set[str] | None:
+    """The ends of names of modules that a field lists, None for one that is not there, and for a pattern.
+
+    Patterns are not looked at: that of a stranger may take for ever. Raises BadFileError.
+    """
+    value = settings.values.get(name)
+    if value is None or isinstance(value, str):
+        return None
+    if not (isinstance(value, list) and all(isinstance(end, str) for end in value)):
+        raise BadFileError(f"{settings.path}: {name} = {value!r:.40}, allowed lists of names, and patterns")
+    return set(value)
+
+
+def layers_of(settings: Fields) -> set[int]:
+    """The layers that an adapter is of, none for all. Raises BadFileError."""
+    value = settings.values.get("layers_to_transform")
+    layers = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(layer) is int for layer in layers):
+        raise BadFileError(f"{settings.path}: layers_to_transform = {value!r:.40}, allowed numbers of layers")
+    return set(layers)
+
+
+def left_out(settings: Fields, names: Iterable[str]) -> list[str]:
+    """Which of these matrices PEFT would leave out of the adapter, a line each. Raises BadFileError."""
+    told = settings.values.get("target_modules") is not None
+    targets = modules_of(settings, "target_modules") if told else USUAL_TARGETS
+    excluded, layers = modules_of(settings, "exclude_modules") or set(), layers_of(settings)
+    problems = []
+    for name in names:
+        parts = their_name(name).removesuffix(".weight").split(".")
+        ends = [".".join(parts[i:]) for i in range(len(parts))]  # from the whole name down to q_proj
+        numbers = [int(part) for part in parts if part.isdigit()]  # that of the layer
+        if not excluded.isdisjoint(ends):
+            problems.append(f"adapter of {name} is left out by exclude_modules")
+        elif targets is not None and targets.isdisjoint(ends):
+            problems.append(f"adapter of {name} is left out by target_modules")
+        elif layers and layers.isdisjoint(numbers) and ends[0] not in (targets or ()):
+            problems.append(f"adapter of {name} is left out by layers_to_transform")
+    return problems
+
+
+# --- Reading
 
 
 def pair_problem(name: str, pair: tuple[Tensor, Tensor], shape: tuple[int, ...], rank: int) -> str | None:
@@ -99,10 +174,20 @@ def pair_problem(name: str, pair: tuple[Tensor, Tensor], shape: tuple[int, ...],
     return None
 
 
+def base_said(settings: Fields) -> str:
+    """The model that an adapter says it was trained on, "" where it says none. Raises BadFileError."""
+    base = settings.values.get(BASE)
+    if not isinstance(base, str | None):
+        raise BadFileError(f"{settings.path}: {BASE} = {base!r:.40}, allowed text")
+    return base or ""
+
+
 def open_adapter(folder: Path, config: Config) -> Adapter:
     """The adapter in a folder, for a model of this shape. Raises BadFileError, OSError."""
     settings, file = read_json(folder / SETTINGS), SafetensorsFile(folder / WEIGHTS)
     scale, left = scale_of(settings), set(file)
+    if not left:
+        raise BadFileError(f"{folder / WEIGHTS}: holds no tensor, allowed A and B of one matrix or more")
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if len(shape) == 2}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name in shapes:
@@ -110,11 +195,10 @@ def open_adapter(folder: Path, config: Config) -> Adapter:
         if a in file and b in file:
             heads, left = rotated_heads(name, config), left - {a, b}
             pairs[name] = file[a], halves_to_pairs(file[b], heads) if heads else file[b]
-    base = settings.values.get("base_model_name_or_path") or ""
-    adapter = Adapter(str(folder), base, scale, pairs)
+    adapter = Adapter(str(folder), base_said(settings), scale, pairs)
     problems = [pair_problem(name, pair, shapes[name], settings.integer("r")) for name, pair in pairs.items()]
     problems = [*filter(None, problems), *(f"{name} is unexpected" for name in sorted(left))]
-    refuse(Source(adapter.name, config, {}), problems)
+    refuse(Source(adapter.name, config, {}), problems + left_out(settings, pairs))
     return adapter
 
 
@@ -126,8 +210,9 @@ def sum_of(weight: Tensor, pair: tuple[Tensor, Tensor], scale: float) -> Tensor:
     a, b = pair
 
     def rows(begin: int, end: int) -> np.ndarray:
-        added = to_floats(b.rows(begin, end), b.dtype) @ a.floats()
-        return to_floats(weight.rows(begin, end), weight.dtype) + np.float32(scale) * added
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever takes the rows refuses them
+            added = to_floats(b.rows(begin, end), b.dtype) @ a.floats()
+            return to_floats(weight.rows(begin, end), weight.dtype) + np.float32(scale) * added
 
     return Tensor("fp32", weight.shape, rows)
 
@@ -158,8 +243,11 @@ def merged(source: Source, folder: Path, scale: float = 1.0) -> Source:
 
 
 def base_name(folder: Path) -> str:
-    """The model that an adapter was trained on: its path, or its name where nothing lies there."""
-    name = read_json(folder / SETTINGS).values.get("base_model_name_or_path") or ""
+    """The model that an adapter was trained on: its path, or its name where nothing lies there.
+
+    Raises BadFileError.
+    """
+    name = base_said(read_json(folder / SETTINGS))
     paths = (path for path in (Path(name), folder / name) if name and path.exists())
     return str(next(paths, name))
 
@@ -168,7 +256,7 @@ def base_of(folder: Path) -> Path:
     """The model that an adapter was trained on. Raises BadFileError where it is not on this machine."""
     if (path := Path(name := base_name(folder))).exists() and name:
         return path
-    where = f"base_model_name_or_path = {json.dumps(name)}"
+    where = f"{BASE} = {json.dumps(name)}"
     raise BadFileError(
         f"{folder / SETTINGS}: {where} is not here: name the model, and this folder with --lora"
     )
