@@ -244,7 +244,7 @@ PICKLES = {
     "a set": (zipped(b"\x80\x04" + b"\x8f" * 1000 + b"."), "holds a set"),
     "a bytearray of 2^60": (zipped(b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b"."), "bytearray"),
     "a memo of 2^31": (zipped(b"\x80\x04r\xff\xff\xff\x7f."), "pickle"),
-    "deep": (zipped(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b"."), "of a list, allowed"),
+    "deep": (zipped(b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b"."), "nested too deeply"),
     "cut": (saved({"w": torch.ones(4)})[:-30], "not whole|pickle"),
     "no pickle": (zipped(b"abc"), "pickle"),
     "two pickles": (zipped(b"N.", **{"other/data.pkl": b"N."}), "data.pkl"),

@@ -75,13 +75,13 @@ def checked_config(name: str, **fields: Any) -> Config:
 
     Raises BadFileError with name.
     """
-    for field in ("n_kv_heads", "head_dim", "hidden_dim"):
-        if fields.get(field) == 0:  # for which Config has the usual value
-            raise BadFileError(f"{name}: {field} = 0, allowed 1 or more")
     try:
         config = Config.from_dict(fields)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadFileError(f"{name}: {error}") from None
+    for field in ("n_kv_heads", "head_dim", "hidden_dim"):
+        if fields.get(field) == 0:  # for which Config has the usual value
+            raise BadFileError(f"{name}: {field} = 0, allowed 1 or more")
     for field, limit in LIMITS.items():
         if getattr(config, field) > limit:
             raise BadFileError(f"{name}: {field} = {getattr(config, field)}, allowed up to {limit}")
