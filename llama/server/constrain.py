@@ -28,10 +28,21 @@ def stop_ids(llama: Llama) -> list[int]:
     return sorted({*stops, llama.tokenizer.eos_id} - {-1})
 
 
+def reason(error: str) -> str:
+    """What llguidance says, as a line. Of a regular expression it says why behind a picture of it.
+
+    >>> reason("regex parse error:\\n    ((\\n     ^\\nerror: unclosed group")
+    'regex parse error: unclosed group'
+    """
+    first, *rest = error.strip().split("\n")
+    last = rest[-1] if rest else ""
+    return f"{first} {last.removeprefix('error: ')}" if last.startswith("error: ") else first
+
+
 def check(matcher: LLMatcher) -> None:
     """Raises UsageError for a grammar that can't be kept, or not go on with."""
     if matcher.is_error():
-        raise UsageError(f"json_schema: {matcher.get_error().partition(chr(10))[0]}")
+        raise UsageError(f"json_schema: {reason(matcher.get_error())}")
 
 
 class Vocabulary:

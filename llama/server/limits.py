@@ -208,6 +208,8 @@ class Limits:
         typed = headers.get("content-type", "")
         if scope["method"] == "POST" and "origin" in headers and not is_json(typed):
             raise ApiError(415, f"Content-Type = {typed[:100]!r}, allowed application/json to a page")
+        if (encoding := headers.get("content-encoding", "")).lower() not in ("", "identity"):
+            raise ApiError(415, f"Content-Encoding = {encoding[:100]!r}, allowed identity")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > BODY_BYTES:
             raise too_large()

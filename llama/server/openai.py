@@ -17,7 +17,7 @@ from llama.server.engine import Task
 from llama.server.errors import ApiError, unsupported
 from llama.server.limits import while_connected
 from llama.server.schemas import ChatBody, CompletionBody, EmbeddingBody, OpenAIBody, ResponseFormat
-from llama.server.service import Service, event_stream, is_ids, told, usage
+from llama.server.service import Service, event_stream, is_ids, of_field, told, usage
 
 OBJECT = {"type": "object"}  # the schema of response_format json_object
 
@@ -36,6 +36,12 @@ class Frame:
         """An answer, or a part of a stream."""
         head = {"id": self.id, "object": self.object, "created": self.created, "model": self.model}
         return head | {"choices": choices} | ({"usage": counts} if counts or self.with_usage else {})
+
+
+def check_stream(body: OpenAIBody) -> None:
+    """Raises ApiError for options of a stream where there is none."""
+    if "stream_options" in body.model_fields_set and not body.stream:
+        raise ApiError(400, "stream_options: goes with stream = true", "stream_options")
 
 
 def frame(service: Service, body: OpenAIBody, prefix: str, name: str) -> Frame:
@@ -74,7 +80,9 @@ def infill(service: Service, body: CompletionBody) -> list[list[int]]:
     """The prompt of a text between two others. Raises UsageError for a model that can't, ApiError."""
     if not isinstance(body.prompt, str) or body.echo:
         raise ApiError(400, "suffix: goes with one prompt of text, and without echo", "suffix")
-    return [service.fitting(service.llama.encode_infill(body.prompt, body.suffix or ""))]
+    with of_field("suffix"):
+        ids = service.llama.encode_infill(body.prompt, body.suffix or "")
+    return [service.fitting(ids)]
 
 
 @dataclass
@@ -129,6 +137,7 @@ class Completion:
 
 async def completion(service: Service, request: Request, body: CompletionBody) -> Completion:
     """Reads a request. Raises ApiError, UsageError."""
+    check_stream(body)
     if body.best_of not in (1, body.n):
         raise ApiError(400, "best_of: is not offered, ask for n and choose", "best_of")
     if body.suffix is not None:
@@ -162,8 +171,10 @@ def check_chat(body: ChatBody) -> None:
 
 def schema_of(form: ResponseFormat) -> Any:
     """The schema that a text is held to, None for any text. Raises ApiError."""
-    if form.type == "json_schema" and form.json_schema is None:
-        raise ApiError(400, "response_format: type json_schema goes with json_schema", "response_format")
+    if (form.type == "json_schema") != (form.json_schema is not None):
+        found = f"response_format: type = {form.type!r}"
+        allowed = "json_schema goes with the type json_schema, and it with no other"
+        raise ApiError(400, f"{found}, allowed: {allowed}", "response_format")
     return {"text": None, "json_object": OBJECT}.get(form.type, form.json_schema and form.json_schema.schema_)
 
 
@@ -214,11 +225,12 @@ class Chat:
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Chat:
     """Reads a request. Raises ApiError, UsageError."""
+    check_stream(body)
     check_chat(body)
     prompt = await service.conversation(body.messages)
     most = body.max_completion_tokens or body.max_tokens
     options = service.options(body, most, body.top_logprobs if body.logprobs else None)
-    tasks = await service.tasks([prompt], body.n, options, schema_of(body.response_format))
+    tasks = await service.tasks([prompt], body.n, options, schema_of(body.response_format), "response_format")
     name = "chat.completion.chunk" if body.stream else "chat.completion"
     head = frame(service, body, "chatcmpl", name)
     return Chat(service, request, body, head, prompt, tasks, service.choices(tasks))

@@ -13,7 +13,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -26,12 +28,15 @@ MAX_TEXT = 4 << 20  # characters: more than any body holds
 MAX_NAMES = 1024  # fields of an object
 MAX_MESSAGES = 1 << 14  # of a chat, and parts of one: each takes a third of a millisecond
 MAX_IDS = 1 << 17  # to be text again, 30 microseconds each
+MAX_BIAS = 3e38  # more is no float of C
+TAGS = ("<a text>", "<a list>", "<text>", "<other>")  # kinds of a value, which are part of an error's place
 
 Ids = Annotated[list[int], Field(fail_fast=True)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 Likely = Annotated[int, Field(ge=0, le=20)]  # most likely tokens to report
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Weight = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 
 
 def few(value: Any) -> Any:
@@ -42,19 +47,25 @@ def few(value: Any) -> Any:
     return value
 
 
-def one_of_four(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """A prompt. Raises PydanticCustomError, in place of an error for each kind that it could be."""
-    try:
-        return check(value)
-    except ValidationError:
-        raise PydanticCustomError(
-            "prompt", "allowed are a text, a list of ids, and a list of either"
-        ) from None
+def one_of(allowed: str) -> WrapValidator:
+    """For a value that may be of several kinds: one error in place of one for each of them."""
+
+    def checked(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError as error:
+            if any(one["type"] == "string_unicode" for one in error.errors(include_input=False)):
+                raise PydanticCustomError("lone_surrogate", LONE) from None
+            raise PydanticCustomError("one_of", "allowed {allowed}", {"allowed": allowed}) from None
+
+    return WrapValidator(checked)
 
 
+LONE = "has a lone surrogate, allowed is what UTF-8 can hold"
 AnyPrompt = Text | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)]
-Prompt = Annotated[AnyPrompt, WrapValidator(one_of_four)]
-Bias = Annotated[dict[str, float], Field(max_length=MAX_NAMES), BeforeValidator(few)]
+Prompt = Annotated[AnyPrompt, one_of("are a text, a list of ids, and a list of either")]
+Stop = Annotated[Text | Texts, one_of("are a text, and a list of texts")]
+Bias = Annotated[dict[str, Weight], Field(max_length=MAX_NAMES), BeforeValidator(few)]
 
 
 class Body(BaseModel):
@@ -81,7 +92,7 @@ class Sampling(Body):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: Text | Texts = []
+    stop: Stop = []
     logit_bias: Bias = {}
     ignore_eos: bool = Field(False, description="never end a text before max_tokens")
 
@@ -117,33 +128,81 @@ class CompletionBody(OpenAIBody):
     special: bool = Field(False, description="names of special tokens in the prompt mean the tokens")
 
 
-class Part(Body):
+class TextPart(Body):
+    """A part of a message that is text."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class OtherPart(Body):
+    """A part of a message of another type, which is refused."""
+
     model_config = ConfigDict(extra="allow")
 
     type: str
-    text: Text = ""
+
+
+def kind_of_part(value: Any) -> str:
+    """The tag of a part."""
+    said = value.get("type") if isinstance(value, dict) else value
+    return "<other>" if isinstance(said, str) and said != "text" else "<text>"
+
+
+def kind_of_content(value: Any) -> str:
+    """The tag of the content of a message."""
+    return "<a list>" if isinstance(value, list) else "<a text>"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[OtherPart, Tag("<other>")], Discriminator(kind_of_part)
+]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Content = Annotated[
+    Annotated[Text, Tag("<a text>")] | Annotated[Parts, Tag("<a list>")], Discriminator(kind_of_content)
+]
 
 
 class Message(Body):
-    model_config = ConfigDict(extra="allow")
+    """A message of a chat, or an answer of before as clients send it back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[Part], Field(max_length=MAX_MESSAGES, fail_fast=True)] = ""
+    content: Content | None = None
+    # not looked at, as they don't change an answer
+    name: str = ""
+    annotations: list[Any] = []
+    reasoning_content: str = Field("", description="what was thought is not part of a conversation")
+    reasoning: str = Field("", description="the same, as others call it")
+    # refused by what they ask for, unless they are empty
     tool_calls: list[Any] = []
+    tool_call_id: str = ""
+    function_call: Any = None
+    audio: Any = None
+
+    @model_validator(mode="after")
+    def has_content(self) -> Message:
+        if self.content is None and self.role in ("system", "developer", "user"):
+            raise PydanticCustomError(
+                "no_content", "content is missing, allowed are a text, and a list of parts"
+            )
+        return self
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
+Schema = Annotated[dict[str, Any] | bool, one_of("are an object, true and false")]
+
+
 class JsonSchema(Body):
     name: str = ""
     description: str = ""
-    schema_: dict[str, Any] | bool = Field({}, alias="schema")
+    schema_: Schema = Field(alias="schema")
     strict: bool = True
 
 
 class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
@@ -153,7 +212,7 @@ class ChatBody(OpenAIBody):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: Likely = 0
-    response_format: ResponseFormat = ResponseFormat()
+    response_format: ResponseFormat = ResponseFormat(type="text")
     tools: list[Any] = Field([], description="refused unless empty")
     tool_choice: Any = Field(None, description="refused unless none or auto")
     parallel_tool_calls: bool = True
@@ -172,12 +231,18 @@ class EmbeddingBody(Body):
 
 
 def no_bias(value: Any) -> Any:
-    """logit_bias as llama.cpp takes it: false, pairs of a token and a bias (false: never), or a dict."""
+    """logit_bias as llama.cpp takes it: false, pairs of a token and a bias (false: never), or a dict.
+
+    Raises PydanticCustomError for a token that comes twice.
+    """
     if value is False:
         return {}
-    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        return {str(token): -100.0 if bias is False else bias for token, bias in value}
-    return value
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return value
+    found = {str(token): -100.0 if bias is False else bias for token, bias in value}
+    if len(found) < len(value):
+        raise PydanticCustomError("twice", "has a token twice, allowed is each once")
+    return found
 
 
 class NativeBody(Sampling):
@@ -193,7 +258,7 @@ class NativeBody(Sampling):
     cache_prompt: bool = Field(True, description="what is known of a prompt is never run again")
     n_probs: Likely = 0
     return_tokens: bool = False
-    json_schema: dict[str, Any] | bool | None = None
+    json_schema: Schema | None = None
 
 
 class NativeCompletionBody(NativeBody):

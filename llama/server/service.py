@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,14 +16,14 @@ from fastapi.responses import StreamingResponse
 
 from llama.batch import SAMPLING, Mask
 from llama.engine import Llama
-from llama.errors import LlamaError
+from llama.errors import LlamaError, UsageError
 from llama.native import c_bytes, encode_prompt
 from llama.server.choices import Choice, Piece
 from llama.server.constrain import Grammars, stop_ids
 from llama.server.engine import Engine, Task, Writing
 from llama.server.errors import ApiError, explained, unsupported
 from llama.server.limits import Receive, Scope, Send, while_connected
-from llama.server.schemas import MAX_CHOICES, Message, Prompt, Sampling
+from llama.server.schemas import MAX_CHOICES, Message, OtherPart, Prompt, Sampling
 from llama.tokenizer import Tokenizer
 
 MAX_STOPS = 16
@@ -107,6 +108,8 @@ class Service:
         stop = [body.stop] if isinstance(body.stop, str) else body.stop
         if len(stop) > MAX_STOPS or not all(stop):
             raise ApiError(400, f"stop: allowed are {MAX_STOPS} strings, none of them empty", "stop")
+        if any("\0" in text for text in stop):
+            raise ApiError(400, "stop: a string has a NUL character, allowed are all others", "stop")
         bias = {self._token(token): value for token, value in body.logit_bias.items()}
         if body.ignore_eos:
             ends = {*stop_ids(self.llama), self.llama.tokenizer.bos_id} - {-1}  # BOS ends a text, too
@@ -123,22 +126,30 @@ class Service:
         return chosen | rest
 
     def _token(self, name: str) -> int:
-        if len(name) > 12 or not name.isdecimal() or int(name) >= self.llama.config.vocab_size:
+        is_number = len(name) <= 12 and name.isascii() and name.isdecimal() and name == str(int(name))
+        if not is_number or int(name) >= self.llama.config.vocab_size:
             found = f"logit_bias: token {name[:20]!r}"
             raise ApiError(400, f"{found}, allowed 0 to {self.llama.config.vocab_size - 1}", "logit_bias")
         return int(name)
 
     async def tasks(
-        self, prompts: Sequence[Sequence[int]], n: int, options: dict[str, Any], schema: Any = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        options: dict[str, Any],
+        schema: Any = None,
+        field: str = "json_schema",
     ) -> list[Task]:
-        """n texts for each prompt, JSON by a schema if there is one. Raises UsageError for a bad schema.
+        """n texts for each prompt, JSON by a schema if there is one.
 
-        Those of one prompt have seeds that follow each other.
+        Those of one prompt have seeds that follow each other. Raises ApiError for a bad schema, which is of a
+        field.
         """
         count, seed = len(prompts) * n, options["seed"]
         masks: Sequence[Mask | None] = [None] * count
         if schema is not None:
-            masks = await asyncio.to_thread(self.grammars.masks, schema, count)
+            with of_field(field):
+                masks = await asyncio.to_thread(self.grammars.masks, schema, count)
         seeds = [None if seed is None else (seed + i % n) % 2**64 for i in range(count)]
         own = ({"seed": seed, "mask": mask} for seed, mask in zip(seeds, masks, strict=True))
         return [Task(prompts[i // n], options | chosen) for i, chosen in enumerate(own)]
@@ -159,6 +170,15 @@ class Service:
         await while_connected(request, work())
 
 
+@contextmanager
+def of_field(name: str) -> Iterator[None]:
+    """A UsageError of the block is an ApiError that names a field of the request."""
+    try:
+        yield
+    except UsageError as error:
+        raise ApiError(400, str(error), name) from None
+
+
 async def done(work: Callable[[], T], size: int) -> T:
     """What work returns. Beyond some size of text a thread does it, and the event loop goes on meanwhile.
 
@@ -174,11 +194,14 @@ def is_ids(prompt: Sequence[Any]) -> bool:
 
 def plain(message: Message) -> dict[str, str]:
     """A message as templates take it. Raises ApiError for what is no text."""
-    if message.tool_calls or message.role in ("tool", "function"):
+    calls = message.tool_calls or message.tool_call_id or message.function_call
+    if calls or message.role in ("tool", "function"):
         raise unsupported("tool calls", "messages")
-    content = message.content
+    if message.audio:
+        raise unsupported("audio", "messages")
+    content = message.content or ""
     if not isinstance(content, str):
-        if other := [part.type for part in content if part.type != "text"]:
+        if other := [part.type for part in content if isinstance(part, OtherPart)]:
             raise unsupported(f"a message of type {other[0][:100]!r}", "messages")
         content = "".join(part.text for part in content)
     return {"role": "system" if message.role == "developer" else message.role, "content": content}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -156,7 +157,120 @@ def test_chats_that_can_not_be(server, fields):
     assert_refused(server.post("/v1/chat/completions", messages | fields), 400)
 
 
+USER = {"role": "user", "content": "abc"}
+TOLD = [  # what is wrong with a completion: its name, and what is said
+    ({"temperature": 101}, "temperature", "temperature = 101, allowed up to 100"),
+    ({"temperature": "x" * 1000}, "temperature", "temperature = 'xxx"),
+    ({"n": True}, "n", "n = True, allowed a whole number"),
+    ({"foo": 1}, "foo", "foo = 1: there is no such field"),
+    ({"stop": ["a", 1]}, "stop", "stop = ['a', 1], allowed are a text, and a list of texts"),
+    ({"stop": ["a\0"]}, "stop", "stop: a string has a NUL character, allowed are all others"),
+    ({"stop": "\ud83d"}, "stop", "stop: has a lone surrogate, allowed is what UTF-8 can hold"),
+    ({"prompt": "\ud83d"}, "prompt", "prompt: has a lone surrogate, allowed is what UTF-8 can hold"),
+    ({"logit_bias": {"\u0663": 1}}, "logit_bias", "logit_bias: token '\u0663', allowed 0 to "),
+    ({"logit_bias": {"01": 1, "1": 2}}, "logit_bias", "logit_bias: token '01', allowed 0 to "),
+    ({"logit_bias": {"5": "x"}}, "logit_bias", "logit_bias.5 = 'x', allowed a number"),
+    ({"logit_bias": {"5": 1e39}}, "logit_bias", "logit_bias.5 = 1e+39, allowed up to 3e+38"),
+    ({"stream_options": {}}, "stream_options", "stream_options: goes with stream = true"),
+    ({"suffix": "x"}, "suffix", "the tokenizer has no "),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "message"), TOLD, ids=str)
+def test_what_is_wrong_is_told_with_what_was_found_and_what_is_allowed(server, fields, name, message):
+    answer = server.post("/v1/completions", {"prompt": "a"} | fields)
+    assert_refused(answer, 400)
+    assert answer.json["error"]["param"] == name
+    assert answer.json["error"]["message"].startswith(message)
+    assert len(answer.json["error"]["message"]) < 150
+
+
+MESSAGES = [
+    ({"conent": "x"}, "messages.0.conent = 'x': there is no such field"),
+    ({}, "messages.0: content is missing, allowed are a text, and a list of parts"),
+    ({"content": None}, "messages.0: content is missing, allowed are a text, and a list of parts"),
+    ({"content": []}, "messages.0.content = [], allowed 1 item at least"),
+    ({"content": 5}, "messages.0.content = 5, allowed a text"),
+    ({"content": [5]}, "messages.0.content.0 = 5, allowed an object"),
+    ({"content": [{"type": "text", "txt": "Hi"}]}, "messages.0.content.0.txt = 'Hi': there is no such field"),
+    ({"content": [{"type": "text"}]}, "messages.0.content.0.text: is missing"),
+    ({"content": [{"text": "Hi"}]}, "messages.0.content.0.type: is missing"),
+    ({"content": "x", "refusal": "no"}, "messages.0.refusal = 'no': there is no such field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), MESSAGES, ids=str)
+def test_a_field_of_a_message_that_can_not_be_is_named(server, fields, message):
+    for path in ("/v1/chat/completions", "/apply-template"):
+        answer = server.post(path, {"messages": [{"role": "user"} | fields]})
+        assert_refused(answer, 400)
+        assert answer.json["error"]["message"] == message
+        assert answer.json["error"]["param"] == "messages"
+
+
+def test_an_answer_may_be_sent_back_as_clients_keep_it(server):
+    """With the fields that OpenAI's client and others add, which say nothing."""
+    nothing = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "provider_specific_fields"))
+    rest = nothing | {"annotations": [], "name": "b", "reasoning_content": "so"}
+    plain = [USER, {"role": "assistant", "content": "b"}, USER]
+    kept = [USER, plain[1] | rest, {"role": "user", "content": [{"type": "text", "text": "abc"}]}]
+    body = {"max_tokens": 5, "temperature": 0}
+    answers = [server.post("/v1/chat/completions", body | {"messages": told}) for told in (plain, kept)]
+    assert answers[0].status == 200
+    assert answers[0].json["choices"] == answers[1].json["choices"]
+
+
+SCHEMA = {"schema": {"type": "string"}}
+GOES = "json_schema goes with the type json_schema, and it with no other"
+FORMATS = [
+    ({}, "response_format.type: is missing"),
+    ({"json_schema": SCHEMA}, "response_format.type: is missing"),
+    ({"type": "text", "json_schema": SCHEMA}, f"response_format: type = 'text', allowed: {GOES}"),
+    (
+        {"type": "json_object", "json_schema": SCHEMA},
+        f"response_format: type = 'json_object', allowed: {GOES}",
+    ),
+    ({"type": "json_schema"}, f"response_format: type = 'json_schema', allowed: {GOES}"),
+    ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.schema: is missing"),
+    (
+        {"type": "json_schema", "json_schema": {"schema": {"type": "string", "pattern": "(("}}},
+        "json_schema: regex parse error: unclosed group",
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "message"), FORMATS, ids=str)
+def test_a_format_that_promises_nothing_is_refused(server, form, message):
+    answer = server.post("/v1/chat/completions", {"messages": [USER], "response_format": form})
+    assert_refused(answer, 400)
+    assert answer.json["error"]["param"] == "response_format"
+    assert answer.json["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "message"),
+    [
+        ({"json_schema": 5}, "json_schema", "json_schema = 5, allowed are an object, true and false"),
+        ({"json_schema": {"type": "x"}}, "json_schema", "json_schema: Invalid type: x"),
+        (
+            {"logit_bias": [[5, 1], [5, 2]]},
+            "logit_bias",
+            "logit_bias: has a token twice, allowed is each once",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_a_request_of_llamacpp_is_told_so_too(server, fields, name, message):
+    answer = server.post("/completion", {"prompt": "a"} | fields)
+    assert_refused(answer, 400)
+    assert (answer.json["error"]["param"], answer.json["error"]["message"]) == (name, message)
+
+
 UNSUPPORTED = [
+    {"messages": [USER, {"role": "assistant", "content": "a", "function_call": {"name": "x"}}]},
+    {"messages": [USER, {"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}]},
+    {"messages": [USER, {"role": "assistant", "content": "a", "audio": {"id": "x"}}]},
+    {"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]},
     {"tools": [{"type": "function", "function": {"name": "x"}}]},
     {"tool_choice": "required"},
     {"modalities": ["audio"]},
@@ -199,6 +313,30 @@ def test_another_type_of_body_is_refused(server):
         answer = server.post("/v1/completions", body, **{"Content-Type": kind})
         assert_refused(answer, 415)
         assert answer.json["error"]["message"] == f"Content-Type = '{kind}', allowed application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"prompt": "\xff"}', "the body is not UTF-8: byte 12"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "the body has a number of more than 4300 digits"),
+        (deep(200_000), "the body is nested too deeply"),
+        (b"{", "the body is not JSON: Expecting property name enclosed in double quotes"),
+        (b"[1]", "the body = [1], allowed an object"),
+    ],
+)
+def test_why_a_body_is_not_read_is_said(server, body, reason):
+    answer = server.post("/v1/completions", body)
+    assert_refused(answer, 400)
+    assert answer.json["error"]["message"] == reason
+
+
+def test_a_body_that_is_compressed_is_refused(server):
+    good = json.dumps(GOOD).encode()
+    answer = server.post("/v1/completions", gzip.compress(good), **{"Content-Encoding": "gzip"})
+    assert_refused(answer, 415)
+    assert answer.json["error"]["message"] == "Content-Encoding = 'gzip', allowed identity"
+    assert server.post("/v1/completions", good, **{"Content-Encoding": "Identity"}).status == 200
 
 
 def test_random_bytes(server):

@@ -45,7 +45,10 @@ def test_of_many_errors_few_are_made(body, fields):
     ("body", "fields"),
     [
         (ChatBody, {"messages": CHAT["messages"] * (MAX_MESSAGES + 1)}),
-        (ChatBody, {"messages": [{"role": "user", "content": [{"type": "text"}] * (MAX_MESSAGES + 1)}]}),
+        (
+            ChatBody,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * (MAX_MESSAGES + 1)}]},
+        ),
         (TemplateBody, {"messages": CHAT["messages"] * (MAX_MESSAGES + 1)}),
         (DetokenizeBody, {"tokens": [1] * (MAX_IDS + 1)}),
     ],
