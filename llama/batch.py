@@ -30,13 +30,17 @@ from llama.native import (
     c_strings,
     call,
     check,
+    check_tokens,
     context_init,
     create,
     error_of,
     sampler_init,
     sequence_restore,
     sequence_save,
+    token_ids,
     vocab_size,
+    whole,
+    wrong,
 )
 
 if TYPE_CHECKING:
@@ -159,10 +163,14 @@ class Batch:
         threads: int | None = None,
         kv: str | None = None,
     ) -> None:
+        if not hasattr(llama, "_model"):
+            raise wrong("llama", llama, "a Llama")
+        if not 0 <= whole(prefill, "prefill") < 2**31:
+            raise UsageError(f"prefill = {prefill}, allowed 0 to {2**31 - 1}")
         model, same = alive(llama._model, "Llama"), lib.llama_context_options(llama._context)
-        options = {"threads": threads or 0, "kv": kv or llama.kv, "cache": cache or 0}
+        options = {"threads": threads, "kv": llama.kv if kv is None else kv, "cache": cache}
         options |= {"exact": same.exact, "rope_theta": same.rope_theta, "adapter": llama._adapter}
-        self._over(context_init(model, context or 0, sequences=sequences, **options), llama.tokenizer.handle)
+        self._over(context_init(model, context, sequences=sequences, **options), llama.tokenizer.handle)
         self.prefill = prefill
 
     @classmethod
@@ -197,7 +205,7 @@ class Batch:
         prompt: Iterable[int],
         *,
         max_tokens: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         logprobs: int | None = None,
         mask: Mask | None = None,
         guesser: Guesser | None = None,
@@ -214,19 +222,18 @@ class Batch:
         """
         if unknown := sampling.keys() - set(SAMPLING):
             raise TypeError(f"join() has no option {', '.join(sorted(unknown))}")
-        ids = list(prompt)
+        ids = token_ids(prompt, "prompt")
         if not 0 < len(ids) <= self.context:
             raise UsageError(f"the prompt has {len(ids)} tokens, allowed 1 to {self.context}, the context")
-        if bad := [token for token in ids if not 0 <= token < self.vocab_size]:
-            raise UsageError(f"token = {bad[0]}, allowed 0 to {self.vocab_size - 1}")
-        if max_tokens is not None and max_tokens < 1:
+        check_tokens(ids, self.vocab_size)
+        if max_tokens is not None and whole(max_tokens, "max_tokens") < 1:
             raise UsageError(f"max_tokens = {max_tokens}, allowed 1 and more")
-        if logprobs is not None and not 0 <= logprobs <= lib.LLAMA_MAX_TOP:
+        if logprobs is not None and not 0 <= whole(logprobs, "logprobs") <= lib.LLAMA_MAX_TOP:
             raise UsageError(f"logprobs = {logprobs}, allowed 0 to {lib.LLAMA_MAX_TOP}")
         top = -1 if logprobs is None else logprobs
         request = Request(ids, _mask=mask, _guesser=guesser, _stops=c_strings(stop), _logprobs=top)
         create("LlamaStream", lib.llama_stream_init, request._stops, len(request._stops))  # checks them
-        request._sampler = sampler_init(self.vocab_size, logit_bias or {}, seed, **DEFAULTS | sampling)
+        request._sampler = sampler_init(self.vocab_size, logit_bias, seed, **DEFAULTS | sampling)
         request._limit = min(len(ids) + max_tokens - 1, self.context) if max_tokens else 0
         self._joined.append(request)
         return request

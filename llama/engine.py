@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from llama._engine import ffi, lib
@@ -37,8 +37,14 @@ from llama.native import (
     encode_infill,
     encode_prompt,
     encode_turn,
+    flag,
+    is_list,
     model_open,
+    number,
+    path_text,
     token_ids,
+    whole,
+    wrong,
 )
 from llama.reading import Scored, embedding, logprobs, result
 from llama.speculation import guesser
@@ -120,16 +126,19 @@ class Llama:
         sequences: int = 1,
         lora: str | None = None,
     ) -> None:
-        self.path = os.fspath(SHIPPED if path is None else path)
+        self.path = path_text(SHIPPED if path is None else path)
+        theta = 0.0 if rope_theta is None else number(rope_theta, "rope_theta")
+        special = {"kv": kv, "exact": flag(exact, "exact"), "rope_theta": theta}
+        adapter = None if lora is None else path_text(lora, "lora")
         file, beside = engine_files(self.path, dtype)
         self._model: Any = model_open(file)
-        self._adapter: Any = None if lora is None else adapter_of(self._model, file, lora)
+        self._adapter: Any = None if adapter is None else adapter_of(self._model, file, adapter)
         self.config: Config = model_config(self._model)
         self._tokenizer: Tokenizer | None = None
-        if tokenizer is not None or beside:
-            self._tokenizer = self._checked(tokenizer or beside)
-        special = {"kv": kv, "exact": int(exact), "rope_theta": rope_theta or 0.0, "adapter": self._adapter}
-        self._context: Any = context_init(self._model, context or 0, threads or 0, sequences, **special)
+        if (text := beside if tokenizer is None else tokenizer) is not None:
+            self._tokenizer = self._checked(text)
+        special |= {"adapter": self._adapter}
+        self._context: Any = context_init(self._model, context, threads, sequences, **special)
         options = lib.llama_context_options(self._context)
         self.parameters: int = lib.llama_parameters(self._model)
         self.context: int = options.context
@@ -145,7 +154,7 @@ class Llama:
     def _checked(self, tokenizer: StrPath | Tokenizer) -> Tokenizer:
         size = self.config.vocab_size
         if not isinstance(tokenizer, Tokenizer):
-            return Tokenizer.find(tokenizer, self._model)
+            return Tokenizer.find(path_text(tokenizer, "tokenizer"), self._model)
         if tokenizer.vocab_size != size:
             raise UsageError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}")
         return tokenizer
@@ -266,12 +275,12 @@ class Llama:
         To iterate over one of them writes all; more than there are sequences wait for their turn. seed: of
         the first sample of each, the next one has the next seed. All else is as of generate.
         """
-        if isinstance(prompts, str):
-            raise UsageError(f"prompts = {prompts!r}, allowed a list of them")
-        if not isinstance(samples, SupportsIndex) or samples < 1:
-            raise UsageError(f"samples = {samples!r}: must be 1 or more")
-        if not isinstance(seed, SupportsIndex | None):
-            raise UsageError(f"seed = {seed!r}: must be an integer")
+        if not is_list(prompts, Iterable):
+            raise wrong("prompts", prompts, "a list of them")
+        if whole(samples, "samples") < 1:
+            raise UsageError(f"samples = {samples}, allowed 1 and more")
+        if seed is not None and not 0 <= whole(seed, "seed") < 2**64:
+            raise UsageError(f"seed = {seed}, allowed 0 to {2**64 - 1}")
         each = [prompt for prompt in prompts for _ in range(samples)]
         seeds = [None if seed is None else (seed + i % samples) % 2**64 for i in range(len(each))]
         with self._lock:
@@ -299,25 +308,24 @@ class Llama:
         **options: Any,
     ) -> Generation:
         """A text that the next step begins with."""
-        if max_tokens is not None and not (isinstance(max_tokens, SupportsIndex) and max_tokens >= 0):
-            raise UsageError(f"max_tokens = {max_tokens!r}: must be 0 or more")
+        if max_tokens is not None and whole(max_tokens, "max_tokens") < 0:
+            raise UsageError(f"max_tokens = {max_tokens}, allowed 0 and more")
         if draft is self:
             raise UsageError("draft = the Llama itself, allowed is another one")  # it would wait for itself
         if self._writer is None:
             self._writer = Batch.over(self._context, self.tokenizer.handle)
         some = None if max_tokens is None else max(1, max_tokens)
-        stops = [stop] if isinstance(stop, str) else stop
         guess = guesser(draft, self.config.vocab_size)
-        request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stops, guesser=guess, **options)
+        request = self._writer.join(self._ids(prompt), max_tokens=some, stop=stop, guesser=guess, **options)
         self._texts[request] = text = Generation(self, request)
         if max_tokens == 0:
             text._end("length")
         return text
 
-    def _ids(self, text: str | Iterable[int]) -> list[int]:
+    def _ids(self, text: str | Iterable[int], name: str = "prompt") -> list[int]:
         if isinstance(text, str):
             return encode_prompt(self._model, self.tokenizer.handle, c_bytes(text))
-        return token_ids(text, "prompt")
+        return token_ids(text, name, "text or token ids")
 
     def _make_room(self, n: int) -> None:
         """Ends the oldest texts until n sequences are free. Raises ClosedError."""
@@ -415,7 +423,7 @@ class Llama:
         float32 of shape (dim), not normalised to a length: transformers' last_hidden_state, pooled. text: or
         token ids. Raises UsageError.
         """
-        ids = self._ids(text)
+        ids = self._ids(text, "text")
         with self._reader() as sequence:
             return result(embedding(self._context, ids, pooling, sequence))
 

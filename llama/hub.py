@@ -42,7 +42,7 @@ from llama._engine import lib
 from llama.command import run_command
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
 from llama.files import read
-from llama.native import model_open
+from llama.native import model_open, wrong
 
 PREFIX = "hf:"
 FOREIGN = (  # what begins so is no model: parts of folders, and files of other programs
@@ -251,6 +251,8 @@ def page_name(address: str) -> str | None:
 
 def parse(name: str) -> Place:
     """The place that hf:owner/name/file@revision means, or another form of it. Raises UsageError."""
+    if not isinstance(name, str):
+        raise wrong("name", name, "a string")
     path, at, revision = (page_name(name) or name.removeprefix(PREFIX)).partition("@")
     if revision.endswith(ENDINGS) and (match := FILE_BEHIND.fullmatch(revision)):
         revision, path = match[1], f"{path}/{match[2]}"
@@ -380,6 +382,8 @@ def download(name: str) -> Files:
     The model may be one that has to be converted (llama.cache).
     Raises UsageError for any other name, BadFileError where it can't be had, ResourceError for a full disk.
     """
+    if not isinstance(name, str):
+        raise wrong("name", name, "a string")
     if name in STORIES:
         file, tokenizer = STORIES[name]
         model = Place(name, *TINYLLAMAS, file)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,64 @@ def alive(handle: Any, name: str) -> Any:
     return handle
 
 
-# --- Texts and paths
+# --- What arguments may be. Each raises UsageError, with the name, for another type
 
 
 def wrong(name: str, value: object, allowed: str) -> UsageError:
     """The error of an argument of another type."""
-    return UsageError(f"{name} = {value!r:.80}, allowed {allowed}")
+    return UsageError(f"{name} = {reprlib.repr(value):.80}, allowed {allowed}")
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number, which True and False are not."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise wrong(name, value, "a whole number")
+
+
+def number(value: Any, name: str) -> float:
+    """A number, which True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise wrong(name, value, "a number")
+    return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise wrong(name, value, "True or False")
+    return value
+
+
+def is_list(value: Any, kind: type = Collection) -> bool:
+    """Whether a value holds others in an order, as a list does, a tuple and an array, but no text or dict."""
+    return isinstance(value, kind) and not isinstance(value, str | bytes | bytearray | Mapping | Set)
+
+
+def token_ids(ids: Iterable[int], name: str = "ids", allowed: str = "token ids") -> list[int]:
+    """The ids that an argument holds: whole numbers in an order, of a list, an array or the like."""
+    if not is_list(ids, Iterable):
+        raise wrong(name, ids, allowed)
+    try:
+        given = list(ids)
+        found = [operator.index(i) for i in given]
+    except TypeError:
+        raise wrong(name, ids, allowed) from None
+    if any(isinstance(i, bool) for i in given):
+        raise wrong(name, ids, allowed)
+    return found
+
+
+def check_tokens(ids: Sequence[int], size: int) -> None:
+    """Raises UsageError for an id outside a vocabulary of some size."""
+    if bad := next((token for token in ids if not 0 <= token < size), None):
+        raise UsageError(f"token = {bad}, allowed 0 to {size - 1}")
+
+
+# --- Texts and paths
 
 
 def c_bytes(text: str, name: str = "text") -> bytes:
@@ -120,29 +173,35 @@ def c_bytes(text: str, name: str = "text") -> bytes:
         return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text).encode()
 
 
-def c_strings(texts: Sequence[str]) -> list[Any]:
+def c_strings(texts: str | Sequence[str]) -> list[Any]:
     """Stop strings as char[]s. Raises UsageError for other types, and a NUL, which ends a C string."""
-    if not isinstance(texts, Collection) or not all(isinstance(text, str) for text in texts):
+    texts = [texts] if isinstance(texts, str) else texts
+    if not is_list(texts) or not all(isinstance(text, str) for text in texts):
         raise wrong("stop", texts, "a string, or a list of them")
     if any("\0" in text for text in texts):
         raise UsageError("a stop string can't hold a NUL character")
     return [ffi.new("char[]", c_bytes(text)) for text in texts]
 
 
-def token_ids(ids: Iterable[int], name: str = "ids") -> list[int]:
-    """The ids that an argument holds. Raises UsageError for what is no iterable of whole numbers."""
+def path_text(path: StrPath, name: str = "path") -> str:
+    """A path as a text. name: of the argument. Raises UsageError for what no path can be."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise wrong(name, path, "a path")
+    if not text:
+        raise UsageError(f"{name}: is empty, allowed is a path")
+    if "\0" in text:
+        raise UsageError(f"{text!r}: a path can't hold a NUL character")
     try:
-        return [operator.index(i) for i in ids]
-    except TypeError:
-        raise wrong(name, ids, "text or token ids" if name == "prompt" else "token ids") from None
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise wrong(name, text, "what the system can call a file") from None
+    return text
 
 
-def c_path(path: StrPath) -> bytes:
-    """A path as the bytes the system knows it by. Raises UsageError for a NUL, which no path can hold."""
-    name = os.fsencode(path)
-    if b"\0" in name:
-        raise UsageError(f"{path!r}: a path can't hold a NUL character")
-    return name
+def c_path(path: StrPath, name: str = "path") -> bytes:
+    """A path as the bytes that the system knows it by. Raises UsageError as path_text."""
+    return os.fsencode(path_text(path, name))
 
 
 def c_text(text: Any, length: int) -> bytes:
@@ -165,21 +224,24 @@ def adapter_open(path: StrPath, scale: float, model: Any) -> Any:
 
 def context_init(
     model: Any,
-    context: int = 0,
-    threads: int = 0,
+    context: int | None = 0,
+    threads: int | None = 0,
     sequences: int = 0,
     kv: str = "fp32",
     adapter: Any = None,
+    cache: int | None = 0,
     **options: Any,
 ) -> Any:
-    """A C context, of any options that llama.h has. 0: the defaults. adapter: a C one, of the model.
+    """A C context, of any options that llama.h has. None, 0: the defaults. adapter: a C one, of the model.
 
     Raises UsageError, ResourceError.
     """
-    if kv not in KV:
+    if not isinstance(kv, str) or kv not in KV:
         raise UsageError(f"kv = {kv!r}, allowed are {', '.join(KV)}")
-    sizes = {"context": context, "threads": threads, "sequences": sequences}
-    given = {"kv": KV.index(kv), "adapter": adapter or ffi.NULL}
+    sizes = {"context": context, "threads": threads, "cache": cache}
+    sizes = {name: 0 if size is None else whole(size, name) for name, size in sizes.items()}
+    given = {"kv": KV.index(kv), "adapter": ffi.NULL if adapter is None else adapter}
+    given |= {"sequences": whole(sequences, "sequences")}
     options = struct("LlamaContextOptions", **sizes, **given, **options)
     return create("LlamaContext", lib.llama_context_init, model, options, needs=adapter)
 
@@ -189,15 +251,45 @@ def vocab_size(context: Any) -> int:
     return lib.llama_config(lib.llama_context_model(context)).vocab_size
 
 
-def sampler_init(vocab_size: int, bias: Mapping[int, float], seed: int | None, **sampling: float) -> Any:
-    """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
+SEED_0 = (
+    0x9E3779B97F4A7C15  # the state of seed 0, which the generator has not: far from those of its neighbours
+)
+LEAST = 2.0**-149  # the smallest float of C that is more than 0
+
+
+def seed_of(seed: int | None) -> int:
+    """A seed as the state of C's generator; None: one from the system. Raises UsageError."""
     if seed is None:
-        seed = int.from_bytes(os.urandom(8), "little")
-    options = struct("LlamaSampling", seed=seed or 2**64 - 1, **sampling)  # the generator has no state 0
-    sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, options)
-    if not isinstance(bias, Mapping) or not all(isinstance(value, Real) for value in bias.values()):
-        raise wrong("logit_bias", bias, "numbers by token id")
-    for token, value in zip(token_ids(bias, "logit_bias"), bias.values(), strict=True):
+        return int.from_bytes(os.urandom(8), "little") or SEED_0
+    if not 0 <= (state := whole(seed, "seed")) < 2**64:
+        raise UsageError(f"seed = {seed}, allowed 0 to {2**64 - 1}")
+    return state or SEED_0
+
+
+def biases(bias: Mapping[int, float]) -> list[tuple[int, float]]:
+    """The tokens of a logit_bias with what is added to their logits. Raises UsageError for other types."""
+    try:
+        return [(whole(token, "token"), number(value, "bias")) for token, value in bias.items()]
+    except (AttributeError, UsageError):
+        raise wrong("logit_bias", bias, "numbers by token id") from None
+
+
+def sampler_init(
+    vocab_size: int, bias: Mapping[int, float] | None, seed: int | None, **sampling: float
+) -> Any:
+    """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
+    chosen = {name: (whole if name == "top_k" else number)(value, name) for name, value in sampling.items()}
+    if (
+        chosen.get("top_p", 0) > 0
+    ):  # one that C would round to 0, which is off, keeps the most likely token alone
+        chosen["top_p"] = max(chosen["top_p"], LEAST)
+    sampler = create(
+        "LlamaSampler",
+        lib.llama_sampler_init,
+        vocab_size,
+        struct("LlamaSampling", seed=seed_of(seed), **chosen),
+    )
+    for token, value in biases({} if bias is None else bias):
         call(lib.llama_sampler_bias, sampler, token, value)
     return sampler
 

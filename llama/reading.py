@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llama._engine import ffi, lib
 from llama.errors import UsageError
-from llama.native import NEW_UNCLEARED, call, vocab_size
+from llama.native import NEW_UNCLEARED, call, check_tokens, vocab_size, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,8 @@ def logprobs(context: Any, ids: Sequence[int], top: int = 0, sequence: int = 0) 
     top: 0 to 128, at most all tokens there are. Raises UsageError for it, an id that is none, or too many.
     """
     size, found = vocab_size(context), [Scored(None, ())] * min(1, len(ids))
-    if not 0 <= top <= lib.LLAMA_MAX_TOP:
+    check_tokens(ids, size)
+    if not 0 <= whole(top, "top") <= lib.LLAMA_MAX_TOP:
         raise UsageError(f"top = {top}, allowed 0 to {lib.LLAMA_MAX_TOP}")
     logits = NEW_UNCLEARED("float[]", min(CHUNK, len(ids)) * size)
     logprob, tops = ffi.new("double *"), ffi.new("LlamaLogprob[]", min(top, size))

@@ -24,8 +24,10 @@ from llama.native import (
     encode,
     encode_spans,
     encode_turn,
+    is_list,
     special_names,
     token_name,
+    wrong,
 )
 
 Message = Mapping[str, Any]  # role and content, and what else a template knows
@@ -210,6 +212,20 @@ def render_chat(
     return render(template, messages, add_generation_prompt, **end_names(tokenizer))
 
 
+def content_of(message: Message) -> bytes:
+    """What a message says. Raises UsageError where that is no text."""
+    return c_bytes(message.get("content"), "content")
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises UsageError for what is no list of messages, each with a role and something besides."""
+    if not is_list(messages):
+        raise wrong("messages", messages, "a list of them")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or len(message) < 2:
+            raise wrong(f"messages[{i}]", message, "a dict with role, a text, and content")
+
+
 def encode_turns(chat: Any, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The ids of a conversation by a LlamaChat that is built in, up to where the next answer begins.
 
@@ -217,13 +233,13 @@ def encode_turns(chat: Any, tokenizer: Any, messages: Sequence[Message]) -> list
     """
     system, rest = None, list(messages)
     if rest and rest[0]["role"] == "system":
-        system = c_bytes(rest.pop(0)["content"])
+        system = content_of(rest.pop(0))
     if len(rest) % 2 == 0 or any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(rest)):
         raise UsageError("the chat template takes questions and answers in turn, a question last")
-    ids = encode_turn(chat, tokenizer, c_bytes(rest[0]["content"]), system, True)
+    ids = encode_turn(chat, tokenizer, content_of(rest[0]), system, True)
     for answer, question in zip(rest[1::2], rest[2::2], strict=True):
-        ids += encode(tokenizer, c_bytes(answer["content"]), False, False)
-        ids += encode_turn(chat, tokenizer, c_bytes(question["content"]), None, False)
+        ids += encode(tokenizer, content_of(answer), False, False)
+        ids += encode_turn(chat, tokenizer, content_of(question), None, False)
     return ids
 
 
@@ -239,6 +255,7 @@ def encode_chat(
     Without jinja2 those that are built in do as well. Raises UsageError without a template, or where it
     refuses the conversation, BadFileError.
     """
+    check_messages(messages)
     chat = chat_of(model, template)
     is_built_in = lib.llama_chat_template(chat.kind).begin != ffi.NULL
     if is_built_in and (template or (add_generation_prompt and not find_spec("jinja2"))):

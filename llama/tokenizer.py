@@ -14,11 +14,13 @@ from llama.native import (
     alive,
     c_bytes,
     c_path,
+    check_tokens,
     create,
     encode,
-    invoke,
     token_bytes,
+    token_ids,
     token_name,
+    whole,
     whole_text,
 )
 
@@ -135,8 +137,12 @@ class Tokenizer:
         return token_name(self.handle, token)
 
     def is_special(self, token: int) -> bool:
-        """Whether a token has a name but no text, such as BOS and EOS."""
-        return bool(invoke(lib.llama_token_is_special, self.handle, token))
+        """Whether a token has a name but no text, such as BOS and EOS.
+
+        Raises UsageError for an id outside the vocabulary.
+        """
+        check_tokens([whole(token, "token")], self.vocab_size)
+        return bool(lib.llama_token_is_special(self.handle, token))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, as sentencepiece has it: special tokens are empty, what is not UTF-8 is U+FFFD.
@@ -144,7 +150,7 @@ class Tokenizer:
         Raises UsageError for an id outside the vocabulary.
         """
         handle, previous, runs = self.handle, -1, [bytearray()]
-        for token in ids:
+        for token in token_ids(ids):
             piece = token_bytes(handle, previous, token)
             if lib.llama_token_is_special(handle, token):
                 runs.append(bytearray())  # no character reaches across

@@ -247,6 +247,11 @@ def test_stop_strings_and_times(model):
         assert request.generate_seconds > 0
 
 
+def test_a_stop_that_is_a_text_is_one_string(model):
+    with Batch(model, sequences=1) as batch:
+        assert len(batch.join([3], stop="abc")._stops) == 1
+
+
 # --- Log-probabilities
 
 
@@ -370,7 +375,12 @@ def test_slots_with_a_request_are_not_touched(model):
         ([], {}, "the prompt has 0 tokens, allowed 1 to 96"),
         (range(3, 100), {}, "the prompt has 97 tokens, allowed 1 to 96"),
         ([3, SHAPE.vocab_size], {}, f"token = {SHAPE.vocab_size}, allowed 0 to {SHAPE.vocab_size - 1}"),
+        ([1.0], {}, "prompt = \\[1.0\\], allowed token ids"),
+        ("abc", {}, "prompt = 'abc', allowed token ids"),
         ([3], {"max_tokens": 0}, "max_tokens = 0, allowed 1 and more"),
+        ([3], {"max_tokens": True}, "max_tokens = True, allowed a whole number"),
+        ([3], {"logprobs": True}, "logprobs = True, allowed a whole number"),
+        ([3], {"stop": {"a": 1}}, "stop = {'a': 1}, allowed a string"),
         ([3], {"logprobs": 129}, "logprobs = 129, allowed 0 to 128"),
         ([3], {"temperature": -1.0}, "temperature = -1, allowed 0 or more"),
         ([3], {"stop": [""]}, "stop string 1 is empty"),

@@ -16,8 +16,9 @@ from checkpoints import Shape
 from helpers import write_ranked
 
 import llama
-from llama import native
+from llama import hub, native
 from llama._engine import ffi, lib
+from llama.batch import Batch
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = ["<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)), " ", *LETTERS]
@@ -51,6 +52,14 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     path.write_bytes(b"GGUF" + bytes(1000))
     with pytest.raises(llama.BadFileError, match="GGUF"):
         llama.Llama(path)
+
+
+@pytest.mark.parametrize("path", [b"x", 5, "", "\ud800"])
+def test_what_no_path_can_be_is_refused(path):
+    with pytest.raises(llama.UsageError, match=r"^path(:| =).* allowed "):
+        llama.Llama(path)
+    with pytest.raises(llama.UsageError, match=r"^path(:| =).* allowed "):
+        llama.Tokenizer(path)
 
 
 def test_a_path_with_a_nul_is_refused():
@@ -94,7 +103,19 @@ def test_options_come_back(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": -1}, {"context": 65}, {"context": 2**40}, {"threads": "two"}, {"kv": "int4"}]
+    "options",
+    [
+        *({"threads": value} for value in (-1, "two", "", True)),
+        *({"context": value} for value in (65, 2**40, False, "", 1.0)),
+        *({"sequences": value} for value in (True, None, "")),
+        *({"kv": value} for value in ("int4", False, ["fp32"])),
+        *({"exact": value} for value in ("no", 1, None)),
+        *({"rope_theta": value} for value in ("", False, [])),
+        *({"lora": value} for value in (5, False, ["x"], "")),
+        *({"tokenizer": value} for value in (0, False, [], b"x", "")),
+        {"dtype": ""},
+    ],
+    ids=str,
 )
 def test_options_out_of_range_are_refused(folder, options):
     with pytest.raises(llama.UsageError, match=next(iter(options))):
@@ -109,6 +130,33 @@ def test_logits_do_not_depend_on_what_came_before(model):
     assert np.array_equal(model.logits(ids), first)
     assert np.array_equal(model.logits(np.array(ids[:2])), first[:2])
     assert model.logits([]).shape == (0, SHAPE.vocab_size)
+
+
+NO_IDS = [b"ab", {1: 2}, {1, 2}, [True], np.array([1.5]), np.array([True]), 5, None]  # no ids in an order
+
+
+@pytest.mark.parametrize("ids", NO_IDS, ids=repr)
+def test_what_holds_no_ids_in_an_order_is_refused_everywhere(model, ids):
+    batch = Batch(model, sequences=1)
+    calls = (model.logits, model.logprobs, model.score, model.embed, model.generate, model.decode, batch.join)
+    for call in calls:
+        with pytest.raises(llama.UsageError, match=r"^(ids|text|prompt) = .*, allowed (text or )?token ids"):
+            call(ids)
+    assert not batch.busy
+
+
+@pytest.mark.parametrize("ids", [(1, 5), np.array([1, 5], np.int32), range(1, 6, 4), iter([1, 5])], ids=repr)
+def test_ids_may_be_a_list_an_array_and_the_like(model, ids):
+    assert model.decode(ids) == model.decode([1, 5])
+
+
+@pytest.mark.parametrize("ids", [[5000], [-1], [2**70], [1, 5000], [1, -1]])
+def test_an_id_outside_the_vocabulary_has_no_probability(model, ids):
+    for call in (model.logprobs, model.score):
+        with pytest.raises(llama.UsageError, match=f"token = {ids[-1]}, allowed 0 to 285"):
+            call(ids)
+    with pytest.raises(llama.UsageError, match=f"token = {ids[-1]}, allowed 0 to 285"):
+        model.tokenizer.is_special(ids[-1])
 
 
 @pytest.mark.parametrize("ids", [[286], [-1], [2**40], ["a"], [1.5], [1] * 65])
@@ -175,6 +223,19 @@ def test_a_seed_repeats_the_text_and_ids_equal_their_text(model):
     assert write("hello") != write("hello")
 
 
+def test_seeds_that_follow_each_other_give_different_texts(model):
+    """The generator has no state 0, so seed 0 has that of another one, which is far."""
+    seeds = [2**64 - 2, 2**64 - 1, 0, 1, 2]
+    assert len({"".join(model.generate("hello", max_tokens=30, seed=seed)) for seed in seeds}) == len(seeds)
+    assert len({"".join(text) for text in model.generate_all(["hello"], samples=3, seed=2**64 - 1)}) == 3
+
+
+@pytest.mark.parametrize("top_p", [1e-50, 5e-324, np.float64(1e-46)])
+def test_a_top_p_that_is_no_float_of_c_is_not_off(model, top_p):
+    greedy = "".join(model.generate("hello", max_tokens=30, temperature=0))
+    assert "".join(model.generate("hello", max_tokens=30, top_p=top_p, seed=1)) == greedy
+
+
 def test_max_tokens_counts_what_is_drawn(model):
     only_a = {model.encode("a", bos=False)[-1]: 1e9}
     for n in (0, 1, 2, 20):
@@ -202,9 +263,27 @@ def test_end_of_text_token_ends_the_text(model):
     ("name", "value"),
     [
         *(("prompt", value) for value in (5, None, [None], ["a"], [1.5], {"a": 1})),
-        *(("stop", value) for value in (5, None, [None], ["a", 1], b"x")),
-        *(("logit_bias", value) for value in ([1], 5, "x", {"a": 1}, {1: "a"}, {1: None}, {1.5: 1})),
+        *(("prompt", value) for value in (b"x", {1}, [True])),
+        *(("stop", value) for value in (5, None, [None], ["a", 1], b"x", b"", {"a": 1}, {"a"})),
+        *(
+            ("logit_bias", value)
+            for value in (
+                [],
+                0,
+                "",
+                {1: True},
+                {True: 1},
+                [1],
+                5,
+                "x",
+                {"a": 1},
+                {1: "a"},
+                {1: None},
+                {1.5: 1},
+            )
+        ),
         *((name, "x") for name in ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p")),
+        *((name, True) for name in ("max_tokens", "seed", "top_k", "temperature")),
         *((name, []) for name in ("max_tokens", "repeat_penalty", "presence_penalty", "frequency_penalty")),
     ],
 )
@@ -225,10 +304,26 @@ def test_an_option_of_another_type_is_named(model, name, value):
         ("suffix", lambda model: model.encode_infill("a", None)),
         ("ids", lambda model: model.logits(5)),
         ("ids", lambda model: model.score(["a"])),
+        ("top", lambda model: model.logprobs([1], top=True)),
+        ("messages", lambda model: model.encode_chat("hello")),
+        ("messages[0]", lambda model: model.encode_chat([{}])),
+        ("messages[0]", lambda model: model.encode_chat(["hello"])),
+        ("messages[1]", lambda model: model.chat([{"role": "user", "content": "a"}, {"role": "user"}])),
+        ("content", lambda model: model.encode_chat([{"role": "user", "x": "a"}], template="plain")),
+        ("llama", lambda _: Batch("x")),
+        ("llama", lambda _: Batch(None)),
+        ("context", lambda model: Batch(model, context="")),
+        ("cache", lambda model: Batch(model, cache="")),
+        ("threads", lambda model: Batch(model, threads="")),
+        ("kv", lambda model: Batch(model, kv=False)),
+        ("prefill", lambda model: Batch(model, prefill="x")),
+        ("prefill", lambda model: Batch(model, prefill=-1)),
+        ("name", lambda _: hub.download(None)),
+        ("name", lambda _: hub.parse(5)),
     ],
 )
 def test_an_argument_of_another_type_is_named(model, name, call):
-    with pytest.raises(llama.UsageError, match=f"^{name} = .*, allowed "):
+    with pytest.raises(llama.UsageError, match=f"^{re.escape(name)} = .*, allowed "):
         call(model)
 
 

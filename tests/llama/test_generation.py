@@ -156,9 +156,14 @@ def test_nothing_has_no_perplexity(model, texts):
     ("options", "message"),
     [
         ({"prompts": "abc"}, "prompts = 'abc', allowed a list"),
-        ({"samples": 0}, "samples = 0: must be 1 or more"),
-        ({"samples": 1.5}, "samples = 1.5: must be 1 or more"),
-        ({"seed": "x"}, "seed = 'x': must be an integer"),
+        ({"prompts": {"a": 1}}, "prompts = {'a': 1}, allowed a list"),
+        ({"prompts": 5}, "prompts = 5, allowed a list"),
+        ({"samples": 0}, "samples = 0, allowed 1 and more"),
+        ({"samples": 1.5}, "samples = 1.5, allowed a whole number"),
+        ({"samples": True}, "samples = True, allowed a whole number"),
+        ({"seed": "x"}, "seed = 'x', allowed a whole number"),
+        ({"seed": -1}, "seed = -1, allowed 0 to 18446744073709551615"),
+        ({"seed": 2**64}, "seed = 18446744073709551616, allowed 0 to 18446744073709551615"),
     ],
 )
 def test_wrong_options_of_many_texts_are_refused(model, options, message):
