@@ -13,7 +13,8 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.files import Fields, read_json
-from llama.formats.tokenizer_json import CONFIG, GAPS_MAX, edges_of, end_said
+from llama.formats.text_ends import CONFIG, end_said
+from llama.formats.tokenizer_json import GAPS_MAX, edges_of
 from llama.formats.vocabulary import Vocabulary
 
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"

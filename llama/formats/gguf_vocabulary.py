@@ -17,13 +17,13 @@ from llama.formats.gguf_file import GgufFile
 from llama.formats.gguf_keys import Keys, TokenType
 from llama.formats.merge_order import are_alike, with_order
 from llama.formats.spelling import merges_of, pieces_problem, spellings
+from llama.formats.tokenizer_fields import refuse
 from llama.formats.tokenizer_json import (
     BYTE_NAMES,
     bytes_missing,
     merging_by,
     piece_bytes,
     read_merges,
-    refuse,
     refuse_some_bytes,
     scores_of,
 )

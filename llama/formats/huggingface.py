@@ -31,7 +31,7 @@ from llama.formats.source import (
     tensor_shapes,
 )
 from llama.formats.tensor import Tensor
-from llama.formats.tokenizer_json import put_around
+from llama.formats.text_ends import put_around
 
 GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
 IGNORED = ".rotary_emb.inv_freq"  # in old files; it follows from the configuration

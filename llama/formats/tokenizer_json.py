@@ -16,17 +16,18 @@ tokens after a gap anew.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from llama.errors import BadFileError
 from llama.formats import split_patterns
 from llama.formats import vocabulary as tokens
-from llama.formats.files import parse_json, read_json
+from llama.formats.files import parse_json
+from llama.formats.text_ends import ends_of, with_ends
+from llama.formats.tokenizer_fields import check_kinds, refuse, require, steps
 from llama.formats.vocabulary import Vocabulary
 
 SPACE = "\u2581"
@@ -34,59 +35,6 @@ SPACE = "\u2581"
 GAPS_MAX = 1 << 17  # ids that no token has
 
 Pieces = dict[str, int]  # as the file spells them, with their ids
-
-
-def refuse(path: Path, field: str, found: Any, allowed: str) -> NoReturn:
-    text = json.dumps(found, ensure_ascii=False)
-    raise BadFileError(
-        f"{path}: {field} = {text if len(text) < 200 else text[:200] + '...'}, allowed {allowed}"
-    )
-
-
-def require(path: Path, where: str, part: dict[str, Any], fields: dict[str, tuple[Any, ...]]) -> None:
-    """Refuses a part of the file with a field of another value than those allowed; the first is the usual."""
-    for name, allowed in fields.items():
-        if part.get(name, allowed[0]) not in allowed:
-            refuse(path, f"{where}.{name}", part[name], " or ".join(map(json.dumps, allowed)))
-
-
-def steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a Sequence; a lone step is one, nothing is none."""
-    if not part:
-        return []
-    return list(part[name]) if part.get("type") == "Sequence" else [part]
-
-
-FLAGS = {"special", "normalized", "lstrip", "rstrip", "single_word"}  # of added tokens
-FLAGS |= {"byte_fallback", "ignore_merges", "fuse_unk"}  # of models
-FLAGS |= {"add_prefix_space", "use_regex", "split", "individual_digits"}  # of steps
-PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
-PARTS |= {"post_processor": "processors"}
-
-
-def check_flags(path: Path, where: str, part: dict[str, Any]) -> None:
-    """Refuses a part whose truth values are none. null is as good as not there."""
-    for name in FLAGS & part.keys():
-        if not isinstance(part[name], bool | None):
-            refuse(path, f"{where}.{name}", part[name], "true and false")
-
-
-def check_kinds(path: Path, data: dict[str, Any]) -> None:
-    """Refuses what is not of the kind that the library asks for, and could be taken for true or false."""
-    check_flags(path, "model", data["model"])
-    if not isinstance(data["model"].get("unk_token"), str | None):
-        refuse(path, "model.unk_token", data["model"]["unk_token"], "text, or null")
-    if not isinstance(data["model"].get("merges", []), list):
-        refuse(path, "model.merges", data["model"]["merges"], "a list of pairs")
-    if not isinstance(data.get("added_tokens"), list | None):
-        refuse(path, "added_tokens", data["added_tokens"], "a list, or null")
-    for token in data.get("added_tokens") or []:
-        check_flags(path, "added_tokens", token)
-    for where, name in PARTS.items():
-        if not isinstance(data.get(where), dict | None):
-            refuse(path, where, data[where], "an object, or null")
-        for step in steps(data.get(where), name):
-            check_flags(path, where, step)
 
 
 # --- What happens to text before it merges
@@ -283,103 +231,6 @@ def numbered_anew(data: dict[str, Any], vocab: Collection[str]) -> tuple[str, ..
         if i != known:
             return (f"token {i} = {name!r}, as the file says; the tokenizers library makes it {known}",)
     return ()
-
-
-CONFIG = "tokenizer_config.json"  # beside the file
-USUAL = {
-    "bos_token": ("<s>", "<|begin_of_text|>"),
-    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
-}
-
-
-def end_said(path: Path, said: Mapping[str, Any], name: str) -> str | None:
-    """The name of the token that bos_token or eos_token is, None where nothing is said.
-
-    Raises BadFileError.
-    """
-    token = said.get(name)
-    found = token.get("content", 0) if isinstance(token, dict) else token
-    if not isinstance(found, str | None):
-        raise BadFileError(f"{path}: {name} = {token!r:.80}, allowed the name of a token, or null")
-    return found
-
-
-def ends_of(path: Path, special: dict[str, int]) -> tuple[list[int], tuple[str, ...]]:
-    """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none.
-
-    And notes, where it names what is no special token. Raises BadFileError.
-    """
-    config = path.with_name(CONFIG)
-    said = read_json(config).values if config.exists() else {}
-    ends, notes = list[int](), list[str]()
-    for name, usual in USUAL.items():
-        token = end_said(config, said, name)
-        found = next((known for known in (token, *usual) if known in special), None)
-        if token is not None and token != found:
-            kind, instead = name[:3].upper(), "nothing" if found is None else repr(found)
-            notes.append(f"{CONFIG}: {name} = {token!r:.80} is no special token; {instead} is {kind}")
-        ends.append(-1 if found is None else special[found])
-    return ends, tuple(notes)
-
-
-PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel")
-
-
-Named = list[tuple[str, int]]  # tokens by name and id
-
-
-def step_around(path: Path, step: dict[str, Any]) -> tuple[Named, Named]:
-    """The tokens that a step of a post_processor puts before a text, and behind it."""
-    require(path, "post_processor", step, {"type": PROCESSORS})
-    if step["type"] == "ByteLevel":
-        return [], []
-    if step["type"] != "TemplateProcessing":
-        (cls, cls_id), (sep, sep_id) = step["cls"], step["sep"]
-        return [(cls, cls_id)], [(sep, sep_id)]
-    names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in step["single"]]
-    if {part["Sequence"]["id"] for part in step["single"] if "SpecialToken" not in part} != {"A"}:
-        raise ValueError("of two texts")
-    text = names.index(None)
-    parts = [[(name, i) for i in step["special_tokens"][name]["ids"]] for name in names if name is not None]
-    return [*itertools.chain(*parts[:text])], [*itertools.chain(*parts[text:])]
-
-
-def put_around(path: Path, data: dict[str, Any]) -> tuple[Named, Named]:
-    """The tokens that a post_processor puts before a text, and behind it.
-
-    Raises BadFileError for more than one in either place.
-    """
-    before, behind = Named(), Named()
-    try:
-        for step in steps(data.get("post_processor"), "processors"):
-            begin, end = step_around(path, step)
-            before, behind = begin + before, behind + end
-        if len(before) <= 1 and len(behind) <= 1:
-            return before, behind
-    except (TypeError, ValueError, KeyError, AttributeError):
-        pass
-    allowed = "at most one token before a text and one behind it"
-    return refuse(path, "post_processor", data.get("post_processor"), allowed)
-
-
-def with_ends(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary, whose BOS and EOS are the tokens around a text where it has no others.
-
-    Raises BadFileError where it has.
-    """
-    ends = []
-    for put, end in zip(put_around(path, data), (vocabulary.bos, vocabulary.eos), strict=True):
-        name, i = put[0] if put else ("", -1)
-        token = vocabulary.special.get(name, -1)
-        if name and token < 0:
-            refuse(path, "post_processor", name, "special tokens")
-        if name and (type(i) is not int or i != token):
-            refuse(path, f"post_processor: id of {name!r:.80}", i, str(token))
-        if name and end >= 0 and token != end:
-            where, known = ("BOS", "EOS")[len(ends)], vocabulary.pieces[end].decode()
-            refuse(path, f"post_processor, in place of {where}", name, json.dumps(known))
-        ends.append(token if name else end)
-    return replace(vocabulary, bos=ends[0], eos=ends[1])
 
 
 # --- Merges
