@@ -251,9 +251,7 @@ def vocab_size(context: Any) -> int:
     return lib.llama_config(lib.llama_context_model(context)).vocab_size
 
 
-SEED_0 = (
-    0x9E3779B97F4A7C15  # the state of seed 0, which the generator has not: far from those of its neighbours
-)
+SEED_0 = 0x9E3779B97F4A7C15  # the state for seed 0, which the generator has not; far from its neighbours'
 LEAST = 2.0**-149  # the smallest float of C that is more than 0
 
 
@@ -279,16 +277,10 @@ def sampler_init(
 ) -> Any:
     """A C sampler. seed None: one from the system. Raises UsageError for an option out of range."""
     chosen = {name: (whole if name == "top_k" else number)(value, name) for name, value in sampling.items()}
-    if (
-        chosen.get("top_p", 0) > 0
-    ):  # one that C would round to 0, which is off, keeps the most likely token alone
+    if chosen.get("top_p", 0) > 0:  # which C could round to 0, and 0 is off
         chosen["top_p"] = max(chosen["top_p"], LEAST)
-    sampler = create(
-        "LlamaSampler",
-        lib.llama_sampler_init,
-        vocab_size,
-        struct("LlamaSampling", seed=seed_of(seed), **chosen),
-    )
+    options = struct("LlamaSampling", seed=seed_of(seed), **chosen)
+    sampler = create("LlamaSampler", lib.llama_sampler_init, vocab_size, options)
     for token, value in biases({} if bias is None else bias):
         call(lib.llama_sampler_bias, sampler, token, value)
     return sampler
