@@ -145,9 +145,10 @@ def test_what_holds_no_ids_in_an_order_is_refused_everywhere(model, ids):
     assert not batch.busy
 
 
-@pytest.mark.parametrize("ids", [(1, 5), np.array([1, 5], np.int32), range(1, 6, 4), iter([1, 5])], ids=repr)
-def test_ids_may_be_a_list_an_array_and_the_like(model, ids):
-    assert model.decode(ids) == model.decode([1, 5])
+@pytest.mark.parametrize("kind", [tuple, np.array, np.int32, iter])
+def test_ids_may_be_a_list_an_array_and_the_like(model, kind):
+    assert model.decode(kind([1, 5])) == model.decode([1, 5])
+    assert model.decode(range(1, 6, 4)) == model.decode([1, 5])
 
 
 @pytest.mark.parametrize("ids", [[5000], [-1], [2**70], [1, 5000], [1, -1]])
