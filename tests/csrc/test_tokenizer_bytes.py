@@ -232,7 +232,8 @@ def test_special_tokens_print_nothing_and_have_names(small):
     assert small.engine.decode(ids) == "ab"
     assert [small.engine.name(i) for i in ids] == ["<|begin_of_text|>", "a", "<|eot_id|>", "b"]
     assert [small.engine.is_special(i) for i in ids] == [True, False, True, False]
-    assert not small.engine.is_special(-1)
+    with pytest.raises(LlamaError, match="token = -1, allowed 0 to"):
+        small.engine.is_special(-1)
     with pytest.raises(LlamaError, match="token id 9999 is not in the vocabulary"):
         small.engine.name(9999)
 
