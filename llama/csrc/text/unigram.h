@@ -39,13 +39,14 @@ static void scores_note(LlamaTokenizer *t) {
 }
 
 // What a piece of `length` bytes adds. sentencepiece counts on all scores being negative, and gives a user-defined
-// piece nearly nothing so that it is chosen; it spells a space with three bytes.
+// piece a little more than nothing so that it is chosen (0.2.3; 0.1 less than nothing before); it spells a space with
+// three bytes. Where two of them overlap, either way may come to the same but for rounding.
 static double piece_gain(const LlamaTokenizer *t, int32_t id, size_t length) {
     if (t->types[id] != TOKEN_USER) return token_score(t, id);
     const char *bytes = token_bytes(t, id, &length);
     size_t spelt = length;
     for (size_t i = 0; i < length; i++) spelt += bytes[i] == ' ' ? 2 : 0;
-    return (double)((float)spelt * (float)t->highest) - 0.1;
+    return (double)((float)spelt * (float)t->highest) + 0.1;
 }
 
 // Takes a way to a place if it is better than the one that is known.
