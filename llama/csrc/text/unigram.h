@@ -39,8 +39,8 @@ static void scores_note(LlamaTokenizer *t) {
 }
 
 // What a piece of `length` bytes adds. sentencepiece counts on all scores being negative, and gives a user-defined
-// piece a little more than nothing so that it is chosen (0.2.3; 0.1 less than nothing before); it spells a space with
-// three bytes. Where two of them overlap, either way may come to the same but for rounding.
+// piece a little more than nothing so that it is chosen (0.2.3; 0.1 less than nothing before); it spells a space
+// with three bytes. Where two of them overlap, either way may come to the same but for rounding.
 static double piece_gain(const LlamaTokenizer *t, int32_t id, size_t length) {
     if (t->types[id] != TOKEN_USER) return token_score(t, id);
     const char *bytes = token_bytes(t, id, &length);
