@@ -39,7 +39,7 @@ from llama.native import (
     sequence_save,
     token_ids,
     vocab_size,
-    whole,
+    within,
     wrong,
 )
 
@@ -165,13 +165,12 @@ class Batch:
     ) -> None:
         if not hasattr(llama, "_model"):
             raise wrong("llama", llama, "a Llama")
-        if not 0 <= whole(prefill, "prefill") < 2**31:
-            raise UsageError(f"prefill = {prefill}, allowed 0 to {2**31 - 1}")
+        most = within(prefill, "prefill", 0, 2**31 - 1)
         model, same = alive(llama._model, "Llama"), lib.llama_context_options(llama._context)
         options = {"threads": threads, "kv": llama.kv if kv is None else kv, "cache": cache}
         options |= {"exact": same.exact, "rope_theta": same.rope_theta, "adapter": llama._adapter}
         self._over(context_init(model, context, sequences=sequences, **options), llama.tokenizer.handle)
-        self.prefill = prefill
+        self.prefill = most
 
     @classmethod
     def over(cls, context: Any, tokenizer: Any) -> Batch:
@@ -226,15 +225,12 @@ class Batch:
         if not 0 < len(ids) <= self.context:
             raise UsageError(f"the prompt has {len(ids)} tokens, allowed 1 to {self.context}, the context")
         check_tokens(ids, self.vocab_size)
-        if max_tokens is not None and whole(max_tokens, "max_tokens") < 1:
-            raise UsageError(f"max_tokens = {max_tokens}, allowed 1 and more")
-        if logprobs is not None and not 0 <= whole(logprobs, "logprobs") <= lib.LLAMA_MAX_TOP:
-            raise UsageError(f"logprobs = {logprobs}, allowed 0 to {lib.LLAMA_MAX_TOP}")
-        top = -1 if logprobs is None else logprobs
+        most = 0 if max_tokens is None else within(max_tokens, "max_tokens", 1)
+        top = -1 if logprobs is None else within(logprobs, "logprobs", 0, lib.LLAMA_MAX_TOP)
         request = Request(ids, _mask=mask, _guesser=guesser, _stops=c_strings(stop), _logprobs=top)
         create("LlamaStream", lib.llama_stream_init, request._stops, len(request._stops))  # checks them
         request._sampler = sampler_init(self.vocab_size, logit_bias, seed, **DEFAULTS | sampling)
-        request._limit = min(len(ids) + max_tokens - 1, self.context) if max_tokens else 0
+        request._limit = min(len(ids) + most - 1, self.context) if most else 0
         self._joined.append(request)
         return request
 

@@ -43,7 +43,7 @@ from llama.native import (
     number,
     path_text,
     token_ids,
-    whole,
+    within,
     wrong,
 )
 from llama.reading import Scored, embedding, logprobs, result
@@ -277,10 +277,9 @@ class Llama:
         """
         if not is_list(prompts, Iterable):
             raise wrong("prompts", prompts, "a list of them")
-        if whole(samples, "samples") < 1:
-            raise UsageError(f"samples = {samples}, allowed 1 and more")
-        if seed is not None and not 0 <= whole(seed, "seed") < 2**64:
-            raise UsageError(f"seed = {seed}, allowed 0 to {2**64 - 1}")
+        within(samples, "samples", 1)
+        if seed is not None:
+            within(seed, "seed", 0, 2**64 - 1)
         each = [prompt for prompt in prompts for _ in range(samples)]
         seeds = [None if seed is None else (seed + i % samples) % 2**64 for i in range(len(each))]
         with self._lock:
@@ -308,8 +307,8 @@ class Llama:
         **options: Any,
     ) -> Generation:
         """A text that the next step begins with."""
-        if max_tokens is not None and whole(max_tokens, "max_tokens") < 0:
-            raise UsageError(f"max_tokens = {max_tokens}, allowed 0 and more")
+        if max_tokens is not None:
+            within(max_tokens, "max_tokens", 0)
         if draft is self:
             raise UsageError("draft = the Llama itself, allowed is another one")  # it would wait for itself
         if self._writer is None:

@@ -118,6 +118,13 @@ def whole(value: Any, name: str) -> int:
     raise wrong(name, value, "a whole number")
 
 
+def within(value: Any, name: str, least: int, most: int | None = None) -> int:
+    """A whole number from least to most, None: to any."""
+    if (found := whole(value, name)) < least or (most is not None and found > most):
+        raise UsageError(f"{name} = {found}, allowed {least} {'and more' if most is None else f'to {most}'}")
+    return found
+
+
 def number(value: Any, name: str) -> float:
     """A number, which True and False are not."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -259,9 +266,7 @@ def seed_of(seed: int | None) -> int:
     """A seed as the state of C's generator; None: one from the system. Raises UsageError."""
     if seed is None:
         return int.from_bytes(os.urandom(8), "little") or SEED_0
-    if not 0 <= (state := whole(seed, "seed")) < 2**64:
-        raise UsageError(f"seed = {seed}, allowed 0 to {2**64 - 1}")
-    return state or SEED_0
+    return within(seed, "seed", 0, 2**64 - 1) or SEED_0
 
 
 def biases(bias: Mapping[int, float]) -> list[tuple[int, float]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llama._engine import ffi, lib
 from llama.errors import UsageError
-from llama.native import NEW_UNCLEARED, call, check_tokens, vocab_size, whole
+from llama.native import NEW_UNCLEARED, call, check_tokens, vocab_size, within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +64,7 @@ def logprobs(context: Any, ids: Sequence[int], top: int = 0, sequence: int = 0) 
     """
     size, found = vocab_size(context), [Scored(None, ())] * min(1, len(ids))
     check_tokens(ids, size)
-    if not 0 <= whole(top, "top") <= lib.LLAMA_MAX_TOP:
-        raise UsageError(f"top = {top}, allowed 0 to {lib.LLAMA_MAX_TOP}")
+    within(top, "top", 0, lib.LLAMA_MAX_TOP)
     logits = NEW_UNCLEARED("float[]", min(CHUNK, len(ids)) * size)
     logprob, tops = ffi.new("double *"), ffi.new("LlamaLogprob[]", min(top, size))
     for start in chunks(context, max(0, len(ids) - 1)):

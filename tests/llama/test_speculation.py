@@ -178,7 +178,7 @@ def test_a_guesser_that_fails_ends_its_text_alone(model):
 
     prompt = ids(5, 1)
     with Batch(model, sequences=2) as batch:
-        bad, good = batch.join(prompt, guesser=fail), batch.join(prompt, max_tokens=9, **ENDLESS)
+        bad, good = batch.join(prompt, guesser=fail, **ENDLESS), batch.join(prompt, max_tokens=9, **ENDLESS)
         wrong = batch.join(prompt, guesser=lambda ids: [SHAPE.vocab_size], **ENDLESS)
         finish(batch)
     assert (bad.finish, good.finish, wrong.finish) == ("error", "length", "error")
