@@ -104,6 +104,22 @@ def test_rounding_is_that_of_sentencepiece_on_a_long_text(pair):
     assert pair.tokenizer.encode(text, bos=False) == pair.sp.encode(text)
 
 
+OVERLAPPING = ["l", "ll", " ", "a", "on", "once", "ce", " big", "<sep>", "sep>", "é", "東"]
+
+
+def test_rounding_is_that_of_sentencepiece_where_user_defined_pieces_overlap(pair):
+    rng = random.Random(1)
+    for _ in range(5000):
+        text = "".join(rng.choices(OVERLAPPING, k=rng.randint(1, 14)))
+        assert pair.tokenizer.encode(text, bos=False) == pair.sp.encode(text), text
+
+
+def test_sums_begin_anew_where_those_of_sentencepiece_do(pair):
+    rng = random.Random(2)
+    text = "".join(rng.choices(OVERLAPPING, k=400_000))
+    assert pair.tokenizer.encode(text, bos=False) == pair.sp.encode(text)
+
+
 @thorough
 @given(texts)
 def test_ids_become_the_text_that_sentencepiece_makes_of_them(pair, text):

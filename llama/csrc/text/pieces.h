@@ -80,7 +80,7 @@ struct LlamaTokenizer {
     const uint32_t *ranks;  // (n_bytes) [offsets[i] + n] of the pair that token i is of, cut after n bytes; or NULL
     const uint8_t *doubles; // (vocab_size) scores as f64, not aligned; or NULL
     const uint8_t *edges;   // (vocab_size) bits; or NULL
-    double lowest, highest; // scores, of KIND_UNIGRAM
+    double lowest;          // score, of KIND_UNIGRAM
     Names specials;         // control and user-defined tokens
     Names late;     // those that are found once a space was put in front of a text, with a space before them
     Names words;    // of KIND_UNIGRAM: what a text is made up of

@@ -8,9 +8,11 @@
 #include "merge.h"  // Encoder, emit
 #include "pieces.h" // Walk
 
-#include <float.h> // FLT_MIN
+#include <float.h> // DBL_MAX, FLT_MAX
+#include <math.h>  // fabs
 
 static const float UNKNOWN_PENALTY = 10; // a character that is no piece: so much below the lowest score
+static const double FAR_SUM = 100000;    // sentencepiece's sums begin anew beyond it, floats being coarse there
 
 // The best way to make up a text up to some byte of it.
 typedef struct {
@@ -27,26 +29,22 @@ static double token_score(const LlamaTokenizer *t, int32_t id) {
     return score;
 }
 
-// Notes the lowest and the highest score: sentencepiece looks at pieces of text, tokenizers at all.
+// Notes the lowest score: sentencepiece looks at pieces of text, tokenizers at all.
 static void scores_note(LlamaTokenizer *t) {
     t->lowest = t->doubles ? DBL_MAX : (double)FLT_MAX;
-    t->highest = (double)FLT_MIN; // sentencepiece begins with the smallest positive number
-    for (int32_t id = 0; id < t->vocab_size; id++) {
-        if (!t->doubles && t->types[id] != TOKEN_TEXT) continue;
-        t->lowest = MIN(t->lowest, token_score(t, id));
-        t->highest = MAX(t->highest, token_score(t, id));
-    }
+    for (int32_t id = 0; id < t->vocab_size; id++)
+        if (t->doubles || t->types[id] == TOKEN_TEXT) t->lowest = MIN(t->lowest, token_score(t, id));
 }
 
-// What a piece of `length` bytes adds. sentencepiece counts on all scores being negative, and gives a user-defined
-// piece a little more than nothing so that it is chosen (0.2.3; 0.1 less than nothing before); it spells a space
-// with three bytes. Where two of them overlap, either way may come to the same but for rounding.
-static double piece_gain(const LlamaTokenizer *t, int32_t id, size_t length) {
+// What a piece adds. Scores are logarithms of probabilities, so that a user-defined piece, which adds nothing and
+// 0.1 for each byte behind its first, is always chosen, a long one before a short one (sentencepiece 0.2.3).
+static double piece_gain(const LlamaTokenizer *t, int32_t id) {
     if (t->types[id] != TOKEN_USER) return token_score(t, id);
+    size_t length;
     const char *bytes = token_bytes(t, id, &length);
-    size_t spelt = length;
+    size_t spelt = length; // a space is three bytes
     for (size_t i = 0; i < length; i++) spelt += bytes[i] == ' ' ? 2 : 0;
-    return (double)((float)spelt * (float)t->highest) + 0.1;
+    return (double)(float)(0.1 * (double)(spelt - 1));
 }
 
 // Takes a way to a place if it is better than the one that is known.
@@ -55,19 +53,29 @@ static void path_offer(const LlamaTokenizer *t, Path *path, double score, int32_
     if (path->start < 0 || score > path->score) *path = (Path){score, start, id};
 }
 
-// Offers all pieces that begin at text[at].
-static void paths_extend(const LlamaTokenizer *t, Path *paths, const char *text, int32_t at, int32_t length) {
+// Offers all pieces that begin at text[at], and returns where the longest ends.
+static int32_t paths_extend(const LlamaTokenizer *t, Path *paths, const char *text, int32_t at, int32_t length) {
     size_t left = (size_t)(length - at), character = (size_t)MAX(1, utf8_length(text + at, left));
     Walk walk = walk_begin(&t->words, text + at);
+    int32_t end = at + (int32_t)character;
     bool single = false; // some piece is the character alone
     for (int32_t id; (id = walk_next(t, &t->words, &walk, text + at, left)) >= 0;) {
-        path_offer(t, &paths[at + (int32_t)walk.depth], piece_gain(t, id, walk.depth) + paths[at].score, at, id);
+        end = at + (int32_t)walk.depth;
+        path_offer(t, &paths[end], piece_gain(t, id) + paths[at].score, at, id);
         single |= walk.depth == character;
     }
-    if (single) return;
+    if (single) return end;
     double unknown =
         t->doubles ? t->lowest - (double)UNKNOWN_PENALTY : (double)((float)t->lowest - UNKNOWN_PENALTY);
     path_offer(t, &paths[at + (int32_t)character], unknown + paths[at].score, at, -1);
+    return end;
+}
+
+// Lets sentencepiece's sums begin anew at a place where they are far from zero, up to the last that is reached.
+static void paths_rebase(const LlamaTokenizer *t, Path *paths, int32_t at, int32_t last) {
+    double sum = paths[at].score;
+    if (t->doubles || fabs(sum) <= FAR_SUM) return;
+    for (int32_t i = at; i <= last; i++) paths[i].score = (double)(float)(paths[i].score - sum);
 }
 
 // Turns the best way to the end around: paths[start of a piece].start becomes its end.
@@ -87,8 +95,10 @@ static int unigram_encode(Encoder *e, const char *text, size_t length, LlamaErro
     Path *paths = malloc((length + 1) * sizeof *paths);
     if (!paths) return fail_memory(error, (length + 1) * sizeof *paths);
     for (size_t i = 0; i <= length; i++) paths[i] = (Path){0, -1, -1};
-    for (int32_t at = 0; at < n; at += MAX(1, utf8_length(text + at, (size_t)(n - at))))
-        paths_extend(t, paths, text, at, n);
+    for (int32_t at = 0, last = 0; at < n; at += MAX(1, utf8_length(text + at, (size_t)(n - at)))) {
+        paths_rebase(t, paths, at, last);
+        last = MAX(last, paths_extend(t, paths, text, at, n));
+    }
     paths_turn(paths, n);
     for (int32_t at = 0, end; at < n; at = end) {
         end = paths[at].start;
