@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from llama.errors import BadFileError
@@ -87,6 +88,15 @@ def opened(data: bytes) -> SentencePieceProcessor | None:
     return model
 
 
+def zeros_apart(scores: list[float], types: list[int]) -> list[float]:
+    """Scores by which BPE merges as the library does, which compares bits: -0 is less than 0 (0.2.3)."""
+    text = [str(score) for score, of in zip(scores, types, strict=True) if of == NORMAL]
+    if not {"0.0", "-0.0"} <= set(text):
+        return scores
+    below = -float(np.finfo(np.float32).smallest_subnormal)
+    return [below if str(score) == "-0.0" else score for score in scores]
+
+
 def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     """The tokens of a sentencepiece model. Raises BadFileError for one that changes text before it splits it.
 
@@ -103,9 +113,12 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
         raise BadFileError(f"{path}: is a damaged sentencepiece model")
     if kind not in KINDS:
         raise BadFileError(f"{path}: model_type = {kind}, allowed {' and '.join(KINDS)}")
-    if UNUSED in types and kind != "UNIGRAM":  # BPE cuts them again
-        raise BadFileError(f"{path}: piece {types.index(UNUSED)} is unused, allowed are pieces in use")
-    names = [sp.id_to_piece(i) if of != UNUSED else "" for i, of in enumerate(types)]
+    names = [sp.id_to_piece(i) for i in range(n)]
+    unused = [i for i, of in enumerate(types) if of == UNUSED]
+    if cut := [i for i in unused if len(names[i]) > 1 and kind == "BPE"]:  # merged, and cut again
+        raise BadFileError(f"{path}: piece {cut[0]} is unused, allowed are pieces in use")
+    for i in unused:
+        names[i] = ""
     if spaced := [name for name in names if " " in name]:
         raise BadFileError(f"{path}: piece = {spaced[0]!r}, allowed are pieces that write a space as \u2581")
     pieces = [
@@ -114,6 +127,8 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
     ]
     flags = tokens.SENTENCEPIECE if changed.startswith("\u2581") else 0
     scores = tokens.checked_scores(path, "score", [sp.get_score(i) for i in range(n)])
+    if kind == "BPE":
+        scores = zeros_apart(scores, types)
     ends = (sp.bos_id(), sp.eos_id(), sp.unk_id())
     rest = {"flags": flags, "notes": (KEEPS_SPACES,) if sp.normalize("a  b") == sp.normalize("a b") else ()}
     return Vocabulary(KINDS[kind], pieces, scores, [TYPES[of] for of in types], *ends, **rest)
