@@ -266,6 +266,8 @@ def loop(run: Run, tokenizer: Any, log: report.Report | None, flops: float) -> N
         clock.lap(training=False)
     stop.last()
     run.saver.wait()
+    if ranks.is_main and p.step < o.max_steps and not run.stopping:
+        print(f"stopped: --max_time={o.max_time} is over; --init_from=resume goes on", flush=True)
 
 
 def listen(run: Run) -> None:
@@ -312,8 +314,9 @@ def introduce(run: Run, recipes: list[Path], flops: float, peak: float, source: 
         f"data: {o.data}, {run.batches}; "
         f"{o.batch_size * o.max_seq_len:,} tokens a step, {o.max_steps:,} steps"
     )
+    kind = f" {run.ranks.kind}" if run.ranks.world_size > 1 else ""
     print(
-        f"machine: {run.ranks.world_size} x {run.ranks.device} {run.ranks.kind}, {o.dtype}; "
+        f"machine: {run.ranks.world_size} x {run.ranks.device}{kind}, {o.dtype}; "
         f"peak {peak / 1e12:.2f} TFLOP/s ({source}), {flops / 1e6:.1f} MFLOP a token",
         flush=True,
     )

@@ -33,6 +33,7 @@ from torch.profiler import profile
 from bench.report import heading, line, number
 from bench.shapes import SHAPES
 from llama.command import run_command
+from llama.errors import UsageError
 from model import Config, Llama
 from training import models, parallel, report
 from training.few_bits import n_weights
@@ -333,13 +334,16 @@ def measure_all(arguments: list[str]) -> None:
     parser.add_argument("--shapes", nargs="+", choices=PLANS, default=usual)
     parser.add_argument("--seconds", type=float, default=5.0, help="measured of each row (%(default)s)")
     parser.add_argument("--limit", type=float, default=370.0, help="seconds for everything (%(default)s)")
-    parser.add_argument("--device", default=parallel.best_device(), help="(%(default)s)")
+    parser.add_argument("--device", help="(the GPU that PyTorch finds)")
     parser.add_argument("--dtype", choices=parallel.DTYPES, default="bfloat16", help="(%(default)s)")
     parser.add_argument("--profile", type=Path, help="a file for the profile of each shape's first row")
     options = parser.parse_args(arguments)
+    device = options.device or parallel.best_device()
+    if device == "cpu" and not options.device:
+        raise UsageError("PyTorch finds no GPU here; --device cpu measures the CPU")
     if options.profile:
         options.profile.write_text("", encoding="utf-8")  # fails now, not after the first row
-    settings = Settings(options.device, options.dtype, options.seconds, options.profile)
+    settings = Settings(device, options.dtype, options.seconds, options.profile)
     end = time.monotonic() + options.limit
     for shape in options.shapes:
         supervise(shape, settings, min(PLANS[shape].limit, max(0.0, end - time.monotonic())))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from llama import Llama
+from llama.command import run_command
 
 
 def reverses(llama: Llama, line: str) -> bool:
@@ -20,12 +22,12 @@ def reverses(llama: Llama, line: str) -> bool:
     return text == answer
 
 
-def main() -> None:
+def measure(arguments: list[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("model", type=Path)
     parser.add_argument("--lines", type=Path, default=Path("data/reverse/text/val.jsonl"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     lines = [json.loads(line) for line in options.lines.read_text().splitlines()]
     with Llama(options.model) as llama:
         right = sum(reverses(llama, line) for line in lines)
@@ -33,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda: measure(sys.argv[1:])))

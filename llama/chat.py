@@ -102,13 +102,12 @@ class Program:
             note(f"error: {explained(error)[0] if isinstance(error, OSError) else error}")
 
     def obey(self, name: str, text: str) -> None:
-        """Does what a command says. Raises UsageError for a text behind one that takes none."""
+        """Does what a command says. Raises UsageError for none, and for a text behind one that takes none."""
         if name not in COMMANDS:
-            note(f"there is no command /{name}: /help lists them")
-        elif text and name not in WITH_TEXT:
+            raise UsageError(f"there is no command /{name}: /help lists them")
+        if text and name not in WITH_TEXT:
             raise UsageError(f"/{name} {text:.80}: allowed is /{name} alone")
-        else:
-            COMMANDS[name](self, text)
+        COMMANDS[name](self, text)
 
     def run(self, read: Read, first: str | None) -> None:
         """Line after line. first: a question that is there already."""
@@ -184,9 +183,9 @@ def stats(program: Program, _: str) -> None:
     request = program.last.request
     prompt, drawn = len(request.prompt), len(request.tokens)
     note(
-        f"{prompt + drawn} of {context} positions; prompt of {prompt} tokens, {request.reused} of them not "
-        f"run again, in {request.prompt_seconds:.2f} s; answer of {drawn} tokens, "
-        f"{speed(request):.1f} tokens/s"
+        f"{min(prompt + drawn, context)} of {context} positions; "
+        f"prompt of {prompt} tokens, {request.reused} of them not run again, in "
+        f"{request.prompt_seconds:.2f} s; answer of {drawn} tokens, {speed(request):.1f} tokens/s"
     )
 
 

@@ -6,8 +6,8 @@
 
 Of a text: the loss in nats a token, as training has it, and bits per byte, which compare over vocabularies.
 How texts are read is said in llama.perplexity. Tasks are those of lm-evaluation-harness (pip install
-'cria[evaluate]'), run by the engine, with the scores of the library's `--model hf`. The library downloads
-their questions, unless the .yaml file of a task in --include names a file here.
+lm_eval), run by the engine, with the scores of the library's `--model hf`. The library downloads their
+questions, unless the .yaml file of a task in --include names a file here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llama.engine import Llama
 from llama.errors import UsageError
 from llama.perplexity import add_options, judged, opened
 
-NEEDED = "--tasks needs lm_eval: pip install 'cria[evaluate]'"
+NEEDED = "--tasks needs lm_eval: pip install 'lm_eval>=0.4.13'"
 TITLES = ("task", "metric", "value", "stderr")
 
 

@@ -35,7 +35,7 @@ Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
 
 MARKS = [chr(0xFDD0 + i) for i in range(32)]  # characters that Unicode promises to no text
 AROUND = ("generation_begins", "generation_ends")  # what stands around {% generation %}, nothing by default
-NEEDED = "a chat template in Jinja needs jinja2: pip install 'cria[chat]'"
+NEEDED = "a chat template in Jinja needs jinja2: pip install jinja2"
 
 
 def refuse(message: str) -> NoReturn:

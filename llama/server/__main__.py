@@ -123,7 +123,7 @@ def alias_of(options: argparse.Namespace) -> str:
 def check(options: argparse.Namespace) -> None:
     """Raises UsageError, BadFileError for what can't be."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UsageError(f"the server needs {', '.join(missing)}: pip install 'cria[serve]'")
+        raise UsageError(f"the server needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if not options.host:
         raise UsageError("--host: is empty, allowed is an address; 0.0.0.0 is all of this machine's")
     if not is_host(options.host):

@@ -8,6 +8,7 @@ Left out on purpose: what its objects do (test_engine.py) and its command line (
 
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,12 @@ except ImportError as error:
 def test_what_trains_does_without_the_engine():
     result = python("-c", WITHOUT_THE_ENGINE, cwd=ROOT)
     assert (result.stdout, result.stderr) == ("[] True\nModuleNotFoundError\n", "")
+
+
+def test_a_checkout_without_the_engine_says_that_it_hides_an_installed_one(tmp_path):
+    shutil.copytree(ROOT / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    result = python("-m", "llama.run", cwd=tmp_path)
+    assert result.stderr.splitlines()[-1].startswith("ImportError: the engine is not built in this folder")
 
 
 def test_the_engine_is_loaded_when_one_of_its_classes_is_named(tmp_path):

@@ -111,7 +111,9 @@ def test_a_run_on_a_mixture_ends_when_it_is_said_to(data, tmp_path, train_here, 
     out, line = tmp_path / "out", [f"--out_dir={tmp_path / 'out'}", "--warmup_steps=0"]
     train_here(*line, mixture, "--epochs=0.05", "--max_time=0.000001s")
     assert list(losses(out)) == [1]
-    assert f"0.75 of {tmp_path / 'other'}: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"0.75 of {tmp_path / 'other'}: " in told
+    assert "stopped: --max_time=0.000001s is over; --init_from=resume goes on" in told
     with pytest.raises(BadFileError, match=r"mixture = .*, this run has"):
         train_here(*line, f"--data={data}", "--init_from=resume")
     train_here(*line, mixture, "--epochs=0.05", "--init_from=resume")
