@@ -376,9 +376,9 @@ def write_split(job: Job, split: str, selection: Selection) -> dict[str, int]:
         write_shards(job, split, len(shards), show_progress(bar, results))
     shards = existing_shards(job.folder, split)
     if not shards and selection.part == WHOLE:
-        raise BadFileError(
-            f"{job.folder}: {split} documents = 0, allowed 1 or more (--val, --val_every, --separator)"
-        )
+        gone = ", all went to val" if split == "train" else ""
+        options = "--val, --val_every, --separator"
+        raise BadFileError(f"{job.folder}: {split} documents = 0{gone}, allowed 1 or more ({options})")
     return totals(shards)
 
 

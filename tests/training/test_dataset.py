@@ -326,7 +326,11 @@ def test_bad_input_is_refused_in_one_line(tokenizer, text, folder, tmp_path):
     start = ["pretokenize", "--tokenizer", tokenizer.path, "--output", tmp_path / "d", "--input"]
     assert_refused(run(*start, tmp_path / "none"), 3, "is missing")
     assert_refused(run(*start, tmp_path / "empty.txt"), 3, "val documents = 0")
-    assert_refused(run(*start[:4], tmp_path / "e", "--input", tmp_path / "one.txt"), 3, "train documents = 0")
+    assert_refused(
+        run(*start[:4], tmp_path / "e", "--input", tmp_path / "one.txt"),
+        3,
+        "train documents = 0, all went to val",
+    )
     assert_refused(run(*start[:4], folder, "--input", text), 3, "holds tokens of other input or options")
     assert_refused(run(*start, text, "--val", text), 3, "is in --input and in --val")
     assert_refused(run("info", tmp_path / "nowhere"), 3, "is no folder")
