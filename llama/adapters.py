@@ -17,8 +17,9 @@ from llama import hub
 from llama.cache import LOGGER, Say, kept
 from llama.errors import UsageError
 from llama.files import temporary_folder
-from llama.formats.adapter_file import SHAPE, write_adapter
-from llama.formats.adapters import SETTINGS, WEIGHTS, open_adapter, split
+from llama.formats.adapter_file import SHAPE, check_matrices, write_adapter
+from llama.formats.adapters import PICKLE, SETTINGS, WEIGHTS, Adapter, open_adapter, split
+from llama.formats.config import Config
 from llama.formats.models import open_source
 
 
@@ -28,14 +29,18 @@ def find(name: str) -> Path:
         raise UsageError("the name of the adapter is empty")
     if Path(name).exists() or not hub.is_name(name):
         return Path(name)
-    return Path(hub.fetched_folder(hub.parse(name), [SETTINGS, WEIGHTS]))
+    place = hub.parse(name)
+    files = hub.listed(place)
+    weights = PICKLE if PICKLE in files and WEIGHTS not in files else WEIGHTS
+    return Path(hub.fetched_folder(place, [SETTINGS, weights]))
 
 
-def convert(folder: Path, out: Path, model: str) -> str:
-    """Writes the adapter in a folder as a file for the shape of a model, and returns what that is called."""
-    config = open_source(Path(model)).config
-    write_adapter(out, open_adapter(folder, config), config)
-    return "lora"
+def fitting(folder: Path, model: str) -> tuple[Adapter, Config]:
+    """The adapter in a folder, which can run beside a model, and the shape of that. Raises BadFileError."""
+    source = open_source(Path(model))
+    adapter = open_adapter(folder, source.config, source.tensors)
+    check_matrices(adapter, source.config)
+    return adapter, source.config
 
 
 def converted(folder: Path, model: str, say: Say = LOGGER.info) -> Path:
@@ -43,12 +48,13 @@ def converted(folder: Path, model: str, say: Say = LOGGER.info) -> Path:
 
     Raises BadFileError (no adapter, or one of another shape), OSError.
     """
-    config = open_source(Path(model)).config
+    adapter, config = fitting(folder, model)  # also if it is kept: what it copies may be of another model
     shape = "-".join(str(getattr(config, name)) for name in SHAPE)
 
     def make(path: Path) -> str:
         say(f"converting {folder}, kept as {path}")
-        return convert(folder, path, model)
+        write_adapter(path, adapter, config)
+        return "lora"
 
     return kept(folder, f"lora-{shape}", make)
 
@@ -74,5 +80,5 @@ def opened(text: str, model: str, say: Say, cache: bool = True) -> Iterator[str]
         return
     with temporary_folder() as aside:
         say(f"converting {path}, for this run")
-        convert(path, aside / "adapter.lora.bin", model)
+        write_adapter(aside / "adapter.lora.bin", *fitting(path, model))
         yield f"{aside / 'adapter.lora.bin'}:{scale!r}"

@@ -254,7 +254,8 @@ def export_to_adapter(options: argparse.Namespace) -> Report:
         folder, scale, model = options.source, 1.0, open_source(base_of(options.source))
     else:
         raise UsageError(f"{options.source}: is no adapter: name one with --lora for {options.out}")
-    size = write_adapter(options.out, open_adapter(folder, model.config), model.config, scale)
+    adapter = open_adapter(folder, model.config, model.tensors)
+    size = write_adapter(options.out, adapter, model.config, scale)
     return Report(options.out, "adapter", "fp32", size)
 
 

@@ -152,7 +152,7 @@ def save_adapter(
 def load_adapter(folder: Path, config: Config) -> dict[str, Tensor]:
     """The parameters of an adapter's layers by name. Raises BadFileError."""
     found: dict[str, Tensor] = {}
-    for name, (a, b) in adapters.open_adapter(folder, config).pairs.items():
+    for name, (a, b) in adapters.open_adapter(folder, config, {}).pairs.items():
         stem = name.removesuffix("weight")
         found[stem + A], found[stem + B] = to_torch(a), to_torch(b)
     return found

@@ -27,6 +27,18 @@ MATRICES = (  # of a layer, in the order in which a pass uses them
 )
 
 
+def matrices(config: Config) -> list[str]:
+    """The names of all that may have an adapter beside a model, in the order of the file."""
+    return [f"layers.{layer}.{matrix}.weight" for layer in range(config.n_layers) for matrix in MATRICES]
+
+
+def check_matrices(adapter: Adapter, config: Config) -> None:
+    """Raises BadFileError for an adapter of other matrices: of the classifier."""
+    if others := sorted(set(adapter.pairs).difference(matrices(config))):
+        hint = f"can't run beside a model: merge it, cria convert MODEL OUT --lora {adapter.name}"
+        raise BadFileError(f"{adapter.name}: adapter of {others[0]} {hint}")
+
+
 def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % ALIGN)
 
@@ -42,8 +54,7 @@ def halves(adapter: Adapter, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def parts(adapter: Adapter, config: Config) -> Iterator[bytes]:
     """What follows the header."""
-    layers = range(config.n_layers)
-    names = [f"layers.{layer}.{matrix}.weight" for layer in layers for matrix in MATRICES]
+    names = matrices(config)
     ranks = [adapter.pairs[name][0].shape[0] if name in adapter.pairs else 0 for name in names]
     yield struct.pack(f"<{len(ranks)}i", *ranks)
     for name in filter(adapter.pairs.__contains__, names):
@@ -53,8 +64,9 @@ def parts(adapter: Adapter, config: Config) -> Iterator[bytes]:
 def write_adapter(path: Path, adapter: Adapter, config: Config, scale: float = 1.0) -> int:
     """Writes an adapter, times scale, for models of this shape; returns the bytes of the file.
 
-    Raises BadFileError for values that are not finite, OSError.
+    Raises BadFileError for values that are not finite and an adapter of the classifier, OSError.
     """
+    check_matrices(adapter, config)
     rest = b"".join(map(padded, parts(adapter, config)))
     head = MAGIC + struct.pack("<7i", VERSION, *(getattr(config, name) for name in SHAPE))
     head += struct.pack("<f", scale * adapter.scale)

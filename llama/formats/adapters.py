@@ -1,8 +1,9 @@
-"""LoRA adapters in PEFT's format: adapter_config.json with adapter_model.safetensors, read and merged.
+"""LoRA adapters in PEFT's format: adapter_config.json with adapter_model.safetensors or .bin, read, merged.
 
 A matrix W (out, in) with an adapter is W + scale B A, of A (r, in) and B (out, r) (Hu et al., LoRA, 2021);
 scale is lora_alpha / r, of use_rslora lora_alpha / sqrt(r). Rows of B are those of W, so of wq and wk they
-change places as huggingface.py says. Merged rows are made when they are asked for, in float32.
+change places as huggingface.py says. Merged rows are made when they are asked for, in float32. What PEFT
+saves of a model besides, its embedding and classifier, has to be what the model has.
 
 Left out on purpose, and refused by name: adapters of embeddings, DoRA and other variants, biases, whole
 modules beside, and adapters that begin with a change of W, which is not in their files.
@@ -13,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,14 @@ import numpy as np
 from llama.errors import BadFileError, UsageError
 from llama.formats.config import Config
 from llama.formats.files import Fields, read_json
-from llama.formats.huggingface import halves_to_pairs, rotated_heads, their_name
+from llama.formats.huggingface import halves_to_pairs, open_weights, rotated_heads, their_name
 from llama.formats.mapped import SafetensorsFile
-from llama.formats.source import Source, refuse, tensor_shapes
-from llama.formats.tensor import NUMPY, Tensor, to_floats
+from llama.formats.source import CLASSIFIER, EMBEDDING, Source, refuse, tensor_shapes
+from llama.formats.tensor import NUMPY, Tensor, are_equal, to_floats
 from llama.formats.texts import with_told
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"  # the first counts, as in PEFT
+SETTINGS = "adapter_config.json"
 MAX_RANK = 4096  # as adapter.h has it
 PREFIX = "base_model.model."
 PLAIN = {  # settings that change the sum, with what they must be; null is as good as not there
@@ -44,8 +47,6 @@ PLAIN = {  # settings that change the sum, with what they must be; null is as go
     "bias": ("none",),
     "lora_bias": (False,),
     "fan_in_fan_out": (False,),
-    "rank_pattern": ({},),
-    "alpha_pattern": ({},),
     "modules_to_save": ([],),
     "target_parameters": ([],),
     "trainable_token_indices": ([], {}),
@@ -61,13 +62,14 @@ BASE = "base_model_name_or_path"
 class Adapter:
     """What is added to matrices. base: the model that it was trained on.
 
-    pairs: A (r, in) and B (out, r), by the names of model.py.
+    pairs: A (r, in) and B (out, r), by the names of model.py. metadata: the strings stored with them.
     """
 
     name: str
     base: str
     scale: float
     pairs: Mapping[str, tuple[Tensor, Tensor]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def split(text: str) -> tuple[str, float]:
@@ -159,7 +161,54 @@ def left_out(settings: Fields, names: Iterable[str]) -> list[str]:
     return problems
 
 
+def check_patterns(settings: Fields, names: Iterable[str]) -> None:
+    """Raises BadFileError where a matrix may have a rank or a scale of its own.
+
+    PEFT passes over names of which the adapter has none. Patterns are not looked at, as above.
+    """
+    ends = {their_name(name).removesuffix(".weight").rpartition(".")[2] for name in names}
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for name in settings.object(setting).values:
+            if name in ends or not re.fullmatch(r"\w+", name):
+                allowed = "allowed names of modules that have no adapter"
+                raise BadFileError(f"{settings.path}: {setting} has {name!r:.80}, {allowed}")
+
+
 # --- Reading
+
+
+def open_file(folder: Path) -> Mapping[str, Tensor]:
+    """The tensors of an adapter by PEFT's names. Raises BadFileError, OSError."""
+    path = next((folder / name for name in (WEIGHTS, PICKLE) if (folder / name).exists()), None)
+    if path is None:
+        raise BadFileError(f"{folder}: has none of {WEIGHTS}, {PICKLE}")
+    if not (tensors := open_weights(path)):
+        raise BadFileError(f"{path}: holds no tensor, allowed A and B of one matrix or more")
+    return tensors
+
+
+def copied(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What PEFT may save of a model besides, by the names in its files. Those of a tied one are the same."""
+    stems = {name: PREFIX + their_name(name).removesuffix("weight") for name in (EMBEDDING, CLASSIFIER)}
+    kinds = ("weight", "base_layer.weight")  # the latter of one that has an adapter
+    return {
+        stem + kind: model[name if name in model else EMBEDDING]
+        for name, stem in stems.items()
+        for kind in kinds
+        if model
+    }
+
+
+def in_floats(tensor: Tensor) -> Tensor:
+    return Tensor("fp32", tensor.shape, lambda begin, end: to_floats(tensor.rows(begin, end), tensor.dtype))
+
+
+def copy_problem(name: str, copy: Tensor, own: Tensor) -> str | None:
+    """What is wrong with what an adapter has of a model, None if nothing is."""
+    if copy.dtype in NUMPY and are_equal(in_floats(copy), in_floats(own)):
+        return None
+    hint = "merge it before the model is rounded"
+    return f"{name} differs from the model's, allowed the same to the bit: {hint}"
 
 
 def pair_problem(name: str, pair: tuple[Tensor, Tensor], shape: tuple[int, ...], rank: int) -> str | None:
@@ -182,12 +231,13 @@ def base_said(settings: Fields) -> str:
     return base or ""
 
 
-def open_adapter(folder: Path, config: Config) -> Adapter:
-    """The adapter in a folder, for a model of this shape. Raises BadFileError, OSError."""
-    settings, file = read_json(folder / SETTINGS), SafetensorsFile(folder / WEIGHTS)
+def open_adapter(folder: Path, config: Config, model: Mapping[str, Tensor]) -> Adapter:
+    """The adapter in a folder, for a model of this shape with these tensors.
+
+    model: with none, tensors that are no A and B are refused. Raises BadFileError, OSError.
+    """
+    settings, file = read_json(folder / SETTINGS), open_file(folder)
     scale, left = scale_of(settings), set(file)
-    if not left:
-        raise BadFileError(f"{folder / WEIGHTS}: holds no tensor, allowed A and B of one matrix or more")
     shapes = {name: shape for name, shape in tensor_shapes(config).items() if len(shape) == 2}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name in shapes:
@@ -195,9 +245,13 @@ def open_adapter(folder: Path, config: Config) -> Adapter:
         if a in file and b in file:
             heads, left = rotated_heads(name, config), left - {a, b}
             pairs[name] = file[a], halves_to_pairs(file[b], heads) if heads else file[b]
-    adapter = Adapter(str(folder), base_said(settings), scale, pairs)
+    check_patterns(settings, pairs)
+    copies = {name: tensor for name, tensor in copied(model).items() if name in left}
+    metadata = file.metadata if isinstance(file, SafetensorsFile) else {}
+    adapter = Adapter(str(folder), base_said(settings), scale, pairs, metadata)
     problems = [pair_problem(name, pair, shapes[name], settings.integer("r")) for name, pair in pairs.items()]
-    problems = [*filter(None, problems), *(f"{name} is unexpected" for name in sorted(left))]
+    problems = [*filter(None, problems), *(f"{name} is unexpected" for name in sorted(left - set(copies)))]
+    problems += [problem for name, own in copies.items() if (problem := copy_problem(name, file[name], own))]
     refuse(Source(adapter.name, config, {}), problems + left_out(settings, pairs))
     return adapter
 
@@ -236,10 +290,9 @@ class Merged(Mapping[str, Tensor]):
 
 def merged(source: Source, folder: Path, scale: float = 1.0) -> Source:
     """A model with the adapter in a folder, times scale, in it. Raises BadFileError, OSError."""
-    adapter = open_adapter(folder, source.config)
+    adapter = open_adapter(folder, source.config, source.tensors)
     tensors = Merged(source.tensors, adapter, scale)
-    said = SafetensorsFile(folder / WEIGHTS).metadata
-    return with_told(dataclasses.replace(source, name=str(folder), tensors=tensors), said)
+    return with_told(dataclasses.replace(source, name=str(folder), tensors=tensors), adapter.metadata)
 
 
 def base_name(folder: Path) -> str:

@@ -93,7 +93,7 @@ def read_tokenizer(path: Path) -> None:
 
 
 def read_adapter(folder: Path) -> None:
-    for pair in open_adapter(folder, config_of(SMALL)).pairs.values():
+    for pair in open_adapter(folder, config_of(SMALL), {}).pairs.values():
         for half in pair:
             half.floats()
 

@@ -105,9 +105,11 @@ def test_a_name_of_the_hub_is_fetched(tmp_path, monkeypatch):
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(adapters.hub, "fetched_folder", lambda *what: asked.append(what) or "folder")
-    assert adapters.find("owner/name@v2") == Path("folder")
-    assert asked[0][0][1:3] == ("owner/name", "v2")
-    assert asked[0][1] == ["adapter_config.json", "adapter_model.safetensors"]
+    for files in (["adapter_model.safetensors", "adapter_model.bin"], ["adapter_model.bin"], []):
+        monkeypatch.setattr(adapters.hub, "listed", lambda place, files=files: files)
+        assert adapters.find("owner/name@v2") == Path("folder")
+        assert asked[-1][0][1:3] == ("owner/name", "v2")
+        assert asked[-1][1] == ["adapter_config.json", (*files, "adapter_model.safetensors")[0]]
 
 
 def test_names_and_scales():

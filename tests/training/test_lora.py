@@ -161,7 +161,7 @@ def test_an_adapter_that_is_more_is_refused_by_name(base, tmp_path, change, mess
     path = tmp_path / "lora" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BadFileError, match=message) as error:
-        open_adapter(tmp_path / "lora", SHAPE)
+        open_adapter(tmp_path / "lora", SHAPE, {})
     assert str(error.value).startswith(f"{tmp_path / 'lora'}")
     assert "\n" not in str(error.value)
 
@@ -176,7 +176,7 @@ def test_a_base_that_is_no_text_is_refused_and_null_is_none(base, tmp_path, base
     with pytest.raises(BadFileError, match=f"^{message}$"):
         open_source(tmp_path / "lora")
     path.write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    assert open_adapter(tmp_path / "lora", SHAPE).base == ""
+    assert open_adapter(tmp_path / "lora", SHAPE, {}).base == ""
     with pytest.raises(BadFileError, match='base_model_name_or_path = "" is not here: name the model'):
         open_source(tmp_path / "lora")
 
@@ -188,7 +188,7 @@ def test_an_adapter_without_a_tensor_is_refused(base, tmp_path):
     with pytest.raises(
         BadFileError, match=f"^{path}: holds no tensor, allowed A and B of one matrix or more$"
     ):
-        open_adapter(tmp_path / "lora", SHAPE)
+        open_adapter(tmp_path / "lora", SHAPE, {})
 
 
 def by_peft(base: Path, folder: Path, **fields) -> tuple[peft.PeftModel, torch.Tensor]:
@@ -280,9 +280,9 @@ def test_a_product_that_is_too_large_is_refused_without_a_warning(base, tmp_path
 def test_an_adapter_of_another_shape_or_without_its_model_is_refused(base, tmp_path):
     saved(base, tmp_path / "lora")
     with pytest.raises(BadFileError, match=r"allowed \(4, 32\) and \(16, 4\)"):
-        open_adapter(tmp_path / "lora", replace(SHAPE, n_kv_heads=4, n_heads=4, head_dim=4))
+        open_adapter(tmp_path / "lora", replace(SHAPE, n_kv_heads=4, n_heads=4, head_dim=4), {})
     with pytest.raises(BadFileError, match=r"layers\.1\.mlp\.down_proj\.lora_A\.weight is unexpected"):
-        open_adapter(tmp_path / "lora", replace(SHAPE, n_layers=1))
+        open_adapter(tmp_path / "lora", replace(SHAPE, n_layers=1), {})
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(BadFileError, match="is not here: name the model"):
         open_source(tmp_path / "lora")
