@@ -54,6 +54,7 @@ TYPES = {  # of tensors: name, values and bytes of a block
     34: ("TQ1_0", 256, 54),
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
 }
 BLOCKS = {name: (values, size) for name, values, size in TYPES.values()}
 ALIGNMENT = 32  # of tensors, where a file does not say

@@ -1,6 +1,6 @@
 """The quantised types of GGUF files as floats, in numpy: what ggml's blocks hold.
 
-A block stands for 32 or 256 neighbouring weights of a row: scales, and whole numbers of a few bits. Each
+A block stands for 32, 64 or 256 neighbouring weights of a row: scales, and whole numbers of a few bits. Each
 function takes blocks (n, bytes of a block) of uint8 and gives their values (n, values of a block) of float32,
 computed in ggml's order, so that they are the same bits. d is the scale of a block, m goes with its minimum.
 
@@ -87,13 +87,29 @@ def mxfp4(blocks: Blocks) -> Values:
     return scale * FP4[nibbles(blocks[:, 1:])]
 
 
-# --- Blocks of 256: a scale for each 16 or 32 of them, in few bits, under one of the whole block
+# --- Larger blocks, which have a scale for each 16 or 32 weights
 
 
 def scaled(scales: np.ndarray, q: np.ndarray) -> Values:
-    """Numbers (n, 256), each times the scale (n, groups) of its group."""
+    """Numbers (n, values of a block), each times the scale (n, groups) of its group."""
     groups = q.reshape(len(q), scales.shape[1], -1).astype(np.float32)
     return (scales[:, :, None] * groups).reshape(len(q), -1)
+
+
+def nvfp4(blocks: Blocks) -> Values:
+    """4 scales (4), 64 floats of 4 bits: of 8 bytes the low halves, then the high ones.
+
+    A scale has 4 bits of exponent e and 3 of mantissa m, 2^(e - 7) (1 + m / 8), of e = 0 2^-6 m / 8; the
+    largest, 0x7F, is none and stands for 0.
+    """
+    exponents, mantissas = (blocks[:, :4] >> 3 & 15).astype(np.int32), blocks[:, :4] & 7
+    eighths = (mantissas + np.where(exponents > 0, 8, 0)).astype(np.float32)
+    scales = np.ldexp(eighths, np.maximum(exponents, 1) - 11)  # 3 bits for the eighths, 1 as FP4 is doubled
+    scales[blocks[:, :4] == 0x7F] = 0
+    return scaled(scales, FP4[nibbles(blocks[:, 4:].reshape(-1, 8)).reshape(len(blocks), -1)])
+
+
+# --- Blocks of 256: scales of few bits, under one of the whole block
 
 
 def q2_k(blocks: Blocks) -> Values:
@@ -184,6 +200,7 @@ DECODERS: dict[str, Callable[[Blocks], Values]] = {
     "Q8_0": q8_0,
     "IQ4_NL": iq4_nl,
     "MXFP4": mxfp4,
+    "NVFP4": nvfp4,
     "Q2_K": q2_k,
     "Q3_K": q3_k,
     "Q4_K": q4_k,

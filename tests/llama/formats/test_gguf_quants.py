@@ -4,10 +4,17 @@ import gguf
 import numpy as np
 import pytest
 
-from llama.formats.gguf_header import BLOCKS
+from llama.formats.gguf_header import BLOCKS, TYPES
 from llama.formats.gguf_quants import DECODERS, dequantise
 
 WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")  # what the library also writes
+
+
+def test_every_quantised_type_that_the_library_reads_is_read():
+    readable = {kind: gguf.GGML_QUANT_SIZES[kind] for kind in gguf.quants._type_traits}
+    assert {kind.name for kind in readable} >= set(DECODERS)
+    found = {kind: TYPES.get(kind) for kind in readable if kind.name not in ("F32", "F16", "BF16")}
+    assert found == {kind: (kind.name, *readable[kind]) for kind in found}
 
 
 @pytest.mark.parametrize("name", DECODERS)
