@@ -34,10 +34,11 @@ from llama.formats.tensor import Tensor
 from llama.formats.text_ends import put_around
 
 GENERATION, INDEX = "generation_config.json", "model.safetensors.index.json"
+NORM = "norm.weight"
 IGNORED = ".rotary_emb.inv_freq"  # in old files; it follows from the configuration
 NAMES = {  # ours and theirs, of tensors that are in no layer, then of those in a layer
     EMBEDDING: "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
+    NORM: "model.norm.weight",
     CLASSIFIER: "lm_head.weight",
     "attention_norm": "input_layernorm",
     "attention.wq": "self_attn.q_proj",
@@ -50,7 +51,10 @@ NAMES = {  # ours and theirs, of tensors that are in no layer, then of those in 
     "feed_forward.w3": "mlp.up_proj",
 }
 DEFAULTS = {"llama": (2048, 0), "mistral": (131072, 8)}  # context, and heads of keys and values (0: all)
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+ARCHITECTURES = (  # as transformers writes them, as it did in 2023, and of a model without its classifier
+    *("LlamaForCausalLM", "MistralForCausalLM"),
+    *("LLaMAForCausalLM", "LlamaModel", "MistralModel"),
+)
 
 
 def is_huggingface(folder: Path) -> bool:
@@ -63,7 +67,7 @@ def is_huggingface(folder: Path) -> bool:
 def check_kind(config: Fields) -> None:
     """Raises BadFileError for what is not a Llama in all but name."""
     config.one_of("model_type", tuple(DEFAULTS))
-    config.one_of("architectures", tuple([name] for name in ARCHITECTURES), ["LlamaForCausalLM"])
+    config.one_of("architectures", ([], *([name] for name in ARCHITECTURES)), [])
     config.one_of("hidden_act", ("silu", "swish"), "silu")
     for bias in ("attention_bias", "mlp_bias"):
         config.one_of(bias, (False,), False)
@@ -272,11 +276,17 @@ class FolderTensors(Mapping[str, Tensor]):
 
 
 def match_names(files: Mapping[str, Any], config: Config) -> tuple[dict[str, str], list[str]]:
-    """Our names and theirs, and what is wrong with theirs. A tied model has one of two tensors, or both."""
+    """Our names and theirs, and what is wrong with theirs. A tied model has one of two tensors, or both.
+
+    What AutoModel saves has no model. in front of its names, as it is that part of the whole.
+    """
     found = {name for name in files if not name.endswith(IGNORED)}
     names = {name: their_name(name) for name in tensor_shapes(config)}
+    if NAMES[NORM] not in found:
+        bare = {name: theirs.removeprefix("model.") for name, theirs in names.items()}
+        names = bare if bare[NORM] in found else names
     if config.tied and NAMES[CLASSIFIER] in found:
-        names[CLASSIFIER if NAMES[EMBEDDING] in found else EMBEDDING] = NAMES[CLASSIFIER]
+        names[CLASSIFIER if names[EMBEDDING] in found else EMBEDDING] = NAMES[CLASSIFIER]
     unexpected = [printable(name) for name in sorted(found.difference(names.values()))]
     problems = [f"{name} is a bias, which a Llama has not" for name in unexpected if name.endswith(".bias")]
     problems += [f"{name} is missing" for name in names.values() if name not in found]

@@ -491,7 +491,7 @@ def test_beside_another_tokenizer_the_settings_say_it(folder, said, expected):
 Q, WQ = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj.weight"
 CONFIGS = {  # a field that is changed, and what the message says of it
     "model_type": ("qwen2", '= "qwen2", allowed "llama" and "mistral"'),
-    "architectures": (["LlamaModel"], 'allowed ["LlamaForCausalLM"] and ["MistralForCausalLM"]'),
+    "architectures": (["LlamaForX"], 'allowed [] and ["LlamaForCausalLM"] and ["MistralForCausalLM"]'),
     "hidden_act": ("gelu", '= "gelu", allowed "silu" and "swish"'),
     "attention_bias": (True, "= true, allowed false"),
     "mlp_bias": (True, "= true, allowed false"),
