@@ -5,6 +5,9 @@
     {"prompt": "2 + 2 =", "completion": " 4"}                   both may be lists of messages
     {"prompt": "Hi", "chosen": "Hello", "rejected": "What?"}    a pair; lists of messages may hold the prompt
 
+Beside lists of messages, "system" is the first message and "tools" go to the template; what else would change
+what is learnt is refused, and all other fields (id, source, score ...) are not looked at.
+
 A model learns what its assistant says and where that ends. Between prompt and completion that are text stands
 no template, and the tokenizer's EOS behind them.
 """
@@ -30,7 +33,9 @@ from training.named import open_text
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 SHAREGPT = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt": "assistant"}
 LEAST, MOST = 2**-14, 65504  # of a weight that is not 0, as float16 has it (training/pretokenize.py)
-KINDS = "messages, conversations, prompt and completion, or chosen and rejected"
+KINDS = (("chosen", "rejected"), ("prompt", "completion"), ("messages",), ("conversations",))
+ALLOWED = "messages, conversations, prompt and completion, or chosen and rejected"
+UNKNOWN = ("functions", "chat_template_kwargs")  # others' fields that change what is learnt
 OPENED = ("llama3", "chatml", "zephyr")  # templates that are built in and open an answer when asked to
 MARKED = re.compile(r"\{%-?\s*generation\b")  # a template that says itself what an assistant wrote
 
@@ -79,11 +84,27 @@ def weight_of(message: Message, where: str) -> float:
     return float(weight)
 
 
-def sample_of(messages: Any, where: str, before: int = 0, **given: Any) -> Sample:
+def opened(messages: Sequence[Message], system: str, where: str) -> list[Message]:
+    """Messages behind the system message that a field of the record says, unless they begin with it.
+
+    Raises BadFileError for another one.
+    """
+    first = {"role": "system", "content": system}
+    if not system or first.items() <= messages[0].items():
+        return list(messages)
+    if other := next((m for m in messages if m["role"] in ("system", "developer")), None):
+        found = f"system = {system!r:.80} beside a {other['role']} message = {other.get('content')!r:.80}"
+        raise BadFileError(f"{where}: {found}, allowed one of the two")
+    return [first, *messages]
+
+
+def sample_of(messages: Any, where: str, before: int = 0, system: str = "", **given: Any) -> Sample:
     """The sample of a list of messages. before: that many of them are no targets. Raises BadFileError."""
     if not isinstance(messages, list) or not messages:
         raise BadFileError(f"{where}: messages = {messages!r:.80}, allowed a list of them")
-    found = tuple(message_of(message, where) for message in messages)
+    told = [message_of(message, where) for message in messages]
+    found = opened(told, system, where)
+    before += len(found) - len(told)
     weights = tuple(weight_of(m, where) if i >= before else 0.0 for i, m in enumerate(found))
     bare = tuple({key: value for key, value in m.items() if key != "weight"} for m in found)
     return Sample(bare, weights, given=given)
@@ -92,11 +113,45 @@ def sample_of(messages: Any, where: str, before: int = 0, **given: Any) -> Sampl
 def continued(prompt: Any, answer: Any, where: str, **given: Any) -> Sample:
     """The sample of a prompt and what follows it, both text or both messages. Raises BadFileError."""
     if isinstance(prompt, str) and isinstance(answer, str):
+        if given:
+            found = f"{next(iter(given))} beside a prompt that is a text, and so has no template"
+            raise BadFileError(f"{where}: {found}, allowed beside lists of messages")
         return Sample(text=(prompt, answer))
     if isinstance(prompt, list) and isinstance(answer, list):
         return sample_of([*prompt, *answer], where, before=len(prompt), **given)
     found = f"{type(prompt).__name__} and {type(answer).__name__}"
     raise BadFileError(f"{where}: a prompt and what follows it are {found}, allowed two texts or two lists")
+
+
+def kind_of(item: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The fields that a record is learnt from. Raises BadFileError for none, and for those of two kinds."""
+    kinds = [kind for kind in KINDS if all(item.get(name) is not None for name in kind)]
+    if kinds[:1] == [KINDS[0]] and item.get("messages") == item["chosen"]:
+        kinds.remove(("messages",))  # told again, as UltraFeedback has it
+    if len(kinds) > 1:
+        both = " beside ".join(" and ".join(kind) for kind in kinds)
+        raise BadFileError(f"{where}: fields = {both}, allowed one of {ALLOWED}")
+    if not kinds:
+        raise BadFileError(f"{where}: fields = {', '.join(item) or 'none'}, allowed {ALLOWED}")
+    return kinds[0]
+
+
+def given_of(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a record says beside its messages, if anything: system and tools.
+
+    Raises BadFileError for what is neither and would change what is learnt.
+    """
+    if item.get("label") in (False,):  # 0 as well
+        found = f"label = {item['label']}, an answer that is not to be learnt"
+        raise BadFileError(f"{where}: {found}, allowed true")
+    if other := next((name for name in UNKNOWN if item.get(name)), None):
+        raise BadFileError(f"{where}: {other} = {item[other]!r:.80}, allowed none")
+    system, tools = (item.get(name) for name in ("system", "tools"))
+    if not isinstance(system, str | None):
+        raise BadFileError(f"{where}: system = {system!r:.80}, allowed a text")
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadFileError(f"{where}: tools = {tools!r:.80}, allowed a list of objects")
+    return {name: value for name, value in (("system", system), ("tools", tools)) if value}
 
 
 def samples_of(item: Any, where: str) -> list[Sample]:
@@ -105,22 +160,19 @@ def samples_of(item: Any, where: str) -> list[Sample]:
     Raises BadFileError.
     """
     if not isinstance(item, dict):
-        raise BadFileError(f"{where}: is a {type(item).__name__}, allowed an object with {KINDS}")
-    given = {"tools": item["tools"]} if item.get("tools") else {}
-    if "chosen" in item and "rejected" in item:
-        pair = [item["chosen"], item["rejected"]]
-        told_again = isinstance(item.get("prompt"), str) and all(isinstance(part, list) for part in pair)
-        if item.get("prompt") is not None and not told_again:  # a text that both conversations begin with
-            return [continued(item["prompt"], answer, where, **given) for answer in pair]
-        both = zip(*pair, strict=False) if all(isinstance(part, list) for part in pair) else ()
-        alike = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], both))
-        return [sample_of(part, where, before=alike, **given) for part in pair]
-    if "prompt" in item and "completion" in item:
+        raise BadFileError(f"{where}: is a {type(item).__name__}, allowed an object with {ALLOWED}")
+    kind, given = kind_of(item, where), given_of(item, where)
+    if kind == ("prompt", "completion"):
         return [continued(item["prompt"], item["completion"], where, **given)]
-    for name in ("messages", "conversations"):
-        if name in item:
-            return [sample_of(item[name], where, **given)]
-    raise BadFileError(f"{where}: fields = {', '.join(item) or 'none'}, allowed {KINDS}")
+    if kind != ("chosen", "rejected"):
+        return [sample_of(item[kind[0]], where, **given)]
+    pair = [item["chosen"], item["rejected"]]
+    told_again = isinstance(item.get("prompt"), str) and all(isinstance(part, list) for part in pair)
+    if item.get("prompt") is not None and not told_again:  # a text that both conversations begin with
+        return [continued(item["prompt"], answer, where, **given) for answer in pair]
+    both = zip(*pair, strict=False) if all(isinstance(part, list) for part in pair) else ()
+    alike = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], both))
+    return [sample_of(part, where, before=alike, **given) for part in pair]
 
 
 # --- Ids

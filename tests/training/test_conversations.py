@@ -155,6 +155,49 @@ def test_of_a_pair_what_differs_is_learnt(folder):
         assert encoder.tokenizer.decode(learnt) == answer
 
 
+@pytest.mark.parametrize("kind", ["messages", "conversations", "completion", "pair", "told again"])
+def test_a_system_of_its_own_is_the_first_message_and_not_learnt(folder, kind):
+    encoder = encoder_with(folder, FAMILIES["ChatML"][0])
+    system, *rest = said(TALKS[1])
+    shared = [{"from": m["role"], "value": m["content"]} for m in rest]
+    pair = [rest, [*rest[:-1], {"role": "assistant", "content": "no"}]]
+    item = {
+        "messages": {"messages": rest},
+        "conversations": {"conversations": shared},
+        "completion": {"prompt": rest[:3], "completion": rest[3:]},
+        "pair": {"prompt": rest[:3], "chosen": rest[3:], "rejected": pair[1][3:]},
+        "told again": {"prompt": "2", "chosen": pair[0], "rejected": pair[1]},
+    }[kind]
+    lists = [name for name, value in item.items() if isinstance(value, list)]
+    first = {"from": "system", "value": "Be brief."} if kind == "conversations" else system
+    begun = lists if kind == "told again" else lists[:1]
+    inside = item | {name: [first, *item[name]] for name in begun}
+    expected = encoder.encode_record(json.dumps(inside), "x")
+    for record in (item, inside):  # a message that says it again is not told twice
+        assert encoder.encode_record(json.dumps(record | {"system": "Be brief."}), "x") == expected
+    bare = encoder.encode_record(json.dumps(item), "x")
+    assert bare != expected
+    for empty in ({"system": ""}, {"system": None}, {"tools": []}, {"id": 7, "source": "x", "score": 0.5}):
+        assert encoder.encode_record(json.dumps(item | empty), "x") == bare
+
+
+def test_tools_are_what_transformers_renders(folder, theirs):
+    template = "{% for t in tools or [] %}{{ t.function.name }}\n{% endfor %}" + FAMILIES["ChatML"][0]
+    messages, tools = said(TALKS[0]), [{"type": "function", "function": {"name": "tin", "parameters": {}}}]
+    ids, _ = encoded(encoder_with(folder, template), {"messages": messages, "tools": tools})
+    expected = theirs.apply_chat_template(messages, tools=tools, chat_template=template, return_dict=True)
+    assert ids == expected["input_ids"]
+
+
+def test_a_label_that_is_true_and_messages_told_again_change_nothing():
+    talk = said(TALKS[0])
+    plain = {"prompt": "x", "completion": "y"}
+    assert samples_of(plain | {"label": True}, "x") == samples_of(plain | {"messages": None}, "x")
+    pair = {"chosen": talk, "rejected": said([*TALKS[0], *TALKS[0]])}
+    assert samples_of(pair | {"messages": talk}, "x") == samples_of(pair, "x")
+    assert samples_of({"prompt": "Hi", "messages": talk}, "x") == samples_of({"messages": talk}, "x")
+
+
 def weighed(weight: object) -> dict[str, object]:
     return {"messages": [{"role": "assistant", "content": "x", "weight": weight}]}
 
@@ -185,6 +228,43 @@ def weighed(weight: object) -> dict[str, object]:
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "from = ['human'], allowed system"),
         ({"conversations": [{"from": "me", "value": "x"}]}, "from = 'me', allowed system"),
         ({"prompt": "x", "completion": []}, "are str and list, allowed two texts or two lists"),
+        (
+            {"system": "a", "messages": said([("system", "b"), ("user", "x")])},
+            "system = 'a' beside a system message = 'b', allowed one of the two",
+        ),
+        (
+            {"system": "a", "messages": said([("developer", "a"), ("user", "x")])},
+            "system = 'a' beside a developer message = 'a', allowed one of the two",
+        ),
+        ({"system": 0, "messages": said(TALKS[0])}, "system = 0, allowed a text"),
+        ({"system": ["a"], "messages": said(TALKS[0])}, "system = ['a'], allowed a text"),
+        (
+            {"system": "a", "prompt": "x", "completion": "y"},
+            "system beside a prompt that is a text, and so has no template, allowed beside lists of messages",
+        ),
+        ({"system": "a", "prompt": "x", "chosen": "y", "rejected": "z"}, "system beside a prompt that is"),
+        ({"tools": [{}], "prompt": "x", "completion": "y"}, "tools beside a prompt that is a text"),
+        ({"tools": "[{}]", "messages": said(TALKS[0])}, "tools = '[{}]', allowed a list of objects"),
+        ({"tools": ["a"], "messages": said(TALKS[0])}, "tools = ['a'], allowed a list of objects"),
+        ({"functions": [{}], "messages": said(TALKS[0])}, "functions = [{}], allowed none"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "messages": said(TALKS[0])},
+            "chat_template_kwargs = {'enable_thinking': False}, allowed none",
+        ),
+        (
+            {"label": False, "prompt": "x", "completion": "y"},
+            "label = False, an answer that is not to be learnt, allowed true",
+        ),
+        ({"label": 0, "messages": said(TALKS[0])}, "label = 0, an answer that is not to be learnt"),
+        (
+            {"prompt": "x", "completion": "y", "messages": said(TALKS[0])},
+            "fields = prompt and completion beside messages, allowed one of messages, conversations, prompt",
+        ),
+        ({"messages": said(TALKS[0]), "conversations": []}, "fields = messages beside conversations, allowe"),
+        (
+            {"prompt": "x", "chosen": "y", "rejected": "z", "messages": said(TALKS[0])},
+            "fields = chosen and rejected beside messages, allowed one of",
+        ),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_name(item, message):
