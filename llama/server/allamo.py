@@ -6,8 +6,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from llama import reading
-from llama.server.limits import while_connected
 from llama.server.schemas import AllamoBody, AllamoCompletionBody
 from llama.server.service import Service
 
@@ -31,8 +29,7 @@ def router(service: Service) -> APIRouter:
         if not body.prompt:
             return {"embeddings": []}
         [ids] = await service.prompts(body.prompt)
-        reads = [reading.embedding(service.reader, ids, "last")]
-        [last] = await while_connected(request, service.engine.read(service.client(request), reads))
+        [last] = await service.embeddings(request, [ids], "last")
         return {"embeddings": last.tolist()}
 
     @routes.post("/tokens")

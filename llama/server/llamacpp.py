@@ -1,4 +1,4 @@
-"""llama.cpp's endpoints: /completion, /infill, /tokenize, /apply-template, /props, /slots, /health ..."""
+"""llama.cpp's endpoints: /completion, /infill, /embedding, /tokenize, /apply-template, /props, /slots ..."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from llama.server.schemas import (
     InfillBody,
     NativeBody,
     NativeCompletionBody,
+    NativeEmbeddingBody,
     SlotBody,
     TemplateBody,
     TokenizeBody,
 )
-from llama.server.service import Service, event_stream, is_ids, plain, told
+from llama.server.service import Service, event_stream, is_one, plain, told
 from llama.templates import render_chat, template_of
 
 MAX_NAME = 255  # bytes of the name of a file
+MAX_SHORT = 32760  # of an embedding in 16 bits
 STOP_TYPES = {"stop_token": "eos", "stop_string": "word", "length": "limit"}  # of finish
 
 
@@ -81,9 +83,7 @@ async def complete(
     service: Service, request: Request, body: NativeBody, prompts: list[list[int]], several: bool
 ) -> Any:
     """The answer to /completion and /infill. several: a list of answers. Raises ApiError, UsageError."""
-    if body.n_predict == 0:
-        raise ApiError(400, "n_predict = 0, allowed -1 for no limit, and 1 and more", "n_predict")
-    options = service.options(body, None if body.n_predict < 0 else body.n_predict, body.n_probs or None)
+    options = service.options(body, body.n_predict, body.n_probs or None)
     if body.seed == -1:
         options["seed"] = None
     tasks = await service.tasks(prompts, 1, options, body.json_schema)
@@ -105,6 +105,20 @@ async def complete(
         for i, choice in enumerate(choices)
     ]
     return answers if several else answers[0]
+
+
+# --- Embeddings
+
+
+def length(vector: Any, norm: int) -> float:
+    """What llama.cpp divides an embedding by. norm: -1 none, 0 the largest as MAX_SHORT, else the p-norm."""
+    sizes = abs(vector.astype(float))
+    largest = float(sizes.max())
+    if norm < 0 or not largest:
+        return 1.0
+    if norm == 0:
+        return largest / MAX_SHORT
+    return largest * float(((sizes / largest) ** norm).sum()) ** (1 / norm)
 
 
 # --- Slots
@@ -225,15 +239,23 @@ def router(service: Service) -> APIRouter:
     async def completion(body: NativeCompletionBody, request: Request) -> Any:
         """Continues a prompt, in which names of special tokens mean the tokens, as in llama.cpp."""
         prompts = await service.prompts(body.prompt, special=True)
-        return await complete(
-            service, request, body, prompts, not isinstance(body.prompt, str) and not is_ids(body.prompt)
-        )
+        return await complete(service, request, body, prompts, not is_one(body.prompt))
 
     @routes.post("/infill")
     async def infill(body: InfillBody, request: Request) -> Any:
         encode = service.llama.encode_infill
-        ids = service.fitting(await asyncio.to_thread(encode, body.input_prefix, body.input_suffix))
-        return await complete(service, request, body, [ids], False)
+        ids = await asyncio.to_thread(encode, body.input_prefix + body.prompt, body.input_suffix)
+        return await complete(service, request, body, [service.fitting(ids)], False)
+
+    @routes.post("/embedding")
+    async def embedding(body: NativeEmbeddingBody, request: Request) -> Any:
+        prompts = await service.prompts(body.content, special=True, field="content")
+        vectors = await service.embeddings(request, prompts, body.pooling)
+        lengths = [length(vector, body.embd_normalize) for vector in vectors]
+        return [
+            {"index": i, "embedding": [(vector / by).tolist()]}
+            for i, (vector, by) in enumerate(zip(vectors, lengths, strict=True))
+        ]
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Any:

@@ -12,12 +12,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from llama import reading
+from llama.native import chat_of
 from llama.server.choices import Choice, Piece, as_base64, chat_logprobs, completion_logprobs, placed
 from llama.server.engine import Task
 from llama.server.errors import ApiError, unsupported
 from llama.server.limits import while_connected
 from llama.server.schemas import ChatBody, CompletionBody, EmbeddingBody, OpenAIBody, ResponseFormat
-from llama.server.service import Service, event_stream, is_ids, of_field, told, usage
+from llama.server.service import Service, event_stream, is_one, of_field, told, usage
+from llama.templates import template_of
 
 OBJECT = {"type": "object"}  # the schema of response_format json_object
 
@@ -66,7 +68,7 @@ async def echoed(
     """What is told of each prompt: nothing without echo."""
     if not body.echo:
         return [Echo() for _ in prompts]
-    given = [body.prompt] if isinstance(body.prompt, str) or is_ids(body.prompt) else body.prompt
+    given: Any = [body.prompt] if is_one(body.prompt) else body.prompt
     texts = [text if isinstance(text, str) else service.tokenizer.decode(text) for text in given]
     if body.logprobs is None:
         return [Echo(text) for text in texts]
@@ -159,10 +161,20 @@ async def completion(service: Service, request: Request, body: CompletionBody) -
 # --- Chats
 
 
-def check_chat(body: ChatBody) -> None:
-    """Raises ApiError for what a chat can't do here."""
-    if body.tools or body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tools", "tools")
+def thinks(service: Service) -> bool:
+    """Whether a model's template knows of thinking, by any name. Raises UsageError without a template."""
+    template = template_of(chat_of(service.llama._model))
+    return any(word in template for word in ("think", "reason"))
+
+
+def check_chat(service: Service, body: ChatBody) -> None:
+    """Raises ApiError for what a chat can't do here, UsageError without a template."""
+    for name, choice in (("tools", body.tool_choice), ("functions", body.function_call)):
+        if getattr(body, name) or choice not in (None, "none", "auto"):
+            raise unsupported(name, name)
+    if body.reasoning_effort == "none" and thinks(service):
+        found = "reasoning_effort = 'none' of a model that thinks"
+        raise ApiError(400, f"{found}, allowed 'medium'", "reasoning_effort")
     if "audio" in body.modalities:
         raise unsupported("audio", "modalities")
     if body.top_logprobs and not body.logprobs:
@@ -171,11 +183,17 @@ def check_chat(body: ChatBody) -> None:
 
 def schema_of(form: ResponseFormat) -> Any:
     """The schema that a text is held to, None for any text. Raises ApiError."""
+    if form.schema_ is not None and form.type != "json_object":
+        found = f"response_format: type = {form.type!r}"
+        raise ApiError(400, f"{found}, allowed: schema goes with the type json_object", "response_format")
     if (form.type == "json_schema") != (form.json_schema is not None):
         found = f"response_format: type = {form.type!r}"
         allowed = "json_schema goes with the type json_schema, and it with no other"
         raise ApiError(400, f"{found}, allowed: {allowed}", "response_format")
-    return {"text": None, "json_object": OBJECT}.get(form.type, form.json_schema and form.json_schema.schema_)
+    if form.json_schema is not None:
+        return form.json_schema.schema_
+    whole = OBJECT if form.schema_ is None else form.schema_
+    return whole if form.type == "json_object" else None
 
 
 @dataclass
@@ -226,9 +244,9 @@ class Chat:
 async def chat(service: Service, request: Request, body: ChatBody) -> Chat:
     """Reads a request. Raises ApiError, UsageError."""
     check_stream(body)
-    check_chat(body)
+    check_chat(service, body)
     prompt = await service.conversation(body.messages)
-    most = body.max_completion_tokens or body.max_tokens
+    most = body.max_completion_tokens or body.max_tokens  # neither is 0
     options = service.options(body, most, body.top_logprobs if body.logprobs else None)
     tasks = await service.tasks([prompt], body.n, options, schema_of(body.response_format), "response_format")
     name = "chat.completion.chunk" if body.stream else "chat.completion"
@@ -241,8 +259,7 @@ async def chat(service: Service, request: Request, body: ChatBody) -> Chat:
 
 async def embeddings(service: Service, request: Request, body: EmbeddingBody) -> dict[str, Any]:
     prompts = await service.prompts(body.input, field="input")
-    reads = [reading.embedding(service.reader, ids, body.pooling) for ids in prompts]
-    vectors = await while_connected(request, service.engine.read(service.client(request), reads))
+    vectors = await service.embeddings(request, prompts, body.pooling)
     as_asked = as_base64 if body.encoding_format == "base64" else lambda vector: vector.tolist()
     data = [
         {"object": "embedding", "index": i, "embedding": as_asked(vector)} for i, vector in enumerate(vectors)
@@ -256,37 +273,38 @@ async def embeddings(service: Service, request: Request, body: EmbeddingBody) ->
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"])
     model = {"id": service.alias, "object": "model", "created": service.created, "owned_by": "cria"}
     model |= {"max_model_len": service.engine.texts.context}  # as vLLM says it
 
-    @routes.get("/models")
+    @routes.get("/v1/models")
     async def list_models() -> Any:
         return {"object": "list", "data": [model]}
 
-    @routes.get("/models/{name:path}")
+    @routes.get("/v1/models/{name:path}")
     async def retrieve_model(name: str) -> Any:
         if name != service.alias:
             raise ApiError(404, f"the model is called {service.alias}", "model", "model_not_found")
         return model
 
-    @routes.post("/completions")
+    @routes.post("/v1/completions")
     async def create_completion(body: CompletionBody, request: Request) -> Any:
         made = await while_connected(request, completion(service, request, body))
         return await (event_stream(request, made.parts(), "[DONE]") if body.stream else made.whole())
 
-    @routes.post("/chat/completions")
+    @routes.post("/v1/chat/completions")
+    @routes.post("/chat/completions")  # as llama.cpp has it, too
     async def create_chat_completion(body: ChatBody, request: Request) -> Any:
         made = await while_connected(request, chat(service, request, body))
         return await (event_stream(request, made.parts(), "[DONE]") if body.stream else made.whole())
 
-    @routes.post("/embeddings")
+    @routes.post("/v1/embeddings")
     async def create_embeddings(body: EmbeddingBody, request: Request) -> Any:
         return await embeddings(service, request, body)
 
-    @routes.api_route("/rerank", methods=["POST"], include_in_schema=False)
-    @routes.api_route("/images/{what:path}", methods=["POST"], include_in_schema=False)
-    @routes.api_route("/audio/{what:path}", methods=["POST"], include_in_schema=False)
+    @routes.api_route("/v1/rerank", methods=["POST"], include_in_schema=False)
+    @routes.api_route("/v1/images/{what:path}", methods=["POST"], include_in_schema=False)
+    @routes.api_route("/v1/audio/{what:path}", methods=["POST"], include_in_schema=False)
     async def not_here() -> Any:
         raise unsupported("rerank, images and audio")
 

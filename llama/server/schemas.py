@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -37,6 +39,7 @@ Texts = Annotated[list[Text], Field(fail_fast=True)]
 Likely = Annotated[int, Field(ge=0, le=20)]  # most likely tokens to report
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Weight = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+TopK = Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(lambda k: max(0, k))]  # -1: off, as 0
 
 
 def few(value: Any) -> Any:
@@ -61,9 +64,32 @@ def one_of(allowed: str) -> WrapValidator:
     return WrapValidator(checked)
 
 
+def only(allowed: float) -> AfterValidator:
+    """For a field of what is not here: allowed is the number that turns it off."""
+
+    def checked(value: float) -> float:
+        if value != allowed:
+            raise PydanticCustomError("one_of", "allowed {allowed}", {"allowed": allowed})
+        return value
+
+    return AfterValidator(checked)
+
+
+def limit(value: int) -> int:
+    """How many tokens to write at most, negative for any number. Raises PydanticCustomError for none."""
+    if not value:
+        raise PydanticCustomError("no_tokens", "allowed -1 for no limit, and 1 and more")
+    return value
+
+
 LONE = "has a lone surrogate, allowed is what UTF-8 can hold"
 AnyPrompt = Text | Ids | Texts | Annotated[list[Ids], Field(fail_fast=True)]
 Prompt = Annotated[AnyPrompt, one_of("are a text, a list of ids, and a list of either")]
+Mixed = Annotated[list[int | Text], Field(fail_fast=True)]  # ids and texts, which are one prompt
+AnyMixed = Text | Mixed | Annotated[list[Text | Mixed], Field(fail_fast=True)]
+MixedPrompt = Annotated[AnyMixed, one_of("are a text, a list of ids and texts, and a list of either")]
+Most = Annotated[int, Field(ge=-1), AfterValidator(limit)]
+Zero, One = Annotated[float, only(0)], Annotated[float, only(1)]
 Stop = Annotated[Text | Texts, one_of("are a text, and a list of texts")]
 Bias = Annotated[dict[str, Weight], Field(max_length=MAX_NAMES), BeforeValidator(few)]
 
@@ -81,14 +107,48 @@ class Body(BaseModel):
         return {name: value for name, value in few(data).items() if value is not None}
 
 
-class Sampling(Body):
+class Neutral(Body):
+    """Fields of llama.cpp that change no answer: hints, and what turns off that which is not here."""
+
+    id_slot: int = Field(-1, ge=-1, description="a text goes to any slot that is free")
+    cache_prompt: bool = Field(True, description="what is known of a prompt is never run again")
+    n_keep: int = Field(0, ge=-1, description="a text ends with the context, and is never shifted")
+    timings_per_token: bool = Field(False, description="timings are told once, at the end")
+    return_progress: bool = Field(False, description="no progress is told")
+    dynatemp_range: Zero = 0.0
+    dynatemp_exponent: float = 1.0
+    typical_p: One = 1.0
+    typ_p: One = 1.0
+    tfs_z: One = 1.0
+    top_n_sigma: float = Field(-1.0, le=0)
+    xtc_probability: Zero = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: Zero = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    mirostat: Zero = 0.0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    min_keep: Zero = 0.0
+    n_indent: Zero = 0.0
+    t_max_predict_ms: int = Field(0, le=0)
+    grammar: Literal[""] = ""
+    lora: list[Any] = Field([], max_length=0)
+    post_sampling_probs: Literal[False] = False
+
+
+class Sampling(Neutral):
     """How tokens are drawn: OpenAI's fields, and those of llama.cpp that it has not."""
 
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=0, lt=2**31)
+    top_k: TopK = 0
     min_p: float = Field(0.0, ge=0, le=1)
     repeat_penalty: float = Field(1.0, gt=0, le=100)
+    repeat_last_n: int = Field(
+        -1, ge=-1, description="with a penalty: all tokens, -1 or the context and more"
+    )
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
@@ -115,13 +175,15 @@ class OpenAIBody(Sampling):
     service_tier: str = ""
     safety_identifier: str = ""
     prompt_cache_key: str = ""
+    prompt_cache_retention: str = ""
+    prompt_cache_options: dict[str, Any] = {}
     store: bool = Field(False, description="nothing is stored")
 
 
 class CompletionBody(OpenAIBody):
     prompt: Prompt = ""
     suffix: Text | None = None
-    max_tokens: int = Field(16, ge=0)
+    max_tokens: int = Field(16, ge=-1)
     best_of: int = 1
     echo: bool = False
     logprobs: Likely | None = None
@@ -133,6 +195,9 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: Text
+    # not looked at, as they don't change an answer
+    cache_control: dict[str, Any] = {}
+    prompt_cache_breakpoint: dict[str, Any] = {}
 
 
 class OtherPart(Body):
@@ -204,19 +269,27 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Schema | None = Field(None, alias="schema", description="of a json_object, as llama.cpp has it")
 
 
 class ChatBody(OpenAIBody):
     messages: Messages
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Most | None = None
+    max_completion_tokens: Most | None = None
     logprobs: bool = False
     top_logprobs: Likely = 0
     response_format: ResponseFormat = ResponseFormat(type="text")
     tools: list[Any] = Field([], description="refused unless empty")
     tool_choice: Any = Field(None, description="refused unless none or auto")
+    functions: list[Any] = Field([], description="refused unless empty")
+    function_call: Any = Field(None, description="refused unless none or auto")
     parallel_tool_calls: bool = True
     modalities: list[Literal["text", "audio"]] = Field(["text"], fail_fast=True)
+    prediction: Any = Field(None, description="a guess, which changes no answer")
+    # what is done without them: medium is as the model does by itself, none is of models that don't think
+    reasoning_effort: Literal["none", "medium"] | None = None
+    reasoning_format: Literal["none", "auto"] | None = Field(None, description="all that is written is told")
+    verbosity: Literal["medium"] | None = None
 
 
 class EmbeddingBody(Body):
@@ -250,24 +323,32 @@ class NativeBody(Sampling):
 
     temperature: float = Field(0.8, ge=0, le=100)
     top_p: float = Field(0.95, ge=0, le=1)
-    top_k: int = Field(40, ge=0, lt=2**31)
+    top_k: TopK = 40
     min_p: float = Field(0.05, ge=0, le=1)
     logit_bias: Annotated[Bias, BeforeValidator(no_bias)] = {}
-    n_predict: int = Field(-1, ge=-1)
+    n_predict: Annotated[int, Field(ge=-2), AfterValidator(limit)] = -1
     stream: bool = False
-    cache_prompt: bool = Field(True, description="what is known of a prompt is never run again")
     n_probs: Likely = 0
     return_tokens: bool = False
     json_schema: Schema | None = None
 
 
 class NativeCompletionBody(NativeBody):
-    prompt: Prompt
+    prompt: MixedPrompt
 
 
 class InfillBody(NativeBody):
     input_prefix: Text = ""
     input_suffix: Text = ""
+    input_extra: list[Any] = Field([], max_length=0)
+    prompt: Text = Field("", description="what is written already of what is between the two")
+
+
+class NativeEmbeddingBody(Body):
+    content: MixedPrompt = Field(validation_alias=AliasChoices("content", "input"))
+    model: str = ""
+    pooling: Literal["mean", "last"] = "mean"
+    embd_normalize: int = Field(2, ge=-1, le=100, description="-1: not, 0: by the largest, else by a p-norm")
 
 
 class TokenizeBody(Body):

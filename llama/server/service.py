@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from llama import reading
 from llama.batch import SAMPLING, Mask
 from llama.engine import Llama
 from llama.errors import LlamaError, UsageError
@@ -23,7 +24,7 @@ from llama.server.constrain import Grammars, stop_ids
 from llama.server.engine import Engine, Task, Writing
 from llama.server.errors import ApiError, explained, unsupported
 from llama.server.limits import Receive, Scope, Send, while_connected
-from llama.server.schemas import MAX_CHOICES, Message, OtherPart, Prompt, Sampling
+from llama.server.schemas import MAX_CHOICES, Message, MixedPrompt, OtherPart, Prompt, Sampling
 from llama.tokenizer import Tokenizer
 
 MAX_STOPS = 16
@@ -61,11 +62,15 @@ class Service:
         if bad := next((token for token in ids if not 0 <= token < self.llama.config.vocab_size), None):
             raise ApiError(400, f"token = {bad}, allowed 0 to {self.llama.config.vocab_size - 1}", field)
 
+    def check_length(self, n: int, field: str) -> None:
+        """Raises ApiError for a prompt of no tokens, and of more than the context."""
+        if not 0 < n <= self.context:
+            found = f"a prompt has {n} tokens, allowed 1 to {self.context}, the context"
+            raise ApiError(400, found, field, "context_length_exceeded")
+
     def fitting(self, ids: list[int], field: str = "prompt") -> list[int]:
         """The ids of a prompt, if the model can read them. field: that has it. Raises ApiError."""
-        if not 0 < len(ids) <= self.context:
-            found = f"a prompt has {len(ids)} tokens, allowed 1 to {self.context}, the context"
-            raise ApiError(400, found, field, "context_length_exceeded")
+        self.check_length(len(ids), field)
         self.check_ids(ids, field)
         return ids
 
@@ -75,20 +80,33 @@ class Service:
             return self.llama.encode(text, special=True)
         return encode_prompt(self.llama._model, self.tokenizer.handle, c_bytes(text))
 
+    def joined(self, parts: Sequence[int | str], special: bool, field: str) -> list[int]:
+        """The ids of a prompt of ids and texts; a text in front begins as a prompt does. Raises ApiError."""
+        self.check_length(len(parts), field)
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+            elif i == 0:
+                ids += self.encode(part, special)
+            else:
+                ids += self.llama.encode(part, bos=False, special=special)
+        return ids
+
     async def prompts(
-        self, prompt: Prompt, special: bool = False, each: int = 1, field: str = "prompt"
+        self, prompt: Prompt | MixedPrompt, special: bool = False, each: int = 1, field: str = "prompt"
     ) -> list[list[int]]:
         """The ids of each prompt of a field. Raises ApiError for too many, with `each` texts to write."""
-        several: Sequence[Any] = prompt if isinstance(prompt, list) and not is_ids(prompt) else [prompt]
+        several: Sequence[Any] = [prompt] if is_one(prompt) else prompt
         if not 0 < len(several) * each <= MAX_CHOICES:
             found = f"{len(several)} prompts, {each} texts each"
             raise ApiError(400, f"{found}: allowed are 1 to {MAX_CHOICES} texts in all", field)
 
         def encode() -> list[list[int]]:
-            ids = (self.encode(one, special) if isinstance(one, str) else one for one in several)
-            return [self.fitting(one, field) for one in ids]
+            texts = ([one] if isinstance(one, str) else one for one in several)
+            return [self.fitting(self.joined(parts, special, field), field) for parts in texts]
 
-        return await done(encode, sum(map(len, several)))
+        return await done(encode, sum(map(size, several)))
 
     async def conversation(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation by the model's template, which go on with an answer that it ends with."""
@@ -104,7 +122,12 @@ class Service:
     # --- Options
 
     def options(self, body: Sampling, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
-        """The options of Batch.join. Raises ApiError."""
+        """The options of Batch.join. max_tokens: None and negative for any number. Raises ApiError."""
+        penalties = (body.repeat_penalty != 1, body.presence_penalty, body.frequency_penalty)
+        if any(penalties) and -1 < body.repeat_last_n < self.context:
+            found = f"repeat_last_n = {body.repeat_last_n} with a penalty"
+            allowed = f"-1 for all tokens, and {self.context}, the context, and more"
+            raise ApiError(400, f"{found}, allowed {allowed}", "repeat_last_n")
         stop = [body.stop] if isinstance(body.stop, str) else body.stop
         if len(stop) > MAX_STOPS or not all(stop):
             raise ApiError(400, f"stop: allowed are {MAX_STOPS} strings, none of them empty", "stop")
@@ -117,7 +140,7 @@ class Service:
         seed = None if body.seed is None else body.seed % 2**64
         chosen = {name: getattr(body, name) for name in SAMPLING}
         rest = {
-            "max_tokens": max_tokens,
+            "max_tokens": None if max_tokens is None or max_tokens < 0 else max_tokens,
             "logprobs": logprobs,
             "stop": stop,
             "logit_bias": bias,
@@ -156,6 +179,11 @@ class Service:
 
     # --- Texts
 
+    async def embeddings(self, request: Request, prompts: Sequence[list[int]], pooling: str) -> list[Any]:
+        """A vector of each prompt, float32 (dim). Raises what engine.read does, Gone."""
+        reads = [reading.embedding(self.reader, ids, pooling) for ids in prompts]
+        return await while_connected(request, self.engine.read(self.client(request), reads))
+
     def choices(self, tasks: Sequence[Task]) -> list[Choice]:
         return [Choice(self.tokenizer, task.prompt[-1]) for task in tasks]
 
@@ -188,8 +216,16 @@ async def done(work: Callable[[], T], size: int) -> T:
     return work() if size <= SHORT else await asyncio.to_thread(work)
 
 
-def is_ids(prompt: Sequence[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
+def is_one(prompt: Any) -> bool:
+    """Whether a field holds one prompt: a text, or ids, which may have texts among them."""
+    return isinstance(prompt, str) or any(isinstance(part, int) for part in prompt)
+
+
+def size(prompt: Any) -> int:
+    """About how long a prompt takes: characters of texts, and ids."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(part) if isinstance(part, str) else 1 for part in prompt)
 
 
 def plain(message: Message) -> dict[str, str]:
