@@ -35,6 +35,7 @@ SHAREGPT = {"human": "user", "gpt": "assistant", "bing": "assistant", "chatgpt":
 LEAST, MOST = 2**-14, 65504  # of a weight that is not 0, as float16 has it (training/pretokenize.py)
 KINDS = (("chosen", "rejected"), ("prompt", "completion"), ("messages",), ("conversations",))
 ALLOWED = "messages, conversations, prompt and completion, or chosen and rejected"
+SKIPPED = ("train", "loss")  # where others say false of a message that is not learnt
 UNKNOWN = ("functions", "chat_template_kwargs")  # others' fields that change what is learnt
 OPENED = ("llama3", "chatml", "zephyr")  # templates that are built in and open an answer when asked to
 MARKED = re.compile(r"\{%-?\s*generation\b")  # a template that says itself what an assistant wrote
@@ -67,6 +68,8 @@ def message_of(value: Any, where: str) -> Message:
     known = dict.fromkeys(ROLES) | (SHAREGPT if name == "from" else {})
     if not isinstance(role := value[name], str) or role not in known:
         raise BadFileError(f"{where}: {name} = {role!r:.80}, allowed {', '.join(known)}")
+    if skipped := next((flag for flag in SKIPPED if value.get(flag) is False), None):
+        raise BadFileError(f"{where}: {skipped} = False of a message, allowed weight = 0 instead")
     if name == "role":
         return value
     return {"role": known[role] or role, "content": value.get("value"), "weight": value.get("weight")}

@@ -255,6 +255,11 @@ def weighed(weight: object) -> dict[str, object]:
             {"label": False, "prompt": "x", "completion": "y"},
             "label = False, an answer that is not to be learnt, allowed true",
         ),
+        (
+            {"conversations": [{"from": "gpt", "value": "x", "train": False}]},
+            "train = False of a message, allowed weight = 0 instead",
+        ),
+        ({"messages": [{"role": "assistant", "content": "x", "loss": False}]}, "loss = False of a message"),
         ({"label": 0, "messages": said(TALKS[0])}, "label = 0, an answer that is not to be learnt"),
         (
             {"prompt": "x", "completion": "y", "messages": said(TALKS[0])},
