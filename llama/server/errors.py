@@ -51,8 +51,9 @@ class ApiError(HTTPException):
 
 
 def unsupported(what: str, param: str | None = None) -> ApiError:
-    """What OpenAI has and this server has not."""
-    return ApiError(501, f"{what}: this server has no such thing", param, "not_supported")
+    """What OpenAI has and this server has not, said once: its clients ask again after other errors of 5xx."""
+    headers = {"x-should-retry": "false"}
+    return ApiError(501, f"{what}: this server has no such thing", param, "not_supported", headers)
 
 
 def explained(error: Exception) -> ApiError:

@@ -99,8 +99,10 @@ def test_errors_are_those_of_the_package(client):
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-5")
     with pytest.raises(openai.APIStatusError) as raised:
-        client.chat.completions.create(model="any", messages=MESSAGES, tools=[{"type": "function"}])
+        again = client.with_options(max_retries=2)
+        again.chat.completions.create(model="any", messages=MESSAGES, tools=[{"type": "function"}])
     assert raised.value.status_code == 501
+    assert raised.value.request.headers["x-stainless-retry-count"] == "0"
 
 
 # --- Answers that are held to a schema
