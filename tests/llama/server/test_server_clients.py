@@ -98,8 +98,8 @@ def test_errors_are_those_of_the_package(client):
     assert raised.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-5")
+    again = client.with_options(max_retries=2)
     with pytest.raises(openai.APIStatusError) as raised:
-        again = client.with_options(max_retries=2)
         again.chat.completions.create(model="any", messages=MESSAGES, tools=[{"type": "function"}])
     assert raised.value.status_code == 501
     assert raised.value.request.headers["x-stainless-retry-count"] == "0"
