@@ -38,7 +38,7 @@ from llama.hub import STORIES, has_quant, is_name, parse
 from llama.native import model_open
 from llama.tokenizer import Tokenizer
 
-VERSION = 3  # of what a conversion gives: a cached file of another one is made again
+VERSION = 4  # of what a conversion gives: a cached file of another one is made again
 DTYPES = ("int8", "int4", "bf16", "fp32")
 SMALL = 500_000_000  # parameters below which a model is kept in bf16
 LONGEST_NAME = 160  # bytes of a source's name in that of the converted file, which systems cut at 255

@@ -183,6 +183,18 @@ def built_in(kind: str, bos: str, eos: str, special: Collection[str]) -> BuiltIn
     return BuiltIn(**parts, strip=found.strip)
 
 
+def end_of_turn(kind: str) -> str:
+    """The name of the token that ends an answer by a template of the engine, "" where it is EOS, or none.
+
+    >>> end_of_turn("chatml"), end_of_turn("zephyr")
+    ('<|im_end|>', '')
+    """
+    from llama._engine import ffi, lib
+
+    found = lib.llama_chat_template(KINDS.index(kind))
+    return ffi.string(found.next).decode().split("|>")[0] + "|>" if found.needs_names else ""
+
+
 def inner(text: str, ours: BuiltIn, talk: Conversation) -> str | None:
     """What stands for the system text in a rendered conversation, None where the rest is not alike."""
     hole = "\x00"

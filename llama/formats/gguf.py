@@ -376,7 +376,8 @@ def checked_vocabulary(source: Source, vocabulary: Vocabulary) -> Vocabulary:
     if problem := vocabularies.problem_of(vocabulary):
         refuse(source, [f"GGUF can't hold the tokenizer: {problem}"])
     if len(others) > 2:
-        refuse(source, [f"ids that end a text = {others}, allowed are two besides EOS and Llama 3's"])
+        allowed = "two besides EOS and those that llama.cpp knows by name"
+        refuse(source, [f"ids that end a text = {others}, allowed are {allowed}"])
     return vocabulary
 
 

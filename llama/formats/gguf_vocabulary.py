@@ -7,6 +7,7 @@ spelt in GPT-2's alphabet, a letter for each byte, pairs that merge, and the nam
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,11 @@ OTHERWISE = {  # what llama.cpp does with a pattern that the model's own tokeniz
     tokens.TEKKEN: "llama.cpp's tekken knows the case of ASCII letters alone, and no marks",
     tokens.DEEPSEEK_LLM: "llama.cpp's deepseek-llm does not part the digits of a number",
 }
-STOPS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # of Llama 3; llama.cpp knows them by name
+ENDS = (  # tokens that end a text by their names, in llama.cpp; those of Gemma 4 and of infilling left out
+    *("</s>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<|endoftext|>", "<|end|>"),
+    *("<end_of_turn>", "<end_of_utterance>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+    *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+)
 TYPES = {
     TokenType.NORMAL: tokens.TEXT,
     TokenType.UNKNOWN: tokens.UNKNOWN,
@@ -139,9 +144,20 @@ def written_types(vocabulary: Vocabulary) -> list[TokenType]:
     return [written[of] if piece else TokenType.UNUSED for piece, of in typed]
 
 
+def names_of_ends(names: Collection[str]) -> list[str]:
+    """Those of some tokens that end a text, as llama.cpp has it.
+
+    <|end|> does not where <|call|> does, and <|return|>, or <|flush|>: there it ends a part of an answer.
+    """
+    calls = "<|call|>" in names or "<|calls|>" in names
+    parts = calls and ("<|return|>" in names or "<|flush|>" in names)
+    return [name for name in ENDS if name in names and not (name == "<|end|>" and parts)]
+
+
 def other_stops(vocabulary: Vocabulary, stops: tuple[int, ...]) -> list[int]:
     """Ids that end a text which llama.cpp does not know by themselves."""
-    known = {vocabulary.special.get(name) for name in STOPS} | {vocabulary.eos}
+    special = vocabulary.special
+    known = {special[name] for name in names_of_ends(special)} | {vocabulary.eos}
     return [token for token in stops if token not in known]
 
 
@@ -229,9 +245,9 @@ def find_ends(file: GgufFile) -> tuple[int, int]:
 
 
 def find_stops(file: GgufFile) -> tuple[int, ...]:
-    """Ids that end a text: EOS, those with a key of their own, and Llama 3's by name. Raises BadFileError."""
-    ids, names = {name: i for i, name in enumerate(token_names(file))}, (Keys.EOT_ID, Keys.EOM_ID)
-    stops = [find_ends(file)[1], *(find_id(file, key) for key in names), *map(ids.get, STOPS)]
+    """Ids that end a text: EOS, those with a key of their own, and ENDS by name. Raises BadFileError."""
+    ids, keys = {name: i for i, name in enumerate(token_names(file))}, (Keys.EOT_ID, Keys.EOM_ID)
+    stops = [find_ends(file)[1], *(find_id(file, key) for key in keys), *map(ids.get, names_of_ends(ids))]
     return tuple(dict.fromkeys(token for token in stops if token is not None and token >= 0))
 
 
@@ -244,12 +260,16 @@ def find_chat(file: GgufFile) -> Chat:
 def token_types(file: GgufFile, names: list[str], byte_level: bool) -> list[int]:
     """The type of each token. Where a file has none all are text but bytes, which llama.cpp finds by name.
 
-    Raises BadFileError.
+    As there, ENDS are control tokens, of which a user's text writes none. Raises BadFileError.
     """
     if file.get(Keys.TOKEN_TYPE) is not None:
-        return file.many(Keys.TOKEN_TYPE, int, len(names))
-    is_byte = (not byte_level and name in BYTE_NAMES for name in names)
-    return [TokenType.BYTE if found else TokenType.NORMAL for found in is_byte]
+        types = file.many(Keys.TOKEN_TYPE, int, len(names))
+    else:
+        is_byte = (not byte_level and name in BYTE_NAMES for name in names)
+        types = [TokenType.BYTE if found else TokenType.NORMAL for found in is_byte]
+    ends, texts = set(names_of_ends(set(names))), (TokenType.NORMAL, TokenType.USER_DEFINED)
+    typed = zip(names, types, strict=True)
+    return [TokenType.CONTROL if name in ends and of in texts else of for name, of in typed]
 
 
 def read_pieces(file: GgufFile, byte_level: bool) -> tuple[list[bytes], list[int]]:

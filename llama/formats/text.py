@@ -14,7 +14,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.chat_templates import Chat, missing, recognised, template_text
+from llama.formats.chat_templates import Chat, end_of_turn, missing, recognised, template_text
 from llama.formats.huggingface import is_huggingface, read_adds
 from llama.formats.huggingface_writer import TOKENIZER_FILES, tokenizer_config
 from llama.formats.kinds import whole
@@ -85,12 +85,17 @@ def completed(source: Source, special: Mapping[str, int], bos: int, eos: int) ->
     )
 
 
-def with_known_chat(source: Source, vocabulary: Vocabulary) -> Source:
-    """The source, with the kind that its chat template turns out to be."""
+def with_known_chat(source: Source, vocabulary: Vocabulary, template: str | None = None) -> Source:
+    """The source, with the kind that its chat template turns out to be, or the one given, and with the end of
+    its answers among the stops.
+    """
     v, types = vocabulary, (tokens.CONTROL, tokens.USER)
     names = {i: v.pieces[i].decode(errors="replace") for i, kind in enumerate(v.types) if kind in types}
     bos, eos = (names.get(token, "") for token in (v.bos if v.bos >= 0 else source.bos, v.eos))
-    return dataclasses.replace(source, chat=recognised(source.chat or Chat(), bos, eos, set(names.values())))
+    chat = Chat(template) if template else recognised(source.chat or Chat(), bos, eos, set(names.values()))
+    end = end_of_turn(chat.kind)
+    ends = [i for i, name in names.items() if name == end and end and i not in (v.eos, *source.stops)]
+    return dataclasses.replace(source, chat=chat, stops=(*source.stops, *ends))
 
 
 def with_text(
@@ -110,7 +115,7 @@ def with_text(
         source = dataclasses.replace(source, add_bos=read_adds(given.parent)[0])
     if vocabulary:
         source = completed(source, vocabulary.special, vocabulary.bos, vocabulary.eos)
-        source = with_known_chat(source, vocabulary)
+        source = with_known_chat(source, vocabulary, template)
         source = dataclasses.replace(source, notes=(*source.notes, *vocabulary.notes))
     chat = Chat(template) if template else source.chat or Chat()
     unknown = missing(chat)

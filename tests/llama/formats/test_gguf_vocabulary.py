@@ -131,12 +131,13 @@ def test_the_file_spells_tokens_as_llama_cpp_does(path, trained, llama3):
 
 
 def test_scores_and_types_may_be_missing_and_rows_may_have_no_token(path, trained):
-    """All is text then but bytes, and tokens merge in the order of their ids."""
+    """All is text then but bytes and </s>, and tokens merge in the order of their ids."""
     v, n = trained.vocabulary, len(trained.vocabulary)
     keys = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": spellings(v)}
     library_file(path, random_source(Config(**SMALL | {"vocab_size": n + 3})), keys=keys)
     found = open_gguf(path).vocabulary()
-    assert list(found.types) == [BYTE if of == BYTE else TEXT for of in v.types] + [CONTROL] * 3
+    usual = [BYTE if of == BYTE else TEXT for of in v.types]
+    assert list(found.types) == [*usual[:2], CONTROL, *usual[3:], *[CONTROL] * 3]
     assert found.pieces[3:] == [*v.pieces[3:], b"", b"", b""]
     assert set(merge_order(v)) <= set(merge_order(replace(found, types=[*v.types, *[CONTROL] * 3])))
     write_gguf(path.with_name("again.gguf"), open_gguf(path), "fp32", vocabulary=found)
