@@ -16,7 +16,8 @@ from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.vocabulary import Vocabulary
 
-PIECES, TRAINER, TYPE = 1, 2, 3  # fields of ModelProto, and of its SentencePiece
+PIECES, TRAINER, NORMALIZER, TYPE = 1, 2, 3, 3  # fields of ModelProto, and of its SentencePiece
+RULES = 2  # field of its NormalizerSpec: what characters become, compiled; the identity has none
 MODEL_TYPE = 3  # field of its TrainerSpec
 MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
 KINDS = {"UNIGRAM": tokens.UNIGRAM, "BPE": tokens.CHARACTERS}
@@ -64,10 +65,19 @@ def number_of(message: bytes, field: int, known: Collection[int], usual: int) ->
     return int(said[-1]) if said else usual
 
 
+def parts_of(message: bytes, field: int) -> list[bytes]:
+    """The values of a field that are messages, or bytes."""
+    return [value for name, value in fields(message) if name == field and isinstance(value, bytes)]
+
+
 def piece_types(model: bytes) -> list[int]:
     """The type of each piece of a model that the library has read."""
-    pieces = (value for field, value in fields(model) if field == PIECES and isinstance(value, bytes))
-    return [number_of(piece, TYPE, TYPES, NORMAL) for piece in pieces]
+    return [number_of(piece, TYPE, TYPES, NORMAL) for piece in parts_of(model, PIECES)]
+
+
+def has_rules(model: bytes) -> bool:
+    """Whether a model that the library has read makes other characters of some."""
+    return any(parts_of(b"".join(parts_of(model, NORMALIZER)), RULES)[-1:])
 
 
 def model_type(model: bytes) -> str:
@@ -102,15 +112,16 @@ def read_sentencepiece(path: Path, sp: Any) -> Vocabulary:
 
     One that removes extra whitespace, such as llama2.c's tok512, is read with a note: the engine keeps it.
     """
-    changed, model = sp.normalize("\ufb01 \u00b2A"), sp.serialized_model_proto()
-    if changed.removeprefix("\u2581") != "\ufb01\u2581\u00b2A":
-        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
+    changed, model = sp.normalize("a b"), sp.serialized_model_proto()
     try:
         kind, types, n = model_type(model), piece_types(model), sp.vocab_size()
+        identity = changed.removeprefix("\u2581") == "a\u2581b" and not has_rules(model)
     except (IndexError, KeyError):  # fields of a kind that is no longer in use
-        kind, types, n = "unknown", list[int](), -1
+        kind, types, n, identity = "unknown", list[int](), -1, True
     if len(types) != n:
         raise BadFileError(f"{path}: is a damaged sentencepiece model")
+    if not identity:
+        raise BadFileError(f"{path}: normalisation changes text, allowed identity with a space in front")
     if kind not in KINDS:
         raise BadFileError(f"{path}: model_type = {kind}, allowed {' and '.join(KINDS)}")
     names = [sp.id_to_piece(i) for i in range(n)]

@@ -1,14 +1,15 @@
 """BPE models of sentencepiece that its own trainer does not make: edited, extended, and by converters."""
 
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as pb
-from test_tokenizer import train
+from test_tokenizer import SCRIPTS, train
 
 from llama import Tokenizer
 from llama.errors import BadFileError
@@ -76,4 +77,25 @@ def test_ids_are_those_of_sentencepiece(name):
 def test_unused_pieces_that_merge_are_refused():
     sp = SentencePieceProcessor(model_proto=edited(True, long_unused))
     with pytest.raises(BadFileError, match=r"^model: piece \d+ is unused, allowed are pieces in use$"):
+        read_sentencepiece(Path("model"), sp)
+
+
+OF_ITS_OWN = {"quotes": ("201C\t22\n201D\t22", "\u201cthe\u201d"), "a tab": ("9\t20", "on\tce")}
+
+
+@pytest.mark.parametrize("name", OF_ITS_OWN)
+def test_rules_of_its_own_that_make_other_characters_of_some_are_refused(tmp_path, name):
+    rules, text = OF_ITS_OWN[name]
+    (tmp_path / "rules.tsv").write_text(rules + "\n")
+    model, options = io.BytesIO(), {"vocab_size": 700, "model_type": "bpe", "hard_vocab_limit": False}
+    options |= {"normalization_rule_tsv": str(tmp_path / "rules.tsv"), "character_coverage": 0.98}
+    lines = SCRIPTS.split("\n") * 4
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, byte_fallback=True, minloglevel=2, **options
+    )
+    sp = SentencePieceProcessor(model_proto=model.getvalue())
+    assert sp.normalize(text) != "\u2581" + text
+    with pytest.raises(
+        BadFileError, match=r"^model: normalisation changes text, allowed identity with a space"
+    ):
         read_sentencepiece(Path("model"), sp)
