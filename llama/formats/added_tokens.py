@@ -1,11 +1,12 @@
-"""Tokens that a Hugging Face folder adds to its tokenizer.model: added_tokens.json, added_tokens_decoder.
+"""What a Hugging Face folder says of its tokenizer.model: tokens that it adds (added_tokens.json,
+added_tokens_decoder), which are BOS and EOS, and whether a space goes in front of a text.
 
-They are found in text as transformers finds them, and a text that follows one has no space put in front.
+Tokens are found in text as transformers finds them, and a text that follows one has no space put in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import vocabulary as tokens
 from llama.formats.files import Fields, read_json
-from llama.formats.text_ends import CONFIG, end_said
+from llama.formats.text_ends import CONFIG, end_said, note_of
 from llama.formats.tokenizer_json import GAPS_MAX, edges_of
 from llama.formats.vocabulary import Vocabulary
 
@@ -89,31 +90,51 @@ def find_listed(folder: Path, most: int | None) -> list[Added]:
     return [found[i] for i in sorted(found) if most is None or i < most]
 
 
+def says_no_prefix(folder: Path) -> bool:
+    """Whether a folder says that no space goes in front of a text. Raises BadFileError."""
+    path = folder / CONFIG
+    return path.exists() and not read_json(path).flag("add_prefix_space", True)
+
+
 def adds_to(folder: Path, n: int, most: int | None) -> bool:
     """Whether a folder says more of the tokens than a model of n does. Raises BadFileError."""
-    return any(token.edges or token.id >= n for token in find_listed(folder, most))
+    more = any(token.edges or token.id >= n for token in find_listed(folder, most))
+    return more or says_no_prefix(folder)
 
 
-def ends_of(folder: Path, vocabulary: Vocabulary) -> tuple[int, int]:
-    """BOS and EOS, which may be added tokens. Raises BadFileError."""
+def ends_of(folder: Path, special: Mapping[str, int], usual: Sequence[int]) -> tuple[list[int], list[str]]:
+    """BOS and EOS as a folder says, else the usual ones, and notes where it names none of the special tokens.
+
+    Raises BadFileError.
+    """
     said = read_json(folder / CONFIG).values if (folder / CONFIG).exists() else {}
-    ends = []
-    for name, usual in (("bos_token", vocabulary.bos), ("eos_token", vocabulary.eos)):
+    ends, notes, names = list[int](), list[str](), {i: name for name, i in special.items()}
+    for name, other in zip(("bos_token", "eos_token"), usual, strict=True):
         token = end_said(folder / CONFIG, said, name)
-        ends.append(usual if token is None else vocabulary.special.get(token, usual))
-    return ends[0], ends[1]
+        ends.append(other if token is None else special.get(token, other))
+        if token is not None and token not in special:
+            notes.append(note_of(name, token, names.get(other)))
+    return ends, notes
+
+
+def with_ends(folder: Path, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary with the folder's BOS and EOS. Raises BadFileError."""
+    v = vocabulary
+    (bos, eos), notes = ends_of(folder, v.special, (v.bos, v.eos))
+    return replace(v, bos=bos, eos=eos, notes=(*v.notes, *notes))
 
 
 def with_added(folder: Path, vocabulary: Vocabulary, most: int | None = None) -> Vocabulary:
-    """The vocabulary of a model with the tokens that its folder adds, itself if there are none.
+    """The vocabulary of a model with what its folder says of it, itself if that is nothing.
 
     most: of the rows of the embedding; tokens that have none are left out. Raises BadFileError.
     """
     n, listed = len(vocabulary), find_listed(folder, most)
-    v = replace(vocabulary, edges={token.id: token.edges for token in listed if token.edges})
+    flags = vocabulary.flags & ~tokens.SENTENCEPIECE if says_no_prefix(folder) else vocabulary.flags
+    v = replace(vocabulary, flags=flags, edges={token.id: token.edges for token in listed if token.edges})
     added = [token for token in listed if token.id >= n]
     if not added:
-        return v
+        return with_ends(folder, v)
     if added[-1].id >= n + len(added) + GAPS_MAX:
         found = f"added token {added[-1].id} = {added[-1].name!r:.80}"
         raise BadFileError(f"{folder}: {found}, allowed ids from 0 to {n + len(added) + GAPS_MAX - 1}")
@@ -126,6 +147,4 @@ def with_added(folder: Path, vocabulary: Vocabulary, most: int | None = None) ->
     if v.flags & tokens.PREFIX and not legacy:
         flags = flags & ~tokens.PREFIX_EACH | tokens.PREFIX_UNLESS_SPACE
     scores = [*v.scores, *[0.0] * (len(pieces) - n)]
-    whole = replace(v, pieces=pieces, types=types, scores=scores, flags=flags)
-    bos, eos = ends_of(folder, whole)
-    return replace(whole, bos=bos, eos=eos)
+    return with_ends(folder, replace(v, pieces=pieces, types=types, scores=scores, flags=flags))

@@ -33,6 +33,12 @@ def end_said(path: Path, said: Mapping[str, Any], name: str) -> str | None:
     return found
 
 
+def note_of(name: str, token: str, instead: str | None) -> str:
+    """What to say of a bos_token or eos_token that the tokenizer lacks. instead: the name of what it has."""
+    kind, other = name[:3].upper(), "nothing" if instead is None else repr(instead)
+    return f"{CONFIG}: {name} = {token!r:.80} is no special token; {other} is {kind}"
+
+
 def ends_of(path: Path, special: dict[str, int]) -> tuple[list[int], tuple[str, ...]]:
     """BOS and EOS, by tokenizer_config.json beside the file or by the names that are usual; -1: none.
 
@@ -45,8 +51,7 @@ def ends_of(path: Path, special: dict[str, int]) -> tuple[list[int], tuple[str, 
         token = end_said(config, said, name)
         found = next((known for known in (token, *usual) if known in special), None)
         if token is not None and token != found:
-            kind, instead = name[:3].upper(), "nothing" if found is None else repr(found)
-            notes.append(f"{CONFIG}: {name} = {token!r:.80} is no special token; {instead} is {kind}")
+            notes.append(note_of(name, token, found))
         ends.append(-1 if found is None else special[found])
     return ends, tuple(notes)
 

@@ -26,7 +26,7 @@ from llama.errors import BadFileError
 from llama.files import write_aside
 from llama.formats import tokenizer_json
 from llama.formats import vocabulary as tokens
-from llama.formats.added_tokens import adds_to, with_added
+from llama.formats.added_tokens import adds_to, ends_of, with_added
 from llama.formats.kinds import checked_start, whole
 from llama.formats.sentencepiece_model import opened, read_sentencepiece
 from llama.formats.tokenizer_kinds import is_json, is_model, is_tiktoken
@@ -55,7 +55,7 @@ class Tokenizer:
     """Text to ids and back. Made by load; not for making by hand."""
 
     path: Path
-    kind: str  # llama3, tokenizer.json, tokenizer.bin, OF_MODEL, SENTENCEPIECE, or that with added tokens
+    kind: str  # llama3, tokenizer.json, tokenizer.bin, OF_MODEL, SENTENCEPIECE, or that as its folder has it
     data: bytes = field(repr=False)  # a file that says all of it: the one at path, or the indexed form
     vocab_size: int
     bos_id: int  # -1: none
@@ -188,10 +188,14 @@ def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer |
     sp = opened(data) if data else None
     if sp is None or sp.vocab_size() == 0:
         return None
+
+    def read() -> Vocabulary:
+        return with_added(path.parent, read_sentencepiece(path, sp), most)
+
     if adds_to(path.parent, sp.vocab_size(), most):
-        vocabulary = with_added(path.parent, read_sentencepiece(path, sp), most)
+        vocabulary = read()
         return load_vocabulary(
-            path, f"{SENTENCEPIECE} with added tokens", tokens.indexed_of(path, vocabulary), vocabulary
+            path, f"{SENTENCEPIECE} of a folder", tokens.indexed_of(path, vocabulary), vocabulary
         )
     control = (i for i in range(sp.vocab_size()) if sp.is_control(i))
     special = {sp.id_to_piece(i): i for i in control}
@@ -201,7 +205,8 @@ def load_sentencepiece(path: Path, data: bytes, most: int | None) -> Tokenizer |
         parts = re.split(f"({'|'.join(names)})", text) if parse_special and names else [text]
         return [i for n, part in enumerate(parts) for i in ([special[part]] if n % 2 else sp.encode(part))]
 
-    ends, work = (sp.bos_id(), sp.eos_id()), (encode, sp.decode, lambda: read_sentencepiece(path, sp))
+    ends, _ = ends_of(path.parent, special, (sp.bos_id(), sp.eos_id()))
+    work = (encode, sp.decode, read)
     return Tokenizer(path, SENTENCEPIECE, data, sp.vocab_size(), *ends, special, sp, *work)
 
 

@@ -162,3 +162,41 @@ def test_the_model_counts_beside_a_json_that_puts_spaces_as_it_does(tmp_path, tr
     normalizer = {"type": "Sequence", "normalizers": [prepend, spaces]}
     folder = beside(tmp_path / "old", trained.path, normalizer=normalizer, pre_tokenizer=None)
     assert tokenizers.load(folder).kind == "sentencepiece"
+
+
+# --- What a folder says of a model without adding to it
+
+
+@pytest.mark.parametrize("added", [None, decoder()], ids=["alone", "with added tokens"])
+@pytest.mark.parametrize("legacy", [None, False, True])
+def test_no_space_goes_in_front_where_the_folder_says_so(tmp_path, trained, legacy, added):
+    said = {"add_prefix_space": False, "legacy": legacy, "added_tokens_decoder": added, "eos_token": "</s>"}
+    folder = put(tmp_path / "chat", trained.path, **{name: v for name, v in said.items() if v is not None})
+    ours, theirs = tokenizers.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert ours.encode("the ball") != trained.encode("the ball")
+    for text in ("the ball", "<s>the</s>ball is</s> big", "b</s>", CHAT if added else "", "x"):
+        ids = ours.encode(text, special=True)
+        assert ids == theirs.encode(text, add_special_tokens=False), text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+
+
+def test_that_no_space_goes_in_front_reaches_every_format(tmp_path, trained):
+    model, text = tmp_path / "model", "<s>the</s>ball is big"
+    export_folder(model, random_source(Config(**SMALL | {"vocab_size": 330})))
+    put(model, trained.path, add_prefix_space=False, eos_token="</s>")
+    theirs = transformers.AutoTokenizer.from_pretrained(model)
+    expected = theirs.encode(text, add_special_tokens=False)
+    for out, options in (("m.bin", ["--version", "3"]), ("m.gguf", []), ("folder", [])):
+        assert convert.main([str(model), str(tmp_path / out), *options]) == 0
+        assert tokenizers.load(tmp_path / out).encode(text, special=True) == expected
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert theirs.encode(text, add_special_tokens=False) == expected
+
+
+@pytest.mark.parametrize("added", [None, NAMES], ids=["alone", "with added tokens"])
+def test_an_end_that_is_no_token_is_noted_and_does_not_count(tmp_path, trained, added):
+    known = tokenizers.load(put(tmp_path / "chat", trained.path, added, eos_token="<|over|>"))
+    note = "tokenizer_config.json: eos_token = '<|over|>' is no special token; '</s>' is EOS"
+    assert (known.eos_id, known.vocabulary.eos, known.vocabulary.notes) == (2, 2, (note,))
+    known = tokenizers.load(put(tmp_path / "chat", trained.path, added, eos_token="<s>"))
+    assert (known.eos_id, known.vocabulary.eos, known.vocabulary.notes) == (1, 1, ())
