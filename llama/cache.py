@@ -193,7 +193,8 @@ def delete(entry: Entry) -> None:
 
 def files_of(source: Path) -> Iterator[tuple[str, int, int]]:
     """Name, size and time of what a model may be made of: its folder's files, or it and those beside it."""
-    for path in sorted(source.iterdir() if source.is_dir() else [source, *source.parent.glob("tok*")]):
+    within = [*source.glob("*"), *source.glob("additional_chat_templates/*")]
+    for path in sorted(within if source.is_dir() else [source, *source.parent.glob("tok*")]):
         if path.is_file():
             status = path.stat()
             yield path.name, status.st_size, status.st_mtime_ns

@@ -193,6 +193,9 @@ class Llama:
     ) -> list[int]:
         """The ids of a conversation by the model's own template, as apply_chat_template of transformers.
 
+        But for a folder whose tokenizer_class is LlamaTokenizer and whose tokenizer.json has the normalizer
+        Prepend: text behind a special token has a space in front, as that file says, and transformers 4 and
+        Meta's code have it; transformers 5 puts none there.
         messages: {"role": "user", "content": "Hello"} and so on. add_generation_prompt: go on to where an
         answer begins. Names of special tokens in the messages are text. template: one that is built in, as of
         encode_turn. The model's own needs jinja2 (extra: chat) where it is none of those.

@@ -42,6 +42,7 @@ from llama._engine import lib
 from llama.command import run_command
 from llama.errors import BadFileError, LlamaError, ResourceError, UsageError
 from llama.files import read
+from llama.formats.chat_templates import TEMPLATE_FILES
 from llama.native import model_open, wrong
 
 PREFIX = "hf:"
@@ -290,7 +291,10 @@ def folder_files(files: list[str]) -> list[str]:
         return []
     kinds = [fnmatch.filter(top, kind) for file, kind in WEIGHTS if file in top]
     weights = next(filter(None, kinds), [])
-    return weights and weights + [file for file in top if file.startswith(FOLDER)]
+    besides = [
+        file for file in files if file == TEMPLATE_FILES[0] or (file in top and file.startswith(FOLDER))
+    ]
+    return weights and weights + besides
 
 
 def only(place: Place, files: list[str]) -> str:

@@ -28,7 +28,7 @@ from llama.command import Parser, name_type, run_command, started_as
 from llama.config import model_config
 from llama.errors import BadFileError, UsageError
 from llama.formats import gguf_header
-from llama.formats.chat_templates import KINDS
+from llama.formats.chat_templates import KINDS, TEMPLATE_FILES
 from llama.formats.header import Tensor, printable
 from llama.formats.kinds import TORCH, is_of_folder, refuse_alone, start_of
 from llama.native import KV, SHIPPED, call, model_open, struct
@@ -247,7 +247,7 @@ def folder_extras(folder: Path) -> tuple[str, list[int]]:
     ]
     stops = next((config["eos_token_id"] for config in said if config.get("eos_token_id") is not None), [])
     settings = folder / "tokenizer_config.json"
-    template = (folder / "chat_template.jinja").exists() or (
+    template = any((folder / name).exists() for name in TEMPLATE_FILES) or (
         settings.exists() and bool(headers.read_json(settings).get("chat_template"))
     )
     return "of Hugging Face" if template else "none", stops if isinstance(stops, list) else [stops]

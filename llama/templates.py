@@ -35,6 +35,7 @@ Span = tuple[int, int, int]  # LlamaSpan: begin, end, token or -1
 
 MARKS = [chr(0xFDD0 + i) for i in range(32)]  # characters that Unicode promises to no text
 AROUND = ("generation_begins", "generation_ends")  # what stands around {% generation %}, nothing by default
+UNSAID = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token")  # which no file of ours holds
 NEEDED = "a chat template in Jinja needs jinja2: pip install jinja2"
 
 
@@ -64,7 +65,7 @@ def today(form: str) -> str:
 def environment() -> Any:
     """The sandbox. Raises UsageError where jinja2 is not installed."""
     try:
-        from jinja2 import nodes
+        from jinja2 import StrictUndefined, nodes
         from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
@@ -84,6 +85,9 @@ def environment() -> Any:
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     made.filters["tojson"] = to_json
     made.globals |= {"raise_exception": refuse, "strftime_now": today}
+    made.globals |= {
+        name: StrictUndefined(f"{name} is not known, allowed bos_token and eos_token") for name in UNSAID
+    }
     return made
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from llama.errors import LlamaError
 
 KINDS = ("none", "llama2", "llama3", "other", "chatml", "zephyr", "mistral", "plain")  # LLAMA_CHAT_NONE ...
+TEMPLATE_FILES = ("additional_chat_templates/default.jinja", "chat_template.jinja")  # the first counts
 BUILT_IN = tuple(kind for kind in KINDS if kind not in ("none", "other"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from llama.errors import BadFileError
 from llama.files import named
-from llama.formats.chat_templates import Chat
+from llama.formats.chat_templates import TEMPLATE_FILES, Chat
 from llama.formats.config import Config
 from llama.formats.files import Fields, is_file_name, read_json
 from llama.formats.header import printable
@@ -150,14 +150,16 @@ def named_default(said: Fields) -> str:
 
 
 def read_chat(folder: Path) -> Chat:
-    """The chat template of a folder: beside the configuration, or in that of its tokenizer.
+    """The chat template of a folder: beside the configuration, or in that of its tokenizer. An empty file is
+    none, as in transformers, and takes the place of one in the configuration.
 
     Raises BadFileError.
     """
-    if (path := folder / "chat_template.jinja").exists():
+    for path in (folder / name for name in TEMPLATE_FILES if (folder / name).exists()):
         checked_start(path)
         with named(path):
-            return Chat("other", path.read_text(encoding="utf-8", errors="replace"))
+            text = path.read_text(encoding="utf-8", errors="replace")
+        return Chat("other", text) if text else Chat()
     for name in (SETTINGS, "chat_template.json"):
         if (path := folder / name).exists() and (text := named_default(read_json(path))):
             return Chat("other", text)

@@ -14,7 +14,7 @@ from typing import Any
 from llama.errors import BadFileError
 from llama.formats import tokenizers
 from llama.formats import vocabulary as tokens
-from llama.formats.chat_templates import Chat, end_of_turn, missing, recognised, template_text
+from llama.formats.chat_templates import TEMPLATE_FILES, Chat, end_of_turn, missing, recognised, template_text
 from llama.formats.huggingface import is_huggingface, read_adds
 from llama.formats.huggingface_writer import TOKENIZER_FILES, tokenizer_config
 from llama.formats.kinds import whole
@@ -183,7 +183,7 @@ def with_text_files(
     data = {name: whole(path) for name, path in files.items()}
     if "tokenizer.model" in data and "tokenizer_config.json" not in data:
         data["tokenizer_config.json"] = tokenizer_config(tokenizers.load(files["tokenizer.model"]))
-    if source.chat and source.chat.text and not has_template(data):
+    if source.chat and source.chat.text and ((folder / TEMPLATE_FILES[0]).exists() or not has_template(data)):
         data["chat_template.jinja"] = source.chat.text.encode()
     if "tokenizer.json" not in data and known and known.kind != "llama3":
         data |= rewritten(known, json.loads(data["tokenizer_config.json"]))

@@ -350,6 +350,15 @@ def test_a_repository_without_a_model_is_refused(server, tmp_path):
             3,
         ),
         (["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"], 3),
+        (
+            [
+                "config.json",
+                "model.safetensors",
+                "additional_chat_templates/default.jinja",
+                "additional_chat_templates/rag.jinja",
+            ],
+            3,
+        ),
         (["model.safetensors", "README.md"], 0),
         (["config.json", "README.md"], 0),
     ],

@@ -198,6 +198,16 @@ def test_a_template_changes_nothing_and_reaches_nothing():
             "the chat template refuses the conversation: take turns",
         ),
         ("{{ messages[9].content.x }}", UsageError, "the chat template fails: UndefinedError: "),
+        (
+            "{{ pad_token }}",
+            UsageError,
+            "the chat template fails: UndefinedError: pad_token is not known, allowed",
+        ),
+        (
+            "{% if unk_token %}{% endif %}",
+            UsageError,
+            "the chat template fails: UndefinedError: unk_token is not",
+        ),
         ("{{ 1 / 0 }}", UsageError, "the chat template fails: ZeroDivisionError: division by zero"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", UsageError, "the chat template fails: OverflowError: "),
         ("{% for", BadFileError, "the chat template is no Jinja: "),
@@ -208,6 +218,11 @@ def test_what_goes_wrong_in_a_template_is_one_line(template, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}") as raised:
         render(template, said("x"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_template_may_ask_whether_a_token_is_known():
+    template = "{{ messages[0].content if pad_token is defined else cls_token | default('none') }}"
+    assert (render(template, said("x")), render(template, said("x"), pad_token="<pad>")) == ("none", "x")
 
 
 def test_without_jinja2_a_conversation_names_what_to_install(monkeypatch):

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from gguf_files import SMALL, random_source
 from test_chat import MADE
 from torch_formats import export_folder, open_source
 
-from llama import Llama, convert
+from llama import Llama, UsageError, convert
 from llama.formats import chat_templates
 from llama.formats import vocabulary as tokens
 from llama.formats.chat_templates import TEMPLATES, Chat, missing, recognised
@@ -195,6 +196,33 @@ def test_a_folder_that_is_copied_keeps_its_template_and_gets_it_once(tmp_path):
     run(folder, tmp_path / "given", "--tokenizer", given)
     for name in ("copy", "given"):
         assert (tmp_path / name / "chat_template.jinja").read_text() == EACH
+
+
+def test_a_template_without_a_word_is_none(tmp_path):
+    """As in transformers. A chat says so, before and after a conversion."""
+    folder = folder_with(tmp_path / "folder", EACH)
+    (folder / "chat_template.jinja").write_bytes(b"")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert not theirs.chat_template
+    run(folder, tmp_path / "a.bin", "--version", "3")
+    for path in (folder, tmp_path / "a.bin"):
+        with Llama(path) as engine, pytest.raises(UsageError, match="the model has no chat template"):
+            engine.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_template_among_others_is_found_and_goes_along(tmp_path):
+    folder = folder_with(tmp_path / "folder", OTHER["plain texts"])
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text(EACH)
+    run(folder, tmp_path / "copy")
+    for path in (folder, tmp_path / "copy"):
+        theirs, question = (
+            transformers.AutoTokenizer.from_pretrained(path),
+            [{"role": "user", "content": "hi"}],
+        )
+        ids = theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+        with Llama(path) as engine:
+            assert engine.encode_chat(question) == ids
 
 
 def test_a_template_that_is_chosen_takes_the_place_of_the_models(tmp_path):

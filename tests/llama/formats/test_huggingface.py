@@ -398,6 +398,11 @@ def test_the_chat_template_is_found_wherever_a_folder_has_it(folder):
     assert open_source(folder).chat == Chat("other", "d")
     (folder / "chat_template.jinja").write_text("c")  # where transformers 5 writes it
     assert open_source(folder).chat == Chat("other", "c")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text("e")
+    assert open_source(folder).chat == Chat("other", "e")
+    (folder / "chat_template.jinja").unlink()
+    assert open_source(folder).chat == Chat("other", "e")
 
 
 @pytest.mark.parametrize(
