@@ -24,7 +24,8 @@ TEXT, UNKNOWN, CONTROL, USER, BYTE = range(5)  # types of tokens
 NO_PATTERN, LLAMA3, GPT2, GPT2_DIGITS, SPACES = range(5)  # how text is split into words: split_patterns.py
 QWEN2, TEKKEN, DEEPSEEK_LLM, DEEPSEEK_CODER, GPT2_NUMBERS, LLAMACPP_DEFAULT = range(5, 11)
 PREFIX, PREFIX_EACH, PREFIX_UNLESS_SPACE, WHOLE_WORDS = 1, 2, 4, 8  # flags
-USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES, EDGED = 16, 32, 64, 128, 256, 512
+USER_FIRST, RANKED, STRIP, UNKNOWN_EACH, DOUBLES, EDGED, LATE_AS_GIVEN = 16, 32, 64, 128, 256, 512, 1024
+SEARCHES = USER_FIRST | LATE_AS_GIVEN  # flags of where names are looked for
 PREFIXES_BYTES = PREFIX | PREFIX_EACH | PREFIX_UNLESS_SPACE  # what add_prefix_space of ByteLevel does
 LEFT, RIGHT, WORD = 1, 2, 4  # edges: white space on a side of a token goes with it, it is no part of a word
 SENTENCEPIECE = PREFIX | PREFIX_EACH | STRIP  # what its models do unless they say otherwise
@@ -43,9 +44,9 @@ class Vocabulary:
 
     pieces: what each token prints, or its name; a space stands for U+2581. merges: the pairs of pieces that
     merge, the first first; None: any two whose bytes make one do, the highest score first. late: ids of
-    special tokens that are found once a space was put in front. edges: of special tokens, where not 0. notes:
-    what the user should know of a vocabulary that its file does not say all of, a line each; no file holds
-    them.
+    special tokens that are found in what is between the others. edges: of special tokens, where not 0.
+    textual: ids of user-defined tokens that are pieces of text as well. notes: what the user should know of a
+    vocabulary that its file does not say all of, a line each; no file holds them.
     """
 
     kind: int
@@ -60,6 +61,7 @@ class Vocabulary:
     merges: Sequence[tuple[bytes, bytes]] | None = None
     late: Set[int] = frozenset()
     edges: Mapping[int, int] = field(default_factory=dict)
+    textual: Set[int] = frozenset()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ def text_ids(vocabulary: Vocabulary) -> dict[bytes, int]:
     """The pieces that are found in text. Of equal ones the first counts."""
     ids: dict[bytes, int] = {}
     for i, (piece, kind) in enumerate(zip(vocabulary.pieces, vocabulary.types, strict=True)):
-        if kind == TEXT and piece:
+        if (kind == TEXT or i in vocabulary.textual) and piece:
             ids.setdefault(piece, i)
     return ids
 
@@ -141,7 +143,8 @@ def sorted_ids(vocabulary: Vocabulary, ids: Iterable[int]) -> list[int]:
 def words_of(vocabulary: Vocabulary) -> list[int]:
     """The ids of what makes up a text of kind UNIGRAM, by their bytes; none of the other kinds."""
     v, types = vocabulary, {TEXT} if vocabulary.flags & USER_FIRST else {TEXT, USER}
-    return sorted_ids(v, (i for i, of in enumerate(v.types) if of in types)) if v.kind == UNIGRAM else []
+    found = (i for i, of in enumerate(v.types) if of in types or i in v.textual)
+    return sorted_ids(v, found) if v.kind == UNIGRAM else []
 
 
 def slots_of(ids: dict[bytes, int]) -> np.ndarray:
@@ -169,10 +172,11 @@ def joined_of(pieces: Iterable[bytes]) -> np.ndarray:
 
 def byte_ids_of(vocabulary: Vocabulary) -> np.ndarray:
     """The token of each byte, -1 where there is none."""
-    kind, ids = TEXT if vocabulary.kind == BYTES else BYTE, np.full(256, -1, "<i4")
-    for i in reversed(range(len(vocabulary))):
-        if len(vocabulary.pieces[i]) == 1 and vocabulary.types[i] == kind:
-            ids[vocabulary.pieces[i][0]] = i
+    v, ids = vocabulary, np.full(256, -1, "<i4")
+    kind, textual = (TEXT, v.textual) if v.kind == BYTES else (BYTE, frozenset[int]())
+    for i in reversed(range(len(v))):
+        if len(v.pieces[i]) == 1 and (v.types[i] == kind or i in textual):
+            ids[v.pieces[i][0]] = i
     return ids
 
 
@@ -184,13 +188,10 @@ def edges_of(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def write_indexed(vocabulary: Vocabulary) -> bytes:
-    """The bytes of an indexed file. Raises BadFileError for a special token of one byte."""
+    """The bytes of an indexed file. Raises BadFileError for too many tokens with nearly the same hash."""
     v, ids = vocabulary, text_ids(vocabulary) if vocabulary.kind != UNIGRAM else {}
     named = [i for i, kind in enumerate(v.types) if kind in (CONTROL, USER) and i not in v.late]
     special, late, words = sorted_ids(v, named), sorted_ids(v, v.late), words_of(v)
-    for i in special:
-        if len(v.pieces[i]) == 1 and (v.types[i] == CONTROL or v.flags & USER_FIRST):
-            raise BadFileError(f"special token {i} = {v.pieces[i]!r}, allowed are two bytes and more")
     offsets = np.cumsum([0, *map(len, v.pieces)]).astype("<u4")
     ranks, slots, clipped = ranks_of(v, ids, offsets), slots_of(ids), np.clip(v.scores, -SCORE_MAX, SCORE_MAX)
     sections = [byte_ids_of(v), joined_of(ids), offsets, clipped.astype("<f4")]
@@ -249,7 +250,10 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
         raise BadFileError(f"{path}: the tokenizer has {len(data)} bytes, its header asks for {size}")
     offsets = np.frombuffer(data, "<u4", n + 1, at).tolist()
     scores = np.frombuffer(data, "<f4", n, at + 4 * (n + 1)).tolist()
-    late = np.frombuffer(data, "<u4", n_late, at + 4 * (2 * n + 1 + n_special)).tolist()
+    late, listed, slots = np.split(
+        np.frombuffer(data, "<u4", n_late + n_words + n_slots, at + 4 * (2 * n + 1 + n_special)),
+        (n_late, n_late + n_words),
+    )
     at += 4 * (2 * n + 1 + n_names + n_slots)
     ranks = np.frombuffer(data, "<u4", n_ranks, at)
     at += 4 * n_ranks
@@ -260,8 +264,11 @@ def read_indexed(path: Path, data: bytes) -> Vocabulary:
     types, text = list(data[at : at + n]), data[at + n :]
     pieces = [text[begin:end] for begin, end in itertools.pairwise(offsets)]
     merges = read_merges(text, offsets, ranks) if flags & RANKED else None
-    flags, late = flags & ~(RANKED | EDGED), frozenset(late)
-    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags, merges, late, edges)
+    found = {*listed.tolist()} if kind == UNIGRAM else {*((slots & 0xFFFFFF) - 1).tolist()}
+    users = kind == UNIGRAM and not flags & USER_FIRST  # which are such pieces by themselves
+    textual = frozenset(i for i, of in enumerate(types) if of != TEXT and i in found and not users)
+    flags, late = flags & ~(RANKED | EDGED), frozenset(late.tolist())
+    return Vocabulary(kind, pieces, scores, types, *ends, pattern, flags, merges, late, edges, textual)
 
 
 def read_merges(text: bytes, offsets: list[int], ranks: np.ndarray) -> list[tuple[bytes, bytes]]:
@@ -285,7 +292,7 @@ def fits_llama2c(vocabulary: Vocabulary) -> bool:
         v.kind == CHARACTERS
         and v.merges is None
         and not v.edges
-        and v.flags & ~USER_FIRST == SENTENCEPIECE
+        and v.flags & ~SEARCHES == SENTENCEPIECE
         and special <= {v.bos, v.eos}
         and (v.unknown >= 0 or BYTE in v.types)
     )

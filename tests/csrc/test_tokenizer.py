@@ -291,7 +291,7 @@ def test_the_bound_holds_for_the_text_that_needs_most(tmp_path):
     made = make_pair(handmade_model([("q", 0.0)], byte_fallback=True), tmp_path / "tok.bin")
     for data in (b" " * 50, b"\xff" * 50, b""):
         n = len(encode_c(made.handle, data, bos=True, eos=True))
-        assert n == (lib.llama_encode_bound(len(data)) if data else 2)
+        assert n == (3 * len(data) + 5 if data else 2) <= lib.llama_encode_bound(len(data))
     assert lib.llama_encode_bound(2**64 - 1) == 2**64 - 1
 
 

@@ -35,8 +35,7 @@ typedef struct {
     Merge *heap;      // (2 * room): each symbol opens a pair, each merge one more
     size_t heap_size; // the best merge is heap[0], the children of i are 2 i + 1 and 2 i + 2
     size_t room;
-    bool bare;   // no space goes in front of a text
-    bool forged; // names in the part are text, as one of them is a user's
+    bool bare; // no space goes in front of a text
 } Encoder;
 
 // Room for a stretch of n bytes.

@@ -37,10 +37,11 @@ enum {
     FLAG_USER_FIRST = 16,         // TOKEN_USER is found before a space is put in front, else after
     FLAG_RANKED = 32,             // the file lists the pairs that merge, and in which order
     FLAG_STRIP = 64,              // a text that begins with a space is printed without it
-    FLAG_UNKNOWN_EACH = 128, // each character that can't be spelt is an unknown token, else a run of them is one
-    FLAG_DOUBLES = 256,      // KIND_UNIGRAM: scores are doubles and summed up as such (tokenizers), else floats
-    FLAG_EDGES = 512,        // the file says what special tokens ask of the text beside them
-    FLAGS_ALL = 1023,
+    FLAG_UNKNOWN_EACH = 128,   // each character that can't be spelt is an unknown token, else a run of them is one
+    FLAG_DOUBLES = 256,        // KIND_UNIGRAM: scores are doubles and summed up as such (tokenizers), else floats
+    FLAG_EDGES = 512,          // the file says what special tokens ask of the text beside them
+    FLAG_LATE_AS_GIVEN = 1024, // late tokens are found before a space is put in front
+    FLAGS_ALL = 2047,
 };
 
 enum {
@@ -82,9 +83,9 @@ struct LlamaTokenizer {
     const uint8_t *edges;   // (vocab_size) bits; or NULL
     double lowest;          // score, of KIND_UNIGRAM
     Names specials;         // control and user-defined tokens
-    Names late;     // those that are found once a space was put in front of a text, with a space before them
-    Names words;    // of KIND_UNIGRAM: what a text is made up of
-    void *unpacked; // what the arrays of a tokenizer.bin lie in
+    Names late;             // those that are found in what is between the others
+    Names words;            // of KIND_UNIGRAM: what a text is made up of
+    void *unpacked;         // what the arrays of a tokenizer.bin lie in
     _Atomic(Index *) index; // NULL until a tokenizer.bin is first encoded with
     Index stored;
 };

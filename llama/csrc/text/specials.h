@@ -13,7 +13,7 @@ typedef struct {
     size_t n;
 } Spans;
 
-// Bytes [begin, end) of a text.
+// Bytes [begin, end) of a text: the whole of it, what lies between tokens, or what one takes.
 typedef struct {
     size_t begin, end;
 } Stretch;
@@ -68,19 +68,24 @@ static bool is_word(Character c) {
     return set_has(&words, c);
 }
 
-// Whether a name has no letters and the like beside it.
-static bool stands_alone(const char *text, size_t begin, size_t end, size_t length) {
-    size_t before = whole_character_before(text, 0, begin);
-    return !is_word(character_at(text, before, begin)) && !is_word(whole_character_at(text, end, length));
+// Whether a name has no letters and the like beside it in a part of a text.
+static bool stands_alone(const char *text, size_t begin, size_t end, Stretch part) {
+    size_t before = whole_character_before(text, part.begin, begin);
+    return !is_word(character_at(text, before, begin)) && !is_word(whole_character_at(text, end, part.end));
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Finding
 
+// Whether late names are looked for in text that is spelt as pieces are, with a space in front.
+static bool late_is_spelt(const LlamaTokenizer *t) {
+    return t->late.n > 0 && !(t->flags & FLAG_LATE_AS_GIVEN);
+}
+
 // Whether a name is one that no plain text may mean: a control token's, or <|im_end|> and the like, which some
 // files call user-defined.
-static bool is_special_name(const LlamaTokenizer *t, const char *name, int32_t id) {
-    return t->types[id] == TOKEN_CONTROL || (name[0] == '<' && name[1] == '|');
+static bool is_special_name(const LlamaTokenizer *t, const char *name, size_t length, int32_t id) {
+    return t->types[id] == TOKEN_CONTROL || (length > 1 && name[0] == '<' && name[1] == '|');
 }
 
 // The bytes of the token that stands at a place of a text, 0 for none: of a span, or of a name that does not reach
@@ -93,7 +98,7 @@ static size_t token_match(const LlamaTokenizer *t, const Names *names, const cha
     size_t end = spans->n > 0 && !inside ? MIN(length, spans->next->begin) : length;
     if (inside) types &= ~(uint32_t)CONTROL_BIT;
     size_t matched = names_match(t, names, text + at, end - at, types, id);
-    return inside && matched > 1 && is_special_name(t, text + at, *id) ? 0 : matched;
+    return inside && matched > 0 && is_special_name(t, text + at, matched, *id) ? 0 : matched;
 }
 
 // Whether a span gives the token at a place of a text, to which spans before it were dropped.
@@ -101,19 +106,19 @@ static bool is_given(const Spans *spans, size_t at) {
     return spans->n > 0 && spans->next->begin <= at && spans->next->token >= 0;
 }
 
-// Finds the first token from `at` on that names of these types (bits), or spans, mean; false if there is none. Late
-// tokens have a space in front of their name.
-static bool special_find(const LlamaTokenizer *t, const Names *names, const char *text, size_t at, size_t length,
+// Finds the first token from `at` on that names of these types (bits), or spans, mean in a part of a text; false if
+// there is none. Late tokens have a space in front of their name, if one was put in front of the text.
+static bool special_find(const LlamaTokenizer *t, const Names *names, const char *text, size_t at, Stretch part,
                          uint32_t types, Spans *spans, Found *found) {
-    size_t space = names == &t->late && t->flags & FLAG_PREFIX ? 1 : 0;
-    *found = (Found){length, length, -1};
-    for (; at + space < length; at++) {
+    size_t space = names == &t->late && late_is_spelt(t) && t->flags & FLAG_PREFIX ? 1 : 0;
+    *found = (Found){part.end, part.end, -1};
+    for (; at + space < part.end; at++) {
         if (space > 0 && text[at] != ' ') continue;
-        size_t matched = token_match(t, names, text, at + space, length, types, spans, &found->id);
+        size_t matched = token_match(t, names, text, at + space, part.end, types, spans, &found->id);
         if (matched == 0) continue;
         found->begin = at, found->end = at + space + matched;
         bool alone = !(edges_of(t, found->id) & EDGE_WORD) || is_given(spans, at);
-        if (alone || stands_alone(text, found->begin, found->end, length)) return true;
+        if (alone || stands_alone(text, found->begin, found->end, part)) return true;
         at = found->end - 1; // no other name begins in one that is text
     }
     return false;
@@ -126,7 +131,7 @@ static Stretch special_taken(const LlamaTokenizer *t, const Names *names, const 
                              size_t length, Spans spans, Found found) {
     Stretch taken = {found.begin, found.end};
     uint8_t edges = edges_of(t, found.id);
-    bool spelt = names == &t->late;
+    bool spelt = names == &t->late && late_is_spelt(t);
     if (edges & EDGE_LEFT) taken.begin = begin < found.begin ? white_begin(text, begin, found.begin, spelt) : begin;
     if (!(edges & EDGE_RIGHT)) return taken;
     taken.end = white_end(text, MAX(begin, found.end), length, spelt);
@@ -135,13 +140,14 @@ static Stretch special_taken(const LlamaTokenizer *t, const Names *names, const 
     return taken;
 }
 
-// Whether plain text in a part of a text has special names that are found late, when spans are forgotten.
-static bool part_forges(const LlamaTokenizer *t, const char *text, size_t begin, size_t end, Spans spans) {
+// Whether plain text in a part of a text has special names that are found when spans are forgotten.
+static bool part_forges(const LlamaTokenizer *t, const char *text, Stretch part, Spans spans) {
+    size_t matched;
     int32_t id;
-    for (; t->late.n > 0 && spans.n > 0 && spans.next->begin < end; spans.next++, spans.n--)
-        for (size_t at = MAX(begin, spans.next->begin); at < MIN(end, spans.next->end); at++)
-            if (names_match(t, &t->late, text + at, end - at, CONTROL_BIT | USER_BIT, &id) > 1 &&
-                is_special_name(t, text + at, id))
+    for (; late_is_spelt(t) && spans.n > 0 && spans.next->begin < part.end; spans.next++, spans.n--)
+        for (size_t at = MAX(part.begin, spans.next->begin); at < MIN(part.end, spans.next->end); at++)
+            if ((matched = names_match(t, &t->late, text + at, part.end - at, CONTROL_BIT | USER_BIT, &id)) > 0 &&
+                is_special_name(t, text + at, matched, id))
                 return true;
     return false;
 }

@@ -98,34 +98,32 @@ static int plain_encode(Encoder *e, const char *text, size_t length, LlamaError 
 // ---------------------------------------------------------------------------------------------------------
 // Text is encoded in parts between special tokens
 
-// first: the part begins the text.
-typedef int PartEncoder(Encoder *e, const char *text, size_t length, bool first, LlamaError *error);
+// spans: those of the part, and behind it.
+typedef int PartEncoder(Encoder *e, const char *text, Stretch part, Spans spans, LlamaError *error);
 
-// Encodes text, in which names of these types (bits) stand for themselves; what is between them by encode_part.
-static int parts_encode(Encoder *e, const char *text, size_t length, const Names *names, uint32_t types,
-                        Spans spans, PartEncoder *encode_part, LlamaError *error) {
+// Encodes a part of a text, in which names of these types (bits) stand for themselves; what is between them by
+// encode_part.
+static int parts_encode(Encoder *e, const char *text, Stretch part, const Names *names, uint32_t types, Spans spans,
+                        PartEncoder *encode_part, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
     Spans of_part = spans;
-    size_t begin = 0, at = types & names->types || spans.n > 0 ? 0 : length;
-    for (Found found; special_find(t, names, text, at, length, types, &spans, &found); at = found.end) {
-        Stretch taken = special_taken(t, names, text, begin, length, spans, found);
+    size_t begin = part.begin, at = types & names->types || spans.n > 0 ? begin : part.end;
+    for (Found found; special_find(t, names, text, at, part, types, &spans, &found); at = found.end) {
+        Stretch taken = special_taken(t, names, text, begin, part.end, spans, found);
         if (taken.begin >= taken.end) continue;
-        size_t part = taken.begin > begin ? taken.begin - begin : 0;
-        if (names == &t->specials) e->forged = part_forges(t, text, begin, begin + part, of_part);
-        int code = encode_part(e, text + begin, part, begin == 0, error);
+        int code = encode_part(e, text, (Stretch){begin, MAX(begin, taken.begin)}, of_part, error);
         of_part = spans;
         if (code != LLAMA_OK) return code;
         emit(e, found.id);
         e->begin = e->n;
         begin = taken.end;
     }
-    if (names == &t->specials) e->forged = part_forges(t, text, begin, length, of_part);
-    return encode_part(e, text + begin, length - begin, begin == 0, error);
+    return encode_part(e, text, (Stretch){begin, part.end}, of_part, error);
 }
 
-static int plain_part(Encoder *e, const char *text, size_t length, bool first, LlamaError *error) {
-    (void)first;
-    return plain_encode(e, text, length, error);
+static int plain_part(Encoder *e, const char *text, Stretch part, Spans spans, LlamaError *error) {
+    (void)spans;
+    return plain_encode(e, text + part.begin, part.end - part.begin, error);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -169,23 +167,29 @@ static size_t text_normalise(const LlamaTokenizer *t, const char *text, size_t l
     return n;
 }
 
-// Encodes text that is spelt as the pieces are.
-static int normal_encode(Encoder *e, const char *text, size_t length, LlamaError *error) {
-    const LlamaTokenizer *t = e->tokenizer;
-    if (t->late.n > 0 && e->forged) return plain_encode(e, text, length, error);
-    if (t->late.n > 0) {
-        uint32_t types = USER_BIT | (e->special ? CONTROL_BIT : 0u);
-        return parts_encode(e, text, length, &t->late, types, (Spans){0}, plain_part, error);
-    }
-    uint32_t types = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST) ? USER_BIT : 0;
-    return parts_encode(e, text, length, &t->specials, types, (Spans){0}, plain_part, error);
+// The types of late tokens that a text is searched for.
+static uint32_t late_types(const Encoder *e) {
+    return USER_BIT | (e->special ? CONTROL_BIT : 0u);
 }
 
-static int part_encode(Encoder *e, const char *text, size_t length, bool first, LlamaError *error) {
+// Encodes text that is spelt as the pieces are. forged: names in it are text, as one of them is a user's.
+static int normal_encode(Encoder *e, const char *text, size_t length, bool forged, LlamaError *error) {
     const LlamaTokenizer *t = e->tokenizer;
+    bool late = late_is_spelt(t), user = t->kind == KIND_CHARACTERS && !(t->flags & FLAG_USER_FIRST);
+    if (late && forged) return plain_encode(e, text, length, error);
+    const Names *names = late ? &t->late : &t->specials;
+    uint32_t types = late ? late_types(e) : user ? USER_BIT : 0;
+    return parts_encode(e, text, (Stretch){0, length}, names, types, (Spans){0}, plain_part, error);
+}
+
+static int part_encode(Encoder *e, const char *text, Stretch part, Spans spans, LlamaError *error) {
+    const LlamaTokenizer *t = e->tokenizer;
+    bool forged = part_forges(t, text, part, spans);
+    size_t length = part.end - part.begin;
     e->begin = e->n;
     if (length == 0) return LLAMA_OK;
-    bool prefix = !e->bare && part_has_prefix(t, text, length, first);
+    text += part.begin;
+    bool prefix = !e->bare && part_has_prefix(t, text, length, part.begin == 0);
     if (t->kind == KIND_BYTES && !prefix && utf8_is_valid(text, length))
         return plain_encode(e, text, length, error);
     char *normal = malloc(3 * length + 1);
@@ -193,15 +197,20 @@ static int part_encode(Encoder *e, const char *text, size_t length, bool first, 
     size_t n = text_normalise(t, text, length, prefix, normal);
     int code = n >= INT32_MAX ? fail(error, LLAMA_ERROR_USAGE,
                                      "text has more than %d bytes, as U+FFFD for each invalid one", INT32_MAX - 1)
-                              : normal_encode(e, normal, n, error);
+                              : normal_encode(e, normal, n, forged, error);
     free(normal);
     return code;
 }
 
+// Encodes what is between special tokens, in which late ones are found as it is given.
+static int given_encode(Encoder *e, const char *text, Stretch part, Spans spans, LlamaError *error) {
+    return parts_encode(e, text, part, &e->tokenizer->late, late_types(e), spans, part_encode, error);
+}
+
 // Every byte may be invalid, three bytes as U+FFFD, each a byte token; so may the space in front; BOS; EOS. A
-// special token has two bytes or more, for it and a space behind it.
+// special token of one byte and a space in front of what follows it, a byte at least, are four.
 size_t llama_encode_bound(size_t length) {
-    return length > (SIZE_MAX - 5) / 3 ? SIZE_MAX : 3 * length + 5;
+    return length > (SIZE_MAX - 5) / 4 ? SIZE_MAX : 3 * length + length / 2 + 5;
 }
 
 // Appends the ids of text to those of an encoder.
@@ -214,7 +223,8 @@ static int text_encode(Encoder *e, const char *text, size_t length, bool special
     if (!e->index) return fail_memory(error, 8 * (uint64_t)t->vocab_size);
     bool user = t->flags & FLAG_USER_FIRST || t->kind == KIND_BYTES;
     uint32_t types = (special ? CONTROL_BIT : 0u) | (user ? USER_BIT : 0u);
-    int code = parts_encode(e, text, length, &t->specials, types, spans, part_encode, error);
+    PartEncoder *encode_part = t->flags & FLAG_LATE_AS_GIVEN ? given_encode : part_encode;
+    int code = parts_encode(e, text, (Stretch){0, length}, &t->specials, types, spans, encode_part, error);
     free(e->heap);
     e->heap = NULL;
     e->room = 0;

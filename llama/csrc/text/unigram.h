@@ -37,9 +37,10 @@ static void scores_note(LlamaTokenizer *t) {
 }
 
 // What a piece adds. Scores are logarithms of probabilities, so that a user-defined piece, which adds nothing and
-// 0.1 for each byte behind its first, is always chosen, a long one before a short one (sentencepiece 0.2.3).
+// 0.1 for each byte behind its first, is always chosen, a long one before a short one (sentencepiece 0.2.3). Of
+// those that were found before, what is left in a text is text.
 static double piece_gain(const LlamaTokenizer *t, int32_t id) {
-    if (t->types[id] != TOKEN_USER) return token_score(t, id);
+    if (t->types[id] != TOKEN_USER || t->flags & FLAG_USER_FIRST) return token_score(t, id);
     size_t length;
     const char *bytes = token_bytes(t, id, &length);
     size_t spelt = length; // a space is three bytes

@@ -148,20 +148,6 @@ static int stored_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
 // ---------------------------------------------------------------------------------------------------------
 // Either file
 
-// Those looked for in raw text need two bytes, so that the ids of a text fit in the room that llama_encode_bound
-// promises.
-static int check_specials(const LlamaTokenizer *t, const char *path, LlamaError *error) {
-    for (uint32_t i = 0; i < t->specials.n; i++) {
-        int32_t id = (int32_t)t->specials.ids[i];
-        size_t length;
-        token_bytes(t, id, &length);
-        if (length == 1 && (t->types[id] != TOKEN_USER || t->flags & FLAG_USER_FIRST))
-            return fail(error, LLAMA_ERROR_FILE, "%s: special token %d has 1 byte, allowed are 2 and more", path,
-                        id);
-    }
-    return LLAMA_OK;
-}
-
 // Whether some text could not be spelt. The tokenizers library leaves out what it has no token for, but not where
 // pieces are chosen by their sum.
 static bool lacks_tokens(const LlamaTokenizer *t, bool stored) {
@@ -171,7 +157,6 @@ static bool lacks_tokens(const LlamaTokenizer *t, bool stored) {
 static int tokenizer_read(LlamaTokenizer *t, const char *path, LlamaError *error) {
     bool stored = t->file.size >= 4 && load_i32(t->file.data) == VOCABULARY_MAGIC;
     int code = stored ? stored_read(t, path, error) : llama2c_read(t, path, error);
-    if (code == LLAMA_OK) code = check_specials(t, path, error);
     if (code != LLAMA_OK) return code;
     t->has_bytes = true;
     for (int b = 0; b < 256; b++) t->has_bytes &= t->byte_ids[b] >= 0;
