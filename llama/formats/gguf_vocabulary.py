@@ -22,7 +22,10 @@ from llama.formats.tokenizer_fields import refuse
 from llama.formats.tokenizer_json import (
     BYTE_NAMES,
     bytes_missing,
+    is_made,
+    may_come,
     merging_by,
+    parts_of,
     piece_bytes,
     read_merges,
     refuse_some_bytes,
@@ -95,7 +98,7 @@ TYPES_WRITTEN = {ours: theirs for theirs, ours in TYPES.items() if theirs != Tok
 
 def problem_of(vocabulary: Vocabulary) -> str | None:
     """What GGUF, as llama.cpp reads it, can't hold of a vocabulary: field, found, allowed. None: nothing."""
-    v, flags = vocabulary, vocabulary.flags & ~tokens.USER_FIRST
+    v, flags = vocabulary, vocabulary.flags & ~tokens.SEARCHES
     if v.eos < 0:  # llama.cpp has one for such a file
         return f"eos = {v.eos}, allowed is one of its tokens"
     if v.kind == tokens.BYTES:
@@ -120,7 +123,7 @@ def notes_of(vocabulary: Vocabulary) -> list[str]:
     v, notes = vocabulary, []
     if v.kind == tokens.CHARACTERS and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
         notes.append("user-defined pieces are text like any other in a GGUF file: their names may be cut")
-    if v.kind == tokens.CHARACTERS and v.flags & ~tokens.USER_FIRST == AFTER_ADDED:
+    if v.kind == tokens.CHARACTERS and v.flags & ~tokens.SEARCHES == AFTER_ADDED:
         notes.append("llama.cpp puts a space in front of text that follows a special token, too")
     if v.kind == tokens.CHARACTERS and v.merges is not None:
         notes.append(BY_PIECES)
@@ -316,14 +319,22 @@ def ordered(file: GgufFile, vocabulary: Vocabulary) -> Vocabulary:
     """
     if file.get(Keys.MERGES) is None:
         return with_order(vocabulary)
-    return merging_by(vocabulary, listed_merges(file, vocabulary, False))
+    return by_list(file, vocabulary, False)
 
 
-def listed_merges(file: GgufFile, vocabulary: Vocabulary, byte_level: bool) -> list[tuple[bytes, bytes]]:
-    """The pairs that a file lists. Raises BadFileError."""
-    typed = dict(zip(token_names(file), vocabulary.types, strict=True))
-    special = {name for name, of in typed.items() if of != tokens.TEXT}
-    return read_merges(file.path, file.many(Keys.MERGES, str), typed, special, byte_level, Keys.MERGES)
+def by_list(file: GgufFile, vocabulary: Vocabulary, byte_level: bool) -> Vocabulary:
+    """The vocabulary, merging by the pairs that a file lists. Raises BadFileError."""
+    names, merges = token_names(file), file.many(Keys.MERGES, str)
+    parts, textual = parts_of(merges), set[int]()
+    for i, (name, of) in enumerate(zip(names, vocabulary.types, strict=True)):
+        special = of == tokens.CONTROL
+        named = vocabulary.pieces[i] and (special or of == tokens.USER)
+        if named and is_made(name, parts, byte_level):
+            textual |= {i} if may_come(file.path, name, special, byte_level, Keys.LIST) else set()
+    typed = zip(names, vocabulary.types, strict=True)
+    left_out = {name for i, (name, of) in enumerate(typed) if of != tokens.TEXT and i not in textual}
+    pairs = read_merges(file.path, merges, {*names}, left_out, byte_level, Keys.MERGES)
+    return merging_by(replace(vocabulary, textual=frozenset(textual)), pairs)
 
 
 def read_byte_level(file: GgufFile) -> Vocabulary:
@@ -335,7 +346,7 @@ def read_byte_level(file: GgufFile) -> Vocabulary:
     notes = (SAYS_NO_PATTERN,) if pattern == tokens.LLAMACPP_DEFAULT else ()
     rest = {"pattern": pattern, "flags": flags, "notes": notes}
     vocabulary = Vocabulary(tokens.BYTES, pieces, [0.0] * len(pieces), types, *find_ends(file), **rest)
-    return merging_by(vocabulary, listed_merges(file, vocabulary, True))
+    return by_list(file, vocabulary, True)
 
 
 def find_vocabulary(file: GgufFile) -> Vocabulary | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from llama.formats import vocabulary as tokens
 from llama.formats.files import parse_json
 from llama.formats.text_ends import ends_of, with_ends
 from llama.formats.tokenizer_fields import check_kinds, refuse, require, steps
-from llama.formats.vocabulary import Vocabulary
+from llama.formats.vocabulary import Vocabulary, text_ids
 
 SPACE = "\u2581"
 
@@ -68,8 +68,8 @@ def splits_at_spaces(data: dict[str, Any]) -> bool:
     return any(step["type"] == "Metaspace" and step.get("split", True) for step in splitters)
 
 
-def is_normalised(data: dict[str, Any]) -> bool:
-    """Whether a normalizer puts a space in front: then "normalized" tokens are found after it."""
+def prepends(data: dict[str, Any]) -> bool:
+    """Whether a normalizer puts a space in front: then names of "normalized" tokens have one, too."""
     return any(step["type"] == "Prepend" for step in steps(data["normalizer"], "normalizers"))
 
 
@@ -204,10 +204,70 @@ def read_tokens(
     return pieces, types
 
 
-def late_of(data: dict[str, Any]) -> frozenset[int]:
-    """The special tokens that are found in normalised text, where that is another."""
-    added = data.get("added_tokens") or [] if is_normalised(data) else []
-    return frozenset(token["id"] for token in added if token.get("normalized"))
+def late_of(data: dict[str, Any]) -> tuple[frozenset[int], int]:
+    """The special tokens that are found in what is between the others, and the flag of where: in normalised
+    text, or as it was given where spaces are left to a pre_tokenizer.
+    """
+    late = frozenset(token["id"] for token in data.get("added_tokens") or [] if token.get("normalized"))
+    as_given = late and steps(data["pre_tokenizer"], "pretokenizers")
+    return late, tokens.LATE_AS_GIVEN if as_given else 0
+
+
+def parts_of(merges: Iterable[str | Sequence[str]]) -> set[str]:
+    """All that a list of pairs merges, and what it makes."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    return {part for pair in pairs for part in (*pair, "".join(pair))}
+
+
+def is_made(name: str, parts: Collection[str] | None, byte_level: bool) -> bool:
+    """Whether a piece is one of text: a byte or character, or one of the parts of pairs; None: any is."""
+    spelt = all(c in BYTE_OF for c in name) if byte_level else " " not in name
+    return spelt and (parts is None or len(name) == 1 or name in parts)
+
+
+def may_come(path: Path, name: str, special: bool, byte_level: bool, field: str = "added_tokens") -> bool:
+    """Whether a token that is found by its name, and is a piece of text, may come of text: no <|im_end|> may.
+
+    Raises BadFileError for a special one that text can't do without, and for one that is looked for under
+    another spelling than text has.
+    """
+    if special or name.startswith("<|"):
+        if byte_level and len(name) == 1:
+            refuse(path, field, name, "special tokens other than those of bytes")
+        return False
+    if piece_bytes(path, name, byte_level, field) != name.encode():
+        refuse(path, field, name, "user-defined tokens that, as pieces of text, spell their own name")
+    return True
+
+
+def may_be_missed(data: dict[str, Any], token: Mapping[str, Any]) -> bool:
+    """Whether an added token may stand in a text and not be found: a name is looked for with a space in
+    front, or what it stands in is no whole word and text as such.
+    """
+    single = any(other.get("single_word") for other in data["added_tokens"])
+    return single or (prepends(data) and bool(token.get("normalized")))
+
+
+def textual_of(path: Path, vocab: Collection[str], data: dict[str, Any], byte_level: bool) -> frozenset[int]:
+    """The user-defined tokens that are pieces of text as well: where such a token is not found, as in the
+    middle of a word, the library still makes text of it.
+
+    Raises BadFileError for special ones that text can't do without, or of a BPE that the library makes of
+    text where they are not found.
+    """
+    model, textual = data["model"], set[int]()
+    merged = None if model.get("type") == "Unigram" else parts_of(model["merges"])
+    parts = None if model.get("ignore_merges") else merged
+    for token in data.get("added_tokens") or []:
+        name = token["content"]
+        if name not in vocab or not is_made(name, parts, byte_level):
+            continue
+        if may_come(path, name, token["special"], byte_level):
+            textual.add(token["id"])
+        elif merged is not None and is_made(name, merged, byte_level) and may_be_missed(data, token):
+            allowed = "special tokens that model.merges do not make, or that are found wherever they stand"
+            refuse(path, "added_tokens", name, allowed)
+    return frozenset(textual)
 
 
 EDGES = {"lstrip": tokens.LEFT, "rstrip": tokens.RIGHT, "single_word": tokens.WORD}
@@ -298,8 +358,8 @@ def read_merges(
 ) -> list[tuple[bytes, bytes]]:
     """The list of pairs, in either of its forms: "a b", or ["a", "b"]. Raises BadFileError.
 
-    vocab: all pieces. names: of special tokens. A pair that makes one is left out: its name in a text is
-    text.
+    vocab: all pieces. names: of special tokens that are no text. A pair that makes one, or has one, is left
+    out: its name in a text is text.
     """
     pairs = []
     for merge in merges:
@@ -322,9 +382,7 @@ def scores_of(pieces: Sequence[bytes], order: dict[bytes, int]) -> list[float]:
 
 def merging_by(vocabulary: Vocabulary, merges: list[tuple[bytes, bytes]]) -> Vocabulary:
     """The vocabulary, merging by a list of pairs: by scores where that comes to the same."""
-    typed = zip(vocabulary.pieces, vocabulary.types, strict=True)
-    text = {piece for piece, kind in typed if kind == tokens.TEXT}
-    if merges_any_pair(text, merges, vocabulary.kind == tokens.BYTES):
+    if merges_any_pair({*text_ids(vocabulary)}, merges, vocabulary.kind == tokens.BYTES):
         return replace(vocabulary, scores=scores_of(vocabulary.pieces, classes_of(merges) or {}))
     return replace(vocabulary, merges=merges)
 
@@ -365,17 +423,21 @@ def unknown_of(path: Path, data: dict[str, Any], vocabulary: Vocabulary) -> Voca
 def read_vocabulary(path: Path, data: dict[str, Any], vocab: dict[str, int], kind: int) -> Vocabulary:
     """The tokens, of any kind, and how spaces are dealt with. Raises BadFileError."""
     if kind == tokens.BYTES:
-        (pattern, flags), late = split_of(path, data), frozenset[int]()
+        pattern, flags = split_of(path, data)
     else:
-        flags, late = space_flags(path, data) | strip_flag(path, data), late_of(data)
+        flags = space_flags(path, data) | strip_flag(path, data)
         pattern = tokens.SPACES if splits_at_spaces(data) else tokens.NO_PATTERN
     pieces, types = read_tokens(path, vocab, data, kind == tokens.BYTES)
+    late, where = late_of(data)
+    for i in late if not where else ():  # which are found in text that is spelt as pieces are
+        pieces[i] = pieces[i].replace(SPACE.encode(), b" ") if types[i] == tokens.USER else pieces[i]
     control = {piece.decode(): i for i, piece in enumerate(pieces) if piece and types[i] == tokens.CONTROL}
-    rest = {"pattern": pattern, "flags": flags | tokens.USER_FIRST, "late": late}
+    rest = {"pattern": pattern, "flags": flags | where | tokens.USER_FIRST, "late": late}
     composes = COMPOSES in steps(data["normalizer"], "normalizers")
     ends, notes = ends_of(path, control)
     notes += ((TAKES_AS_IT_IS,) if composes else ()) + numbered_anew(data, vocab)
-    rest |= {"edges": edges_by_id(data), "notes": notes}
+    textual = textual_of(path, vocab, data, kind == tokens.BYTES)
+    rest |= {"edges": edges_by_id(data), "textual": textual, "notes": notes}
     return Vocabulary(kind, pieces, [0.0] * len(pieces), types, *ends, **rest)
 
 
@@ -408,7 +470,8 @@ def read_bpe(path: Path, data: dict[str, Any]) -> Vocabulary:
         require(path, "model", model, {"ignore_merges": (False,)})
     v = read_vocabulary(path, data, model["vocab"], tokens.BYTES if byte_level else tokens.CHARACTERS)
     v = unknown_of(path, data, replace(v, flags=v.flags | whole_words))
-    names = {token["content"] for token in data.get("added_tokens") or []}
+    added = data.get("added_tokens") or []
+    names = {token["content"] for token in added if token["id"] not in v.textual}
     return merging_by(v, read_merges(path, model["merges"], model["vocab"], names, byte_level))
 
 

@@ -69,10 +69,15 @@ def scores_problem(vocabulary: Vocabulary) -> str | None:
     return None
 
 
+def by_metaspace(vocabulary: Vocabulary) -> bool:
+    """Whether spaces are a pre_tokenizer's: each begins a word, or names are looked for before it."""
+    return vocabulary.pattern == tokens.SPACES or bool(vocabulary.flags & tokens.LATE_AS_GIVEN)
+
+
 def problem_of(vocabulary: Vocabulary) -> str | None:
     """What a tokenizer.json can't hold of a vocabulary: field, found, allowed. None: nothing."""
     v = vocabulary
-    flags = v.flags & ~(tokens.USER_FIRST | tokens.UNKNOWN_EACH | tokens.DOUBLES)
+    flags = v.flags & ~(tokens.SEARCHES | tokens.UNKNOWN_EACH | tokens.DOUBLES)
     if v.kind == tokens.BYTES:
         if flags & ~tokens.WHOLE_WORDS not in (0, tokens.PREFIXES_BYTES):
             return f"flags = {flags}, of a space in front allowed 0 and {tokens.PREFIXES_BYTES}"
@@ -84,7 +89,7 @@ def problem_of(vocabulary: Vocabulary) -> str | None:
         return f"flags = {flags}, of a space in front allowed {', '.join(map(str, (*PREFIXES, *SCHEMES)))}"
     elif prefix and tokens.USER in v.types and not v.flags & tokens.USER_FIRST:
         return f"flags = {flags}, allowed with user-defined tokens {flags | tokens.USER_FIRST}"
-    elif prefix == EACH and v.pattern == tokens.SPACES:
+    elif prefix == EACH and by_metaspace(v):
         return f"flags = {flags}, allowed with pattern {v.pattern} {', '.join(map(str, (0, *SCHEMES)))}"
     elif 0 < (known := v.types.count(tokens.BYTE)) < 256:
         return f"byte tokens = {known}, allowed all 256, or none"
@@ -102,8 +107,7 @@ def byte_level(vocabulary: Vocabulary) -> dict[str, Step | None]:
 def byte_fallback(vocabulary: Vocabulary) -> dict[str, Step | None]:
     """The steps of a tokenizer of characters."""
     prefix, strip = vocabulary.flags & (EACH | tokens.PREFIX_UNLESS_SPACE), vocabulary.flags & tokens.STRIP
-    split = vocabulary.pattern == tokens.SPACES
-    if prefix in PREFIXES and not split:
+    if prefix in PREFIXES and not by_metaspace(vocabulary):
         normalizer, splitter = PREFIXES[prefix]
     else:
         metaspace = {
@@ -111,7 +115,7 @@ def byte_fallback(vocabulary: Vocabulary) -> dict[str, Step | None]:
             "replacement": SPACE,
             "prepend_scheme": SCHEMES.get(prefix, "never"),
         }
-        normalizer, splitter = None, metaspace | {"split": split}
+        normalizer, splitter = None, metaspace | {"split": vocabulary.pattern == tokens.SPACES}
     decoder = {"type": "Sequence", "decoders": [*UNDO, STRIP] if strip else UNDO}
     return {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": decoder}
 
@@ -128,8 +132,18 @@ def begins_with(bos: str, token: int) -> Step:
     }
 
 
+def count_listed(vocabulary: Vocabulary) -> int:
+    """How many tokens the model lists: not those at the end that are found by their names alone, which would
+    be pieces of text there.
+    """
+    v = vocabulary
+    typed = enumerate(zip(v.pieces, v.types, strict=True))
+    alone = {i for i, (piece, of) in typed if piece and of in (tokens.CONTROL, tokens.USER)} - v.textual
+    return max({*range(len(v))} - alone | {v.unknown}) + 1
+
+
 def bpe(vocabulary: Vocabulary, names: list[str]) -> Step:
-    """The model of a vocabulary whose pieces merge. names: of all tokens."""
+    """The model of a vocabulary whose pieces merge. names: of the tokens that it lists."""
     v = vocabulary
     return {
         "type": "BPE",
@@ -146,9 +160,9 @@ def bpe(vocabulary: Vocabulary, names: list[str]) -> Step:
 
 
 def unigram(vocabulary: Vocabulary, names: list[str]) -> Step:
-    """The model of a vocabulary of kind UNIGRAM. names: of all tokens."""
+    """The model of a vocabulary of kind UNIGRAM. names: of the tokens that it lists."""
     v = vocabulary
-    listed = [[name, float(score)] for name, score in zip(names, v.scores, strict=True)]
+    listed = [[name, float(score)] for name, score in zip(names, v.scores, strict=False)]
     unknown = v.unknown if v.unknown >= 0 else None
     return {"type": "Unigram", "unk_id": unknown, "vocab": listed, "byte_fallback": tokens.BYTE in v.types}
 
@@ -163,7 +177,8 @@ def tokenizer_json(vocabulary: Vocabulary, add_bos: bool) -> dict[str, Any]:
         for i, of in enumerate(v.types)
         if of in (tokens.CONTROL, tokens.USER, tokens.UNKNOWN) and v.pieces[i]
     ]
-    model = unigram(v, names) if v.kind == tokens.UNIGRAM else bpe(v, names)
+    listed = names[: count_listed(v)]
+    model = unigram(v, listed) if v.kind == tokens.UNIGRAM else bpe(v, listed)
     steps = byte_level(v) if is_bytes else byte_fallback(v)
     first = begins_with(names[v.bos], v.bos) if v.bos >= 0 and add_bos else None
     fields = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
