@@ -84,7 +84,7 @@ def test_a_text_has_the_figures_of_perplexity(path, tmp_path, capsys):
         ([], "allowed are --text FILE and --tasks NAMES"),
         (["--tasks", ""], "--tasks = '', allowed are names with commas"),
         (["--tasks", " ,"], "--tasks = ' ,', allowed are names with commas"),
-        (["--tasks", "a"], "pip install 'cria\\[evaluate\\]'"),
+        (["--tasks", "a"], "pip install 'lm_eval>=0.4.13'"),
     ],
 )
 def test_what_is_missing_is_said_before_a_model_is_opened(monkeypatch, options, message):
